@@ -1,0 +1,37 @@
+"""baoc: optimizers whose memory is a budget you set.
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    baoc_compile.prepare(optimizer, memory_budget="28%")
+    step = torch.compile(optimizer.step, backend="baoc")
+"""
+
+from pathlib import Path
+
+if not (Path(__file__).parent / "passes").is_dir():  # in a checkout, passes/ and kernels/ lie beside this package
+    __path__.append(str(Path(__file__).parent.parent))
+
+from baoc_compile.backend import baoc
+from baoc_compile.checkpoint import export_state_dict
+from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
+from baoc_compile.inspection import Inspection, inspect, state_bytes
+from baoc_compile.plan import Plan
+from baoc_compile.prepare import prepare
+from baoc_compile.state_tensor import StateTensor
+
+__all__ = [
+    "BaocError",
+    "BaocWarning",
+    "BudgetError",
+    "Inspection",
+    "OptionError",
+    "Plan",
+    "PlanError",
+    "StateError",
+    "StateTensor",
+    "UnsupportedStep",
+    "baoc",
+    "export_state_dict",
+    "inspect",
+    "prepare",
+    "state_bytes",
+]

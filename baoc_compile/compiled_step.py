@@ -1,0 +1,56 @@
+"""The compiled step at run time: adopt state once, bind to it, then run the rewritten graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from baoc_compile.passes.adopt_state import adopt_state
+from baoc_compile.passes.extract_rules import RuleClass
+from baoc_compile.passes.rewrite_step import Rewritten, rewrite_step
+from baoc_compile.session import Session
+from baoc_compile.step_graph import ParameterTable, StepGraph
+
+
+@dataclass(eq=False)
+class CompiledStep:
+    """What the backend returns to torch. Called with the traced graph's arguments.
+
+    State is converted at the first call rather than while tracing, because torch would see its guards fail. The
+    tensors are let go again when another step binds, so that state which the user replaced can be freed.
+    """
+
+    session: Session
+    captured: fx.GraphModule
+    step: StepGraph
+    prelude: list[fx.Node]
+    classes: list[RuleClass]
+    inner_backend: Any
+    rewritten: Rewritten | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.rewritten is None or not self._is_current(arguments):
+            self.bind()
+        assert self.rewritten is not None
+        return self.rewritten.gm(*arguments)
+
+    def bind(self) -> Rewritten:
+        """Adopts the optimizer's state and builds the rewritten graph over it."""
+        for other in self.session.steps:
+            other.rewritten = None
+        table = self.session.table()
+        self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
+        adopt_state(self.session, self.step.table)
+        self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
+        return self.rewritten
+
+    def _is_current(self, arguments: tuple[Any, ...]) -> bool:
+        """Are state and parameters that came in as arguments still those that the graph is bound to?"""
+        assert self.rewritten is not None
+        bound = self.rewritten.bound
+        if not bound:
+            return True
+        return all(bound.get(node, value) is value for node, value in zip(self.step.arguments, arguments, strict=True))
+

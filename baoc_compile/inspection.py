@@ -1,0 +1,109 @@
+"""`inspect`: what baoc made of an optimizer's step, to read."""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+import textwrap
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from baoc_compile.compiled_step import CompiledStep
+from baoc_compile.errors import StateError
+from baoc_compile.kernels.fused_update import Launch
+from baoc_compile.plan import Plan
+from baoc_compile.rule import UpdateRule
+from baoc_compile.session import Session, known_session
+from baoc_compile.state_tensor import bytes_of
+
+
+@dataclass(frozen=True)
+class ProgramView:
+    """One program of the current step: its title, its source text, and the names of the parameters it serves."""
+
+    title: str
+    source: str
+    parameters: tuple[str, ...]
+    graph: fx.GraphModule
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`graphs`: stage -> GraphModule, of the step compiled last: "captured" (as torch traced it), "flat" (one call per
+    tensor), "rewritten" (what runs). `programs`: one per (rule, configuration, dtypes). `as_traced`: parameters whose
+    update is not elementwise, and why."""
+
+    graphs: OrderedDict[str, fx.GraphModule]
+    rules: tuple[UpdateRule, ...]
+    plan: Plan
+    programs: tuple[ProgramView, ...]
+    as_traced: dict[str, str]
+    state_bytes: int
+
+    def __str__(self) -> str:
+        lines = [f"optimizer state: {self.state_bytes} bytes; plan: {self.plan.summary()}"]
+        for rule in self.rules:
+            lines += ["", *str(rule).splitlines()]
+        for program in self.programs:
+            lines += ["", f"program {program.title}", *textwrap.wrap("updates " + ", ".join(program.parameters), 110)]
+        for name, reason in self.as_traced.items():
+            lines += ["", f"{name} runs as traced: {reason}"]
+        return "\n".join(lines)
+
+
+def inspect(optimizer_or_step: Any) -> Inspection:
+    """Accepts the optimizer, its compiled `step`, or a compiled function that calls it.
+
+    Raises StateError when no step of it has been compiled by baoc yet.
+    """
+    session = next(iter(_sessions_behind(optimizer_or_step)), None)
+    if session is None or not session.steps:
+        raise StateError(
+            "inspect: no step of this optimizer has been compiled with backend=\"baoc\" yet; call the compiled step once"
+        )
+    compiled: CompiledStep = next((s for s in reversed(session.steps) if s.rewritten is not None), session.steps[-1])
+    rewritten = compiled.rewritten or compiled.bind()
+    graphs = OrderedDict(captured=compiled.captured, flat=compiled.step.gm, rewritten=rewritten.gm)
+    rules = tuple(dict.fromkeys(c.rule for c in compiled.classes if c.rule is not None))
+    programs = tuple(_view(launch) for launch in rewritten.launches)
+    as_traced = {t.__name__.removeprefix("as_traced_"): t.reason for t in rewritten.as_traced}
+    return Inspection(graphs, rules, session.decided_plan(), programs, as_traced, state_bytes(session.optimizer()))
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
+    return sum(bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values())
+
+
+def _view(launch: Launch) -> ProgramView:
+    return ProgramView(launch.graph.title, launch.executable.source, tuple(launch.parameters), launch.graph.gm)
+
+
+def _sessions_behind(value: Any) -> Iterator[Session]:
+    """The optimizer itself, a bound method's owner, or an optimizer that a function refers to."""
+    for candidate in _candidates(value):
+        try:
+            session = known_session(candidate)
+        except TypeError:  # not hashable or not weakly referable: not an optimizer
+            continue
+        if session is not None:
+            yield session
+
+
+def _candidates(value: Any) -> Iterator[Any]:
+    """The value and what it is bound to; then whatever its function's closure and globals name."""
+    yield value
+    original = getattr(value, "_torchdynamo_orig_callable", value)
+    for function in (value, original):
+        owner = getattr(function, "__self__", None)
+        yield owner
+        yield from getattr(owner, "__dict__", {}).values()
+    function = python_inspect.unwrap(original)
+    if hasattr(function, "__code__"):
+        referred = python_inspect.getclosurevars(function)
+        for found in (*referred.nonlocals.values(), *referred.globals.values()):
+            yield found
+            yield getattr(found, "__self__", None)

@@ -1,0 +1,89 @@
+"""`prepare`: fill an optimizer's state before its first step, compressed from the start."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import weakref
+from typing import Any
+
+import torch
+
+from baoc_compile.budget import DEFAULT_BUDGET, MemoryBudget
+from baoc_compile.errors import OptionError
+from baoc_compile.passes.adopt_state import adopt_state, fresh
+from baoc_compile.passes.choose_uniform import decide
+from baoc_compile.passes.discover_state import Filled, discover_state
+from baoc_compile.plan import as_plan
+from baoc_compile.session import session_of
+
+log = logging.getLogger("baoc")
+
+
+def prepare(
+    optimizer: Any,
+    *,
+    model: torch.nn.Module | None = None,
+    memory_budget: str | int | None = None,
+    plan: Any = None,
+    seed: int = 0,
+) -> None:
+    """Decides how every state slot is stored and creates the state in that form, so that no full-precision state is
+    ever allocated and the first compiled step is traced once.
+
+    `model` gives parameters their names in plans and reports. `memory_budget`: "25%" of full-precision state,
+    "2.2 B/param", "512 MiB" or bytes; default "28%". `plan`: a Plan, its JSON or a format name; overrides the budget.
+    State that exists already is converted. An optimizer whose first step does something that no filled-in state
+    can stand for (SGD with dampening copies its first gradient) keeps making its own state, which the first
+    compiled steps convert.
+
+    Raises OptionError, PlanError, BudgetError, and UnsupportedStep when the optimizer's step can't be tried on a
+    small parameter. Nothing has changed then.
+    """
+    for name in ("param_groups", "state", "step"):
+        if not hasattr(optimizer, name):
+            raise OptionError(f"optimizer: expected an optimizer, but {type(optimizer).__name__} has no {name!r}")
+    refuse_fused(optimizer)
+    budget = MemoryBudget.parse(memory_budget) if memory_budget is not None else None
+    chosen = as_plan(plan) if plan is not None else None
+    session = session_of(optimizer)
+    if model is not None:
+        session.model = weakref.ref(model)
+    table = session.table()
+    schemas = discover_state(table)
+    before = (session.memory_budget, session.plan, session.seed, session.is_explicit)
+    session.configure(budget or (None if chosen else MemoryBudget.parse(DEFAULT_BUDGET)), chosen, seed)
+    slots_of = {i: schema.rule.slots for i, schema in enumerate(schemas) if schema.rule is not None}
+    try:
+        decide(session, table, slots_of)
+    except Exception:
+        session.memory_budget, session.plan, session.seed, session.is_explicit = before
+        raise
+    adopt_state(session, table)
+    for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
+        if schema.first is None or schema.rule is None or table.state(index):
+            continue
+        decisions = session.decisions.get(parameter, {})
+        entries: dict[str, Any] = {}
+        for key, entry in schema.first.items():
+            if isinstance(entry, Filled) and key in decisions:
+                entries[key] = fresh(parameter, entry.dtype, entry.value, decisions[key].codec, key, session.seed)
+            elif isinstance(entry, Filled):
+                entries[key] = torch.full_like(parameter, entry.value, dtype=entry.dtype).detach()
+            else:
+                entries[key] = entry.clone() if isinstance(entry, torch.Tensor) else copy.deepcopy(entry)
+        if entries:
+            optimizer.state[parameter] = entries
+    unfilled = [schema.reason or "its first step differs" for schema in schemas if schema.first is None]
+    if unfilled:
+        log.info("%d parameters keep making their own state at the first step: %s", len(unfilled), unfilled[0])
+
+
+def refuse_fused(optimizer: Any) -> None:
+    """torch.compile never traces a fused step, so its state would silently stay as it is."""
+    for index, group in enumerate(optimizer.param_groups):
+        if group.get("fused"):
+            raise OptionError(
+                f"param_groups[{index}]: fused=True is never traced by torch.compile, so baoc could not compress its "
+                f"state; create {type(optimizer).__name__} with fused=False (baoc fuses the step itself)"
+            )

@@ -1,0 +1,84 @@
+"""What baoc knows about one optimizer: its budget, its decisions, its compiled steps. It lives as long as the optimizer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from baoc_compile.budget import MemoryBudget
+from baoc_compile.codec import Codec
+from baoc_compile.plan import ParameterPlan, Plan
+from baoc_compile.step_graph import ParameterTable
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One slot's codec, and why it is not what the plan's default says (empty if it is)."""
+
+    codec: Codec
+    reason: str = ""
+
+
+@dataclass
+class Session:
+    """Decisions are keyed by the parameter itself, so they survive retracing, `add_param_group` and checkpoints.
+
+    `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget.
+    """
+
+    optimizer: weakref.ref[Any]
+    model: weakref.ref[torch.nn.Module] | None = None
+    memory_budget: MemoryBudget | None = None
+    plan: Plan | None = None
+    seed: int = 0
+    is_explicit: bool = False
+    decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
+    steps: list[Any] = field(default_factory=list)
+
+    def table(self) -> ParameterTable:
+        model = self.model() if self.model is not None else None
+        return ParameterTable.of(self.optimizer(), model)
+
+    def configure(self, memory_budget: MemoryBudget | None, plan: Plan | None, seed: int) -> None:
+        """Takes the user's wishes; what was already decided stays."""
+        if self.is_explicit or (memory_budget is None and plan is None):
+            if not self.is_explicit and self.plan is None:
+                self.seed = seed
+            return
+        self.memory_budget, self.plan, self.is_explicit = memory_budget, plan, True
+        self.seed = plan.seed if plan is not None else seed
+
+    def decided_plan(self) -> Plan:
+        """The plan with every decision made so far, by parameter."""
+        table = self.table()
+        parameters = {
+            index: ParameterPlan(table.names[index], tuple(p.shape), {k: d.codec.name for k, d in self.decisions[p].items()})
+            for index, p in enumerate(table.parameters)
+            if p in self.decisions
+        }
+        default = self.plan.default if self.plan is not None else {"*": "fp32"}
+        budget = self.memory_budget.text if self.memory_budget is not None else ""
+        return Plan(default, parameters, self.seed, budget)
+
+
+_SESSIONS: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+
+def session_of(optimizer: Any) -> Session:
+    """The optimizer's session, made at first use."""
+    if optimizer not in _SESSIONS:
+        _SESSIONS[optimizer] = Session(weakref.ref(optimizer))
+    return _SESSIONS[optimizer]
+
+
+def known_session(optimizer: Any) -> Session | None:
+    return _SESSIONS.get(optimizer)
+
+
+def sessions() -> Iterator[Session]:
+    return iter(list(_SESSIONS.values()))

@@ -1,0 +1,190 @@
+"""Compressed optimizer state as a tensor: it looks like the tensor the optimizer made, and holds codes and scales.
+
+`StateTensor` lives in `optimizer.state[p][key]`. torch sees its logical shape and type, so `state_dict`,
+`torch.save`, tracing and an uncompiled `optimizer.step()` work; every operation on it decodes, computes, and encodes
+what it changed. The compiled step never does that: it works on the stored parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
+
+from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.kernels.catalogue import codec_named
+from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
+
+#: Elements encoded or decoded at a time.
+CHUNK_ELEMENTS = 1 << 16
+
+
+class StateTensor(Tensor):
+    """A tensor stored by a codec.
+
+    `codec`, `salt` (the seed and slot part of its random words), and one attribute per part of the codec, flat, in the
+    logical row-major order of the elements; `clock` counts how often a stochastic codec has stored it.
+    """
+
+    codec: Codec
+    salt: int
+    parts: dict[str, Tensor]
+
+    @staticmethod
+    def __new__(cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]) -> StateTensor:
+        device = next(iter(parts.values())).device
+        self = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        self.codec, self.salt, self.parts = codec, salt, parts
+        return self
+
+    @classmethod
+    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, codec: Codec, slot: str, seed: int) -> StateTensor:
+        """Zero codes. Decodes to zeros for every codec here."""
+        numel = torch.Size(shape).numel()
+        parts = {p.name: torch.zeros(codec.part_numel(p, numel), dtype=p.dtype, device=device) for p in codec.parts}
+        if codec.stochastic:
+            parts["clock"] = torch.zeros((), dtype=CLOCK_DTYPE, device=device)
+        return cls(torch.Size(shape), dtype, codec, slot_salt(seed, slot), parts)
+
+    @classmethod
+    def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int) -> StateTensor:
+        """`value`, stored; in chunks, so that transient memory is bounded."""
+        self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed)
+        self.store(value)
+        return self
+
+    @property
+    def storage_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+    def decode(self) -> Tensor:
+        """The values in the logical type."""
+        stored = {p.name: self._grouped(p.name, p.per) for p in self.codec.parts}
+        value = self.codec.decode(stored).reshape(-1)[: self.numel()]
+        return value.to(self.dtype).view(self.shape)
+
+    def store(self, value: Tensor) -> None:
+        """Encodes `value` (logical shape) in place and advances the clock."""
+        flat = value.detach().reshape(-1)
+        clock = self.parts.get("clock")
+        width = self.codec.group_size or 1
+        for start in range(0, flat.numel(), CHUNK_ELEMENTS):
+            chunk = flat[start : start + CHUNK_ELEMENTS]
+            lanes = torch.arange(start, start + -(-chunk.numel() // width) * width, device=flat.device)
+            lanes = lanes.clamp(max=start + chunk.numel() - 1)
+            random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
+            target = torch.float64 if self.codec.name == "fp64" else torch.float32
+            encoded = self.codec.encode(chunk.to(target)[lanes - start].view(-1, width), random)
+            for part in self.codec.parts:
+                count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
+                self.parts[part.name][start // step : start // step + count] = encoded[part.name].reshape(-1)[:count]
+        if clock is not None:
+            clock.add_(1)
+
+    def fill(self, value: float) -> None:
+        """Every element becomes `value`: one group is encoded, the others repeat it."""
+        width = self.codec.group_size or 1
+        one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
+        one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
+        for part in self.codec.parts:
+            self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
+
+    def _grouped(self, name: str, per: str) -> Tensor:
+        part = self.parts[name]
+        if per == "group":
+            return part.view(-1, 1)
+        width = self.codec.group_size or 1
+        missing = -part.numel() % width
+        return torch.cat([part, part[-1:].expand(missing)]).view(-1, width) if missing else part.view(-1, width)
+
+    def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
+        """The same state with every stored part changed."""
+        parts = {name: change(part) for name, part in self.parts.items()}
+        return StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts)
+
+    # torch's protocols
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        for name, part in self.parts.items():
+            setattr(self, f"part_{name}", part)
+        return [f"part_{name}" for name in self.parts], (self.shape, self.dtype, self.codec.name, self.salt)
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any) -> StateTensor:
+        shape, dtype, codec, salt = context
+        parts = {name.removeprefix("part_"): part for name, part in inner.items()}
+        return StateTensor(shape, dtype, codec_named(codec), salt, parts)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return rebuild_state_tensor, (tuple(self.shape), self.dtype, self.codec.name, self.salt, self.parts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StateTensor:
+        copied = self.like(torch.clone)
+        memo[id(self)] = copied
+        return copied
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        aten = torch.ops.aten
+        if func in (aten.detach.default, aten.alias.default):
+            return args[0].like(lambda part: part)
+        if func is aten.clone.default:
+            return args[0].like(torch.clone)
+        if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
+            return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
+        return _decode_run_encode(func, args, kwargs)
+
+
+def _decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
+    """The eager fallback: exact semantics, no speed."""
+    decoded: dict[int, tuple[StateTensor, Tensor]] = {}
+
+    def unwrap(state: StateTensor) -> Tensor:
+        if id(state) not in decoded:
+            decoded[id(state)] = (state, state.decode())
+        return decoded[id(state)][1]
+
+    plain_args, plain_kwargs = tree_map_only(StateTensor, unwrap, (args, kwargs))
+    result = func(*plain_args, **plain_kwargs)
+    written: set[int] = set()
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            tree_map_only(StateTensor, lambda state: written.add(id(state)), given)
+    for key in written:
+        decoded[key][0].store(decoded[key][1])
+    wrapped = {id(value): state for key, (state, value) in decoded.items() if key in written}
+    return tree_map(lambda value: wrapped.get(id(value), value), result)
+
+
+def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
+    key = step_key(torch.tensor(salt, dtype=CLOCK_DTYPE, device=clock.device), clock)
+    index = fold_index(lanes).view(-1, width)
+    return Random(element_words(key, index), group_words(key, index[:, :1]))
+
+
+_NO_RANDOM = Random(torch.empty(0), torch.empty(0))
+
+
+def rebuild_state_tensor(shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]) -> StateTensor:
+    """What a pickled StateTensor calls; allowed in `torch.load(weights_only=True)`."""
+    return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
+
+
+torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor])
+
+
+def bytes_of(value: Any) -> int:
+    """Exact bytes of one state entry; numbers and other Python objects count nothing."""
+    if isinstance(value, StateTensor):
+        return value.storage_bytes
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

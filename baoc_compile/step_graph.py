@@ -1,0 +1,77 @@
+"""The traced optimizer step as a typed object: a flat graph in which every tensor has a role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+RoleKind = Literal["param", "grad", "state", "scalar"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a graph input is to the optimizer.
+
+    `parameter` indexes `ParameterTable.parameters`; -1 for scalars that belong to no parameter. `key` is the state key, or
+    the name of a scalar.
+    """
+
+    kind: RoleKind
+    parameter: int = -1
+    key: str = ""
+
+
+@dataclass
+class ParameterTable:
+    """The parameters of an optimizer in its own order (group after group, as in `state_dict`), with names."""
+
+    optimizer: Any
+    parameters: list[torch.Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, optimizer: Any, model: torch.nn.Module | None = None) -> ParameterTable:
+        """Names come from `model`, else from `param_groups[i]["param_names"]`, else are `group.position`."""
+        named = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
+        table = cls(optimizer)
+        for group_index, group in enumerate(optimizer.param_groups):
+            given = group.get("param_names") or []
+            for position, parameter in enumerate(group["params"]):
+                default = given[position] if position < len(given) else f"param_groups[{group_index}].params[{position}]"
+                table.parameters.append(parameter)
+                table.names.append(named.get(id(parameter), default))
+                table.groups.append(group_index)
+        return table
+
+    def state(self, index: int) -> dict[str, Any]:
+        """The optimizer's own state of one parameter; empty if it has none yet."""
+        return self.optimizer.state.get(self.parameters[index], {})
+
+    def short_name(self, index: int) -> str:
+        """A name that can be part of an FX node's name."""
+        return "".join(c if c.isalnum() else "_" for c in self.names[index]).strip("_")
+
+
+@dataclass
+class StepGraph:
+    """One traced step.
+
+    `roles` covers every placeholder and `get_attr` node that is an optimizer input. `new_state` names the outputs
+    that the caller will store as new state tensors. `arguments[i]` is the placeholder of call argument i.
+    """
+
+    table: ParameterTable
+    gm: fx.GraphModule
+    roles: dict[fx.Node, Role]
+    new_state: dict[fx.Node, Role]
+    arguments: list[fx.Node]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The flat list of what the graph returns."""
+        (returned,) = self.gm.graph.output_node().args
+        return list(returned) if isinstance(returned, (list, tuple)) else [returned]

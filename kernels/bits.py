@@ -1,0 +1,49 @@
+"""Floats as integers, and stochastic rounding between two neighbours: the small words that codecs are written in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from baoc_compile.kernels.counter_hash import uniform
+
+#: Probabilities closer than this to 0 or 1 are float32 noise: such a value is on its level and stays there.
+ON_LEVEL = 2.0**-13
+
+
+def bits_of(value: Tensor) -> Tensor:
+    """The bit pattern of float32 as int32."""
+    return value.view(torch.int32)
+
+
+def from_bits(bits: Tensor) -> Tensor:
+    """int32 -> the float32 with that bit pattern."""
+    return bits.view(torch.float32)
+
+
+def group_max(value: Tensor) -> Tensor:
+    """Largest |value| of each group, NaN ignored: `[groups, width]` -> `[groups, 1]`.
+
+    Non-negative floats order as their bit patterns do, and an integer maximum is exact in any order.
+    """
+    magnitude = torch.where(torch.isnan(value), 0, torch.bitwise_and(bits_of(value), 0x7FFFFFFF))
+    return from_bits(torch.amax(magnitude, -1, keepdim=True))
+
+
+def rounds_up(probability: Tensor, words: Tensor) -> Tensor:
+    """True with the given probability; never below `ON_LEVEL`, always above 1 - `ON_LEVEL`."""
+    threshold = torch.where(probability < ON_LEVEL, 0.0, torch.where(probability > 1.0 - ON_LEVEL, 1.0, probability))
+    return uniform(words) < threshold
+
+
+def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
+    """A non-negative float32 between its bf16 neighbours: (lower, upper), both float32; equal if it is one."""
+    bits = bits_of(value)
+    lower = torch.bitwise_and(bits, -65536)
+    upper = torch.where(bits == lower, lower, lower + 65536)
+    return from_bits(lower), from_bits(upper)
+
+
+def as_bf16(value: Tensor) -> Tensor:
+    """A float32 that bf16 holds exactly -> bf16, by its bits."""
+    return torch.bitwise_right_shift(bits_of(value), 16).to(torch.int16).view(torch.bfloat16)

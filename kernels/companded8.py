@@ -1,0 +1,103 @@
+"""`softsign8` and `sqrt8`: 8 bits per element, one bf16 scale per group of 32 (1.0625 bytes per element).
+
+The companding curves are FlashOptim's (arXiv 2602.23349). Three things differ from it, each against a measured flaw:
+
+- Rounding is stochastic and exact on average *in the stored value* (not in the companded one), so an average whose
+  change per step is a fraction of a level still moves.
+- Scales are bf16, stochastically rounded, and the group's largest element always takes the top level: nothing
+  flushes or overflows between 1e-30 and 1e30, a uniform decay is carried on average, and what was decoded encodes
+  to itself.
+- One code is NaN. In `sqrt8` a positive value never takes level 0, because a second moment that reads 0 beside a
+  momentum that does not divides an update by eps alone.
+
+An infinity is kept (the scale becomes infinite); finite values that share its group read NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from baoc_compile.codec import Codec, Part, Random, Slot
+from baoc_compile.kernels.bits import as_bf16, group_max, rounds_up, truncate_to_bf16
+
+GROUP_SIZE = 32
+
+
+def _relative(magnitude: Tensor, scale: Tensor) -> Tensor:
+    """magnitude / scale in [0, 1]: 0 for an empty group, 1 for infinity."""
+    ratio = magnitude / torch.where(scale > 0.0, scale, 1.0)
+    return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
+
+
+class Softsign8(Codec):
+    """Signed slots. Level k of 0..127 stands for scale * k / (254 - k), that is z / (2 - z) with z = k / 127.
+
+    encode: z = 2|x| / (1 + |x|), x = value / scale; |error| < scale * 254 / ((254 - k) (253 - k)): between
+    scale/253 near 0 and scale/64 at the top. int8 codes, -128 is NaN.
+    """
+
+    name = "softsign8"
+    parts = (Part("codes", torch.int8, "element"), Part("scales", torch.bfloat16, "group"))
+    relative_error = 1 / 64
+    group_size = GROUP_SIZE
+    stochastic = True
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        code = stored["codes"].to(torch.float32)
+        value = code / (254.0 - torch.abs(code)) * stored["scales"].to(torch.float32)
+        return torch.where(stored["codes"] == -128, float("nan"), value)
+
+    def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
+        magnitude = torch.abs(value)
+        largest = group_max(value)
+        lower, upper = truncate_to_bf16(largest)
+        scale = torch.where(rounds_up((largest - lower) / (upper - lower), random.group), upper, lower)
+        ratio = _relative(magnitude, scale)
+        level = torch.floor(ratio * 254.0 / (1.0 + ratio))
+        chance = (ratio * (254.0 - level) - level) * (253.0 - level) * (1.0 / 254.0)
+        level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
+        level = torch.where((magnitude == largest) & (largest > 0.0), 127.0, level)
+        code = torch.where(torch.isnan(value), -128.0, torch.where(value < 0.0, -level, level))
+        return {"codes": code.to(torch.int8), "scales": as_bf16(scale)}
+
+
+class Sqrt8(Codec):
+    """Non-negative slots. Level k of 0..254 stands for (scale * k / 254)^2.
+
+    encode: y = 254 sqrt(value) / scale, scale about the group's largest square root;
+    |error| < scale^2 (2k + 1) / 254^2. uint8 codes, 255 is NaN.
+    """
+
+    name = "sqrt8"
+    parts = (Part("codes", torch.uint8, "element"), Part("scales", torch.bfloat16, "group"))
+    relative_error = 509 / 254**2
+    group_size = GROUP_SIZE
+    stochastic = True
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        root = stored["codes"].to(torch.float32) * stored["scales"].to(torch.float32) * (1.0 / 254.0)
+        return torch.where(stored["codes"] == 255, float("nan"), root * root)
+
+    def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
+        root = torch.sqrt(value)
+        largest = group_max(root)
+        lower, upper = truncate_to_bf16(largest)
+        # (b^2 - lower^2) / (upper^2 - lower^2), without squares that underflow
+        chance = (largest - lower) / (upper - lower) * ((largest + lower) / (upper + lower))
+        scale = torch.where(rounds_up(chance, random.group), upper, lower)
+        y = _relative(root, scale) * 254.0
+        level = torch.floor(y)
+        chance = (y - level) * (y + level) / (2.0 * level + 1.0)
+        level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
+        level = torch.where(root > 0.0, torch.clamp_min(level, 1.0), level)
+        level = torch.where((root == largest) & (largest > 0.0), 254.0, level)
+        code = torch.where(torch.isnan(root), 255.0, level)
+        return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
+
+    def refuses(self, slot: Slot) -> str:
+        if not slot.nonnegative:
+            return f"the rule does not prove that {slot.key!r} stays >= 0"
+        return super().refuses(slot)

@@ -1,0 +1,62 @@
+"""Random words from a counter: the same bits in torch, C++ and Triton, for every launch shape, order and shard.
+
+The finalizer is lowbias32 (Chris Wellons, "Prospecting for Hash Functions", 2018): two multiplications and three
+xor-shifts in wrapping 32-bit arithmetic. torch has no unsigned shift for int32, hence `_shift`.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+_MIX_1 = 0x7FEB352D
+_MIX_2 = 0x846CA68B - (1 << 32)  # as a signed 32-bit number
+_PAGE = 0x85EBCA6B - (1 << 32)
+_GROUP = 0x3C6EF372
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int32."""
+    return torch.bitwise_and(torch.bitwise_right_shift(x, bits), (1 << (32 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """Bijective scrambling of int32 words (lowbias32)."""
+    x = torch.bitwise_xor(x, _shift(x, 16)) * _MIX_1
+    x = torch.bitwise_xor(x, _shift(x, 15)) * _MIX_2
+    return torch.bitwise_xor(x, _shift(x, 16))
+
+
+def fold_index(index: Tensor) -> Tensor:
+    """int64 element index -> int32 counter; distinct below 2^32, scrambled by the upper word above."""
+    low = (index & 0xFFFFFFFF).to(torch.int64)
+    low = torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
+    return torch.bitwise_xor(low, (index >> 32).to(torch.int32) * _PAGE)
+
+
+def slot_salt(seed: int, slot: str) -> int:
+    """The (seed, slot) part of a key, as a signed 32-bit number."""
+    salt = zlib.crc32(f"{seed}/{slot}".encode())
+    return salt - (1 << 32) if salt >= 1 << 31 else salt
+
+
+def step_key(salt: Tensor, clock: Tensor) -> Tensor:
+    """The (seed, slot, step) key: 0-dim int32."""
+    return mix(torch.bitwise_xor(mix(clock), salt))
+
+
+def element_words(key: Tensor, counter: Tensor) -> Tensor:
+    """One word per element from the folded index."""
+    return mix(torch.bitwise_xor(counter, key))
+
+
+def group_words(key: Tensor, counter: Tensor) -> Tensor:
+    """One word per group from the folded index of its first element, independent of the element words."""
+    return mix(torch.bitwise_xor(mix(torch.bitwise_xor(counter, _GROUP)), key))
+
+
+def uniform(words: Tensor) -> Tensor:
+    """int32 words -> float32 in [0, 1), a multiple of 2^-24 (exact)."""
+    return _shift(words, 8).to(torch.float32) * 2.0**-24

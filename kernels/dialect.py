@@ -1,0 +1,97 @@
+"""The operations that rules and codecs are written in, and how each reads in C++.
+
+Values have a kind: "element" (one per element), "group" (one per group of elements, for codecs with a scale) or
+"scalar" (one per tensor). Every operation is elementwise over its operands' kinds, except `amax`, which reduces a
+group. All of them are exact or correctly rounded (IEEE 754), so that torch and C++ give the same bits, except the
+transcendental ones at the end of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+#: Operations that change no value: they vanish from rules.
+NO_OPS = {"alias", "detach", "clone", "expand", "view", "_unsafe_view", "reshape", "lift_fresh_copy", "contiguous"}
+
+#: C++ of an elementwise operation: `{0}`, `{1}`... are operands already cast, `{t}` is the result's C++ type.
+CPP: dict[str, str] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "rsub": "({1} - {0})",
+    "mul": "({0} * {1})",
+    "div": "({0} / {1})",
+    "neg": "(-{0})",
+    "abs": "std::abs({0})",
+    "sqrt": "std::sqrt({0})",
+    "rsqrt": "({t}(1) / std::sqrt({0}))",
+    "reciprocal": "({t}(1) / {0})",
+    "sign": "{t}(({0} > 0) - ({0} < 0))",
+    "maximum": "(({0} != {0} || {0} > {1}) ? {0} : {1})",
+    "minimum": "(({0} != {0} || {0} < {1}) ? {0} : {1})",
+    "clamp_min": "(({0} != {0} || {0} > {1}) ? {0} : {1})",
+    "clamp_max": "(({0} != {0} || {0} < {1}) ? {0} : {1})",
+    "where": "({0} ? {1} : {2})",
+    "floor": "std::floor({0})",
+    "ceil": "std::ceil({0})",
+    "trunc": "std::trunc({0})",
+    "round": "std::nearbyint({0})",
+    "copysign": "std::copysign({0}, {1})",
+    "eq": "({0} == {1})",
+    "ne": "({0} != {1})",
+    "lt": "({0} < {1})",
+    "le": "({0} <= {1})",
+    "gt": "({0} > {1})",
+    "ge": "({0} >= {1})",
+    "isnan": "({0} != {0})",
+    "isinf": "(std::abs({0}) == std::numeric_limits<{o}>::infinity())",
+    "logical_and": "({0} && {1})",
+    "logical_or": "({0} || {1})",
+    "logical_not": "(!{0})",
+    "bitwise_and": "{t}({0} & {1})",
+    "bitwise_or": "{t}({0} | {1})",
+    "bitwise_xor": "{t}({0} ^ {1})",
+    "bitwise_not": "{t}(~{0})",
+    "bitwise_right_shift": "{t}({0} >> {1})",
+    "_to_copy": "{0}",
+    "scalar_tensor": "{0}",
+    "pow": "std::pow({0}, {1})",
+    "exp": "std::exp({0})",
+    "expm1": "std::expm1({0})",
+    "log": "std::log({0})",
+    "log1p": "std::log1p({0})",
+    "log2": "std::log2({0})",
+    "sin": "std::sin({0})",
+    "cos": "std::cos({0})",
+    "tanh": "std::tanh({0})",
+    "atan": "std::atan({0})",
+    "atan2": "std::atan2({0}, {1})",
+    "erf": "std::erf({0})",
+    "sigmoid": "({t}(1) / ({t}(1) + std::exp(-{0})))",
+    "fmod": "std::fmod({0}, {1})",
+}
+
+#: Comparisons and predicates: operands keep their own type, the result is a truth value.
+PREDICATES = {"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "logical_and", "logical_or", "logical_not"}
+
+
+def name_of(target: Callable[..., Any]) -> str:
+    """`aten.add.Tensor` -> `add`."""
+    packet = getattr(target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else getattr(target, "__name__", str(target))
+
+
+def is_supported(target: Callable[..., Any]) -> bool:
+    """May a rule contain this operation?"""
+    return name_of(target) in CPP or name_of(target) == "lerp" or target is torch.ops.aten.view.dtype or name_of(target) == "amax"
+
+
+def unsupported_reason(target: Callable[..., Any]) -> str:
+    return f"{name_of(target)} is not an elementwise operation that baoc can emit"
+
+
+def bitcast(target: Callable[..., Any]) -> bool:
+    """The operation reads the same bits as another type of the same size."""
+    return target is torch.ops.aten.view.dtype

@@ -1,0 +1,80 @@
+"""Trace codec functions, once, into graphs of the dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+
+from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.kernels.counter_hash import element_words, group_words, step_key
+from baoc_compile.kernels.dialect import NO_OPS, is_supported, name_of, unsupported_reason
+
+_GROUPS = 3  # any number that is not 1
+
+
+@lru_cache(maxsize=None)
+def traced_decode(codec: Codec, width: int) -> fx.Graph:
+    """Inputs: the parts in order. Output: values."""
+    names = [part.name for part in codec.parts]
+    return _trace(lambda *parts: (codec.decode(dict(zip(names, parts, strict=True))),), _stored(codec, width))
+
+
+@lru_cache(maxsize=None)
+def traced_encode(codec: Codec, width: int) -> fx.Graph:
+    """Inputs: values, element words, group words. Outputs: the parts in order."""
+
+    def encode(value: Tensor, element: Tensor, group: Tensor) -> tuple[Tensor, ...]:
+        stored = codec.encode(value, Random(element, group))
+        return tuple(stored[part.name] for part in codec.parts)
+
+    words = [torch.empty(_GROUPS, w, dtype=torch.int32) for w in (width, 1)]
+    return _trace(encode, [torch.empty(_GROUPS, width), *words])
+
+
+@lru_cache(maxsize=None)
+def traced_words(width: int) -> fx.Graph:
+    """Inputs: salt, clock, index, group index. Outputs: element words, group words, the next clock."""
+
+    def words(salt: Tensor, clock: Tensor, index: Tensor, group_index: Tensor) -> tuple[Tensor, ...]:
+        key = step_key(salt, clock)
+        return element_words(key, index), group_words(key, group_index), clock + 1
+
+    scalars = [torch.empty((), dtype=CLOCK_DTYPE) for _ in range(2)]
+    return _trace(words, [*scalars, *(torch.empty(_GROUPS, w, dtype=torch.int32) for w in (width, 1))])
+
+
+def _stored(codec: Codec, width: int) -> list[Tensor]:
+    return [torch.empty(_GROUPS, width if part.per == "element" else 1, dtype=part.dtype) for part in codec.parts]
+
+
+def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Tensor]) -> fx.Graph:
+    """Raises TypeError for an operation outside the dialect."""
+    with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        gm = make_fx(function)(*(mode.from_tensor(example) for example in examples))
+    graph = fx.Graph()
+    copied: dict[fx.Node, Any] = {}
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":  # a number that torch wrapped into a tensor
+            copied[node] = getattr(gm, node.target).item()
+            continue
+        if node.op == "output":
+            graph.output(fx.map_arg(node.args[0], lambda old: copied[old]))
+            continue
+        if node.op == "call_function" and name_of(node.target) in NO_OPS and node.target is not torch.ops.aten.view.dtype:
+            copied[node] = copied[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
+            continue
+        if node.op == "call_function" and not is_supported(node.target):
+            raise TypeError(unsupported_reason(node.target))
+        copied[node] = graph.node_copy(node, lambda old: copied[old])
+        copied[node].meta = {"kind": _kind(node.meta["val"]), "dtype": node.meta["val"].dtype}
+    return graph
+
+
+def _kind(value: Tensor) -> str:
+    return "scalar" if value.ndim == 0 else "group" if value.shape[-1] == 1 else "element"

@@ -1,0 +1,95 @@
+"""Decision: the best uniform configuration that fits the memory budget, and the codec of every slot under it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+
+from baoc_compile.budget import DEFAULT_BUDGET, MemoryBudget
+from baoc_compile.codec import Slot
+from baoc_compile.errors import BudgetError
+from baoc_compile.kernels.catalogue import FORMATS, full_precision
+from baoc_compile.plan import Plan
+from baoc_compile.session import Decision, Session
+from baoc_compile.state_tensor import StateTensor, bytes_of
+from baoc_compile.step_graph import ParameterTable
+
+SlotsOf = Mapping[int, tuple[Slot, ...]]  # by parameter index
+
+
+def decide(session: Session, table: ParameterTable, slots_of: SlotsOf) -> None:
+    """Gives every slot in `slots_of` a codec, once and for all. Raises BudgetError, PlanError; then nothing changed."""
+    undecided = {i: slots for i, slots in slots_of.items() if any(s.key not in _decided(session, table, i) for s in slots)}
+    if not undecided:
+        return
+    if not session.is_explicit:
+        _keep_loaded(session, table, undecided)
+        session.memory_budget = session.memory_budget or MemoryBudget.parse(DEFAULT_BUDGET)
+    if session.memory_budget is None or session.plan is not None and session.plan.parameters:
+        plan = session.plan or Plan(seed=session.seed)
+    else:
+        plan = _best_fit(session, table, undecided, session.memory_budget)
+    found = _decisions(plan, table, undecided)
+    session.plan = plan
+    for index, decisions in found.items():
+        known = session.decisions.setdefault(table.parameters[index], {})
+        known |= {key: decision for key, decision in decisions.items() if key not in known}
+
+
+def _decided(session: Session, table: ParameterTable, index: int) -> Mapping[str, Decision]:
+    return session.decisions.get(table.parameters[index], {})
+
+
+def _keep_loaded(session: Session, table: ParameterTable, undecided: SlotsOf) -> None:
+    """State that is already compressed (a checkpoint) keeps its codec when the user asked for nothing else."""
+    for index, slots in undecided.items():
+        for slot in slots:
+            value = table.state(index).get(slot.key)
+            if isinstance(value, StateTensor):
+                session.decisions.setdefault(table.parameters[index], {})[slot.key] = Decision(value.codec, "as loaded")
+
+
+def _decisions(plan: Plan, table: ParameterTable, slots_of: SlotsOf) -> dict[int, dict[str, Decision]]:
+    return {i: {s.key: Decision(*plan.codec(table, i, s)) for s in slots} for i, slots in slots_of.items()}
+
+
+def _best_fit(session: Session, table: ParameterTable, undecided: SlotsOf, budget: MemoryBudget) -> Plan:
+    """Least sum of the slots' largest relative errors among the uniform configurations that fit; then fewest bytes."""
+    settled = {p: d for p, d in session.decisions.items()}
+    fixed = sum(d.codec.storage_bytes(p.numel()) for p, slots in settled.items() for d in slots.values())
+    counters = sum(
+        bytes_of(value)
+        for index in range(len(table.parameters))
+        for key, value in table.state(index).items()
+        if key not in {s.key for s in undecided.get(index, ())} and key not in _decided(session, table, index)
+    )
+    everything = {**{table.parameters[i]: len(slots) for i, slots in undecided.items()}, **{p: len(s) for p, s in settled.items()}}
+    full = counters + sum(full_precision(p.dtype).storage_bytes(p.numel()) * n for p, n in everything.items())
+    limit = budget.in_bytes(full, sum(p.numel() for p in everything))
+    keys = sorted({slot.key for slots in undecided.values() for slot in slots})
+    if session.plan is not None:  # parameters that joined later follow the others where that fits
+        candidates = [session.plan, *_candidates(session, keys)]
+    else:
+        candidates = _candidates(session, keys)
+    sizes = {}
+    for order, plan in enumerate(candidates):
+        decisions = _decisions(plan, table, undecided)
+        used = sum(d.codec.storage_bytes(table.parameters[i].numel()) for i, ds in decisions.items() for d in ds.values())
+        error = sum(max(ds[k].codec.relative_error for ds in decisions.values() if k in ds) for k in keys)
+        follows = session.plan is not None and order == 0
+        sizes[(not follows, error, fixed + counters + used, order)] = plan
+    fitting = [rank for rank in sizes if rank[2] <= limit]
+    if not fitting:
+        smallest = min(rank[2] for rank in sizes)
+        raise BudgetError(
+            f'memory_budget: "{budget.text}" is {limit} bytes of optimizer state, but the smallest uniform configuration '
+            f"of this optimizer takes {smallest} bytes ({100 * smallest / max(full, 1):.1f}% of full precision): raise the "
+            "budget to at least that"
+        )
+    return replace(sizes[min(fitting)], memory_budget=budget.text)
+
+
+def _candidates(session: Session, keys: list[str]) -> list[Plan]:
+    choices = itertools.product(FORMATS, repeat=len(keys))
+    return [Plan({**dict(zip(keys, choice, strict=True)), "*": choice[-1] if choice else "fp32"}, seed=session.seed) for choice in choices]
