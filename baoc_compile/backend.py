@@ -92,6 +92,8 @@ def without_tensors(gm: fx.GraphModule) -> fx.GraphModule:
     copied: dict[fx.Node, fx.Node] = {}
     root = torch.nn.Module()
     for node in gm.graph.nodes:
+        if node.op == "get_attr" and not node.users:
+            continue
         copied[node] = graph.node_copy(node, lambda old: copied[old])
         if node.op == "get_attr":
             object.__setattr__(root, str(node.target), None)

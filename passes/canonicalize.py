@@ -1,5 +1,8 @@
 """Rewrite: one slice -> a canonical update rule: functional, core ATen, elementwise, numbers as 0-dim inputs.
 
+Every read in a slice names the value it reads, in-place calls included, so a slice is made functional by computing
+the value of each in-place call and changing nothing.
+
 Elementwise values are traced in float32 and numbers in float64, whatever the parameter's type: the rule says what is
 computed, the program in which precision. Casts between floating types in the user's code are therefore dropped.
 """
@@ -18,10 +21,15 @@ from baoc_compile.codec import Slot
 from baoc_compile.kernels.dialect import NO_OPS, is_supported, unsupported_reason
 from baoc_compile.passes.prove_signs import prove_signs
 from baoc_compile.passes.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
+from baoc_compile.passes.unbatch_foreach import alias_root
 from baoc_compile.rule import RuleInput, UpdateRule, bounds_of
 from baoc_compile.step_graph import StepGraph
 
 _KEPT_WHOLE = {torch.ops.aten.lerp.Tensor, torch.ops.aten.lerp.Scalar, torch.ops.aten.sign.default}
+
+_CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
+_VIEWS = {"view", "reshape", "t", "transpose", "permute", "narrow", "select", "getitem", "squeeze", "unsqueeze", "expand",
+          "flatten", "chunk", "split", "unbind", "as_strided", "slice", "view_as", "expand_as", "view_as_real"}
 
 
 class NotElementwise(Exception):
@@ -38,17 +46,19 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     shape = tuple(parameter.shape) or (1,)
     inputs = _rule_inputs(step, piece, tuple(parameter.shape))
 
-    def run(*values: torch.Tensor) -> list[torch.Tensor]:
-        mutable = [value.clone() for value in values]
-        created = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph)).run(*mutable)
-        return [*mutable, *(value * 1 for value in created)]
+    for node in piece.graph.nodes:
+        if node.op in ("call_function", "call_method") and operation(node)[1]:
+            root = alias_root(node)
+            if root.op != "placeholder" and operation(root)[0] in _VIEWS:
+                raise NotElementwise(f"it writes through a view ({operation(root)[0]})")
+    runner = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph))
 
     with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True):
         examples = [torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs]
         decompositions = {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
         try:
             with torch.no_grad():
-                gm = make_fx(torch.func.functionalize(run), decomposition_table=decompositions)(*examples)
+                gm = make_fx(runner.run, decomposition_table=decompositions)(*examples)
         except Exception as error:
             raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
     return _as_rule(gm, inputs, [role.key for role in piece.new_state], shape)
@@ -90,22 +100,20 @@ def _unique(name: str, taken: list[RuleInput]) -> str:
 
 
 class _SliceRunner(fx.Interpreter):
-    """Runs a slice with every call in the form that takes numbers as 0-dim tensors."""
+    """Runs a slice by value: in-place calls as their functional forms, numbers as 0-dim tensors where possible."""
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op not in ("call_function", "call_method"):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         name, inplace = operation(n)
-        if is_identity(n):
+        is_cast = name in _CASTS and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
+        if is_identity(n) or is_cast:
             return args[0]
         form = TENSOR_FORMS.get(name) or python_math(n)
-        if form is None:
-            if name in ("to", "type", "type_as", "bfloat16", "half", "double") and args[0].is_floating_point():
-                return args[0]
-            return super().run_node(n)
-        result = form(*args, **kwargs)
-        return args[0].copy_(result) if inplace and isinstance(args[0], torch.Tensor) else result
+        if form is None and inplace:
+            form = getattr(torch, name)
+        return super().run_node(n) if form is None else form(*args, **kwargs)
 
 
 def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], shape: tuple[int, ...]) -> UpdateRule:
@@ -131,11 +139,12 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
         copied[node].meta = {"kind": _kind(node, shape), "dtype": node.meta["val"].dtype}
     (returned,) = gm.graph.output_node().args
     names, values = [], []
-    for placeholder, value in zip(placeholders, returned[: len(inputs)], strict=True):
+    returned_inputs = len(returned) - len(created)  # constants are not returned
+    for placeholder, value in zip(placeholders, returned[:returned_inputs], strict=False):
         if copied[value] is not placeholder:
             names.append(placeholder.target)
             values.append(copied[value])
-    for key, value in zip(created, returned[len(inputs) :], strict=True):
+    for key, value in zip(created, returned[returned_inputs:], strict=True):
         if key in (i.key for i in inputs if i.kind == "slot"):  # state[key] = f(state[key]): the slot is replaced
             position = next(k for k, i in enumerate(inputs) if i.kind == "slot" and i.key == key)
             if inputs[position].name in names:

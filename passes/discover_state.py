@@ -81,7 +81,10 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
     try:
         empty, tried = _miniature(optimizer, group, value, grad, defaultdict(_FirstAssignments))
         _step(empty)
-        first = _first_values(empty.state[tried].first if tried in empty.state else {}, shape)
+        recorded = empty.state.get(tried, _FirstAssignments())
+        if not isinstance(recorded, _FirstAssignments):  # the step made the dictionary itself
+            return StateSchema(None, None, f"{type(optimizer).__name__} makes its state dictionaries itself")
+        first = _first_values(recorded.first, shape)
         state = {key: _materialize(entry, value) for key, entry in first.items()}
         before = dict(state)
         filled, again = _miniature(optimizer, group, value, grad, defaultdict(dict))
@@ -94,7 +97,7 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
             f"{type(optimizer).__name__}.step() cannot be tried on a small parameter ({type(error).__name__}: {error}); "
             "state can't be filled in ahead. Use torch.compile(step, backend=\"baoc\") without prepare()"
         ) from error
-    same = torch.equal(tried.detach(), again.detach()) and _same_state(empty.state[tried], filled.state[again])
+    same = torch.equal(tried.detach(), again.detach()) and _same_state(recorded, filled.state.get(again, {}))
     rule, reason = _read_rule(recorder, filled, again, grad, before)
     return StateSchema(first if same else None, rule, reason)
 

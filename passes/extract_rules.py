@@ -1,7 +1,7 @@
 """Rewrite: components -> canonical update rules, one for each structural class.
 
-Every component is written down as a slice: its calls in order, with inputs by role and numbers by position. Slices
-that read the same are one class; only one representative of each class is functionalized and decomposed.
+Every component is written down as a slice: its calls, with inputs by role and numbers by position. Slices that read
+the same are one class; only one representative of each class is traced and decomposed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from torch import fx
 from baoc_compile.passes.canonicalize import NotElementwise, canonicalize
 from baoc_compile.passes.split_components import Component
 from baoc_compile.passes.torch_calls import TENSOR_FORMS, operation
+from baoc_compile.passes.unbatch_foreach import alias_root
 from baoc_compile.rule import UpdateRule, bounds_of
 from baoc_compile.step_graph import Role, StepGraph
 
 
 @dataclass
 class Slice:
-    """One component in canonical form.
+    """One component as a graph of its own.
 
     `graph` has a placeholder for each of `inputs` (nodes of the step graph) and for each of `constants` (numbers that
-    other members of the class may have with other values), and returns `new_state`.
+    other members of the class may have with other values). It returns the last value of every input and then the
+    entries of `new_state`.
     """
 
     component: Component
@@ -60,8 +62,12 @@ def extract_rules(step: StepGraph, components: list[Component]) -> list[RuleClas
     return list(classes.values())
 
 
-def slice_component(step: StepGraph, component: Component) -> Slice:
-    """Copies the component into a graph of its own and derives its signature."""
+def slice_component(step: StepGraph, component: Component, in_program_order: bool = False) -> Slice:
+    """Copies the component and derives its signature.
+
+    By default calls come in the order of need, which reads the same for every member of a class; it is right for
+    values but not for calls that really change tensors in place, which need program order.
+    """
     inside = set(component.nodes)
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -77,7 +83,10 @@ def slice_component(step: StepGraph, component: Component) -> Slice:
             inputs.append(node)
             signature.append(("input", *_role_signature(step, component, node, len(inputs))))
 
-    nodes = _by_need(component)
+    nodes = component.nodes if in_program_order else _by_need(component)
+    position = {node: i for i, node in enumerate(component.nodes)}
+    latest: dict[fx.Node, fx.Node] = {}  # input -> the copied call that changed it last
+    last: dict[fx.Node, fx.Node] = {}  # input -> that call
     for node in nodes:
         for i in node.all_input_nodes:
             enter(i)
@@ -96,8 +105,12 @@ def slice_component(step: StepGraph, component: Component) -> Slice:
         mapped = fx.map_arg((args, kwargs), lambda a: copied.get(a, a))
         copied[node] = graph.create_node(node.op, node.target, mapped[0], mapped[1], name=node.name)
         copied[node].meta = dict(node.meta)
+        root = alias_root(node)
+        if operation(node)[1] and (root not in latest or position[node] > position[last[root]]):
+            latest[root], last[root] = copied[node], node
     new_state = list(component.new_state.items())
-    graph.output(tuple(copied[node] for node, _ in new_state))
+    final = [latest.get(node, copied[node]) for node in inputs]
+    graph.output((*final, *(copied[node] for node, _ in new_state)))
     signature.append(("returns", tuple((number[node], role.key) for node, role in new_state)))
     signature.append(("constants", tuple(bounds_of(c) for c in constants)))
     _placeholders_first(graph)

@@ -16,6 +16,7 @@ from torch import fx
 from torch._dynamo.source import GradSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
+from baoc_compile.passes.torch_calls import returned_nodes
 from baoc_compile.step_graph import ParameterTable, Role
 
 log = logging.getLogger("baoc")
@@ -54,7 +55,7 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
 def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any, Any]]:
     """(node, live value, source) of every placeholder and attribute; sources exist for placeholders only."""
     for node in gm.graph.nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" and node.users:
             yield node, getattr(gm, node.target, None), None
         elif node.op == "placeholder":
             source = getattr(node, "_dynamo_source", None)
@@ -126,7 +127,7 @@ def _scalar_name(node: fx.Node) -> str:
 
 def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> dict[fx.Node, Role]:
     """Outputs that the traced code stores in `optimizer.state[parameter][key]`, read off its pending side effects."""
-    returned = {node.name: node for node in gm.graph.output_node().all_input_nodes}
+    returned = {node.name: node for node in returned_nodes(gm.graph)}
     found: dict[fx.Node, Role] = {}
     try:
         index_of = {id(p): i for i, p in enumerate(table.parameters)}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from baoc_compile.codec import Codec
-from baoc_compile.kernels.catalogue import full_precision
+from baoc_compile.kernels.catalogue import codec_named, full_precision
 from baoc_compile.kernels.fused_update import Launch
 from baoc_compile.kernels.lower import lower
 from baoc_compile.passes.adopt_state import fresh, storage_tensors
 from baoc_compile.passes.compose_program import compose_program
-from baoc_compile.passes.extract_rules import RuleClass, Slice
+from baoc_compile.passes.extract_rules import RuleClass, Slice, slice_component
 from baoc_compile.passes.run_as_traced import AsTraced
 from baoc_compile.program import Executable, ProgramGraph, Signature
 from baoc_compile.rule import UpdateRule
@@ -185,7 +185,7 @@ class _Rewriter:
         node, _ = next(item for item in piece.component.new_state.items() if item[1].key == key)
         dtype = node.meta["example_value"].dtype
         like = self._attribute(parameter, self.step.table.short_name(piece.component.parameters[0]))
-        entry = self.graph.call_function(fresh, (like, dtype, 0.0, codec, key, self.session.seed), name=f"new_{key}")
+        entry = self.graph.call_function(new_entry, (like, dtype, codec.name, key, self.session.seed), name=f"new_{key}")
         self.results[node] = entry
         return self.graph.call_function(stored_values, (entry,))
 
@@ -203,6 +203,7 @@ class _Rewriter:
 
     def _as_traced(self, rule_class: RuleClass, piece: Slice) -> AsTraced:
         """Runs a piece as it was traced, between decoding and encoding its state."""
+        piece = slice_component(self.step, piece.component, in_program_order=True)
         names = "_".join(self.step.table.short_name(i) for i in piece.component.parameters[:2])
         runner = AsTraced(piece, rule_class.reason, names, self.inner_backend)
         inputs = []
@@ -220,6 +221,11 @@ class _Rewriter:
         for position, node in enumerate(piece.component.new_state):
             self.results[node] = self.graph.call_function(_item, (call, position))
         return runner
+
+
+def new_entry(parameter: Tensor, dtype: torch.dtype, codec: str, key: str, seed: int) -> Tensor:
+    """State that a step creates, to be written by it."""
+    return fresh(parameter, dtype, 0.0, codec_named(codec), key, seed)
 
 
 def stored_values(entry: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class AsTraced:
     @torch.no_grad()
     def __call__(self, inputs: list[Any]) -> tuple[Tensor, ...]:
         decoded = [value.decode() if isinstance(value, StateTensor) else value for value in inputs]
-        new_state = self.run(*decoded, *self.constants)
+        new_state = self.run(*decoded, *self.constants)[len(inputs) :]
         for value, plain in zip(inputs, decoded, strict=True):
             if isinstance(value, StateTensor):
                 value.store(plain)

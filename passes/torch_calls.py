@@ -46,6 +46,11 @@ def operation(node: fx.Node) -> tuple[str, bool]:
     return _SPELLINGS.get(name.removeprefix("_"), _SPELLINGS.get(name, name)), inplace
 
 
+def returned_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that a graph returns. (torch may leave unused attributes behind the output node.)"""
+    return next(node for node in reversed(graph.nodes) if node.op == "output").all_input_nodes
+
+
 def is_identity(node: fx.Node) -> bool:
     """The node hands its first argument on as a value: `.item()`, `float()`, `.detach()`."""
     return operation(node)[0] in _IDENTITIES

@@ -10,9 +10,10 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
-from baoc_compile.passes.torch_calls import is_ignored, operation, single_function, spelled
+from baoc_compile.passes.torch_calls import is_ignored, operation, returned_nodes, single_function, spelled
 
 
 @dataclass
@@ -38,7 +39,8 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
         return fx.map_arg(argument, read)
 
     for node in gm.graph.nodes:
-        if node.op in ("call_function", "call_method") and is_ignored(node):
+        unused = node.op == "get_attr" and not node.users  # torch has dropped the attribute already
+        if unused or node.op in ("call_function", "call_method") and is_ignored(node):
             continue
         if node.op == "call_function" and spelled(node).startswith("_foreach_"):
             flat[node] = _expand(graph, node, lookup(node.args), lookup(node.kwargs))
@@ -54,28 +56,44 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
         else:
             flat[node] = graph.node_copy(node, read)
             latest[alias_root(flat[node])] = flat[node]
-    inputs = {old: flat[old] for old in gm.graph.nodes if old.op in ("placeholder", "get_attr")}
-    return Flat(fx.GraphModule(gm, graph), inputs, {old: read(old) for old in gm.graph.output_node().all_input_nodes})
+    inputs = {old: flat[old] for old in gm.graph.nodes if old.op in ("placeholder", "get_attr") and old in flat}
+    return Flat(fx.GraphModule(gm, graph), inputs, {old: read(old) for old in returned_nodes(gm.graph)})
 
 
 def alias_root(node: fx.Node) -> fx.Node:
-    """The tensor that a chain of in-place calls changes."""
-    while node.op in ("call_function", "call_method") and operation(node)[1] and isinstance(node.args[0], fx.Node):
+    """The tensor that a chain of in-place calls changes, seen through `detach`."""
+    while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], fx.Node):
+        name, inplace = operation(node)
+        if not inplace and name != "detach":
+            break
         node = node.args[0]
     return node
 
 
 def _expand(graph: fx.Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[fx.Node]:
     function, inplace = single_function(spelled(node))
-    lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+    count = len(next(a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))))
     results = []
-    for i in range(len(lists[0])):
-        item_args = tuple(a[i] if isinstance(a, (list, tuple)) else a for a in args)
-        item_kwargs = {k: a[i] if isinstance(a, (list, tuple)) else a for k, a in kwargs.items()}
+    for i in range(count):
+        item_args = tuple(_item(graph, a, i) for a in args)
+        item_kwargs = {k: _item(graph, a, i) for k, a in kwargs.items()}
         result = graph.call_function(function, item_args, item_kwargs)
         result.meta["example_value"] = _example(node, i)
         results.append(_store(graph, item_args[0], result) if inplace else result)
     return results
+
+
+def _item(graph: fx.Graph, argument: Any, i: int) -> Any:
+    """What call i of the list gets: an entry of a list or of a 1-d tensor of numbers, or the argument itself."""
+    if isinstance(argument, (list, tuple)):
+        return argument[i]
+    if not isinstance(argument, fx.Node) or not getattr(argument.meta.get("example_value"), "ndim", 0):
+        return argument
+    if spelled(argument) == "stack":
+        return argument.args[0][i]
+    entry = graph.call_function(torch.select, (argument, 0, i))
+    entry.meta["example_value"] = argument.meta["example_value"][i]
+    return entry
 
 
 def _store(graph: fx.Graph, destination: fx.Node, value: fx.Node) -> fx.Node:
