@@ -13,11 +13,13 @@ from torch._dynamo import lookup_backend
 from baoc_compile.codec import Slot
 from baoc_compile.compiled_step import CompiledStep
 from baoc_compile.errors import BaocWarning, UnsupportedStep
+from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.options import Options
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.extract_rules import RuleClass, extract_rules
 from baoc_compile.passes.read_roles import read_roles
 from baoc_compile.passes.split_components import split_components
+from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from baoc_compile.session import session_of
 from baoc_compile.step_graph import StepGraph
@@ -33,6 +35,7 @@ def baoc(gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str,
     step = capture(gm)
     if step is None:
         return inner(gm, example_inputs, parsed.inner_backend)
+    refuse_untraceable(step.table.optimizer)
     session = session_of(step.table.optimizer)
     session.configure(parsed.memory_budget, parsed.plan, parsed.seed)
     step.table = session.table()
@@ -43,8 +46,9 @@ def baoc(gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str,
         return inner(gm, example_inputs, parsed.inner_backend)
     classes = extract_rules(step, split.components)
     decide(session, step.table, slots_by_parameter(step, classes))
-    compiled = CompiledStep(session, without_tensors(gm), step, split.prelude, classes, parsed.inner_backend)
+    compiled = CompiledStep(session, to_look_at(gm), step, split.prelude, classes, parsed.inner_backend)
     session.steps.append(compiled)
+    let_go(gm)
     return compiled
 
 
@@ -53,11 +57,17 @@ def capture(gm: fx.GraphModule) -> StepGraph | None:
     traced = read_roles(gm)
     if traced is None:
         return None
+    if not traced.is_step:
+        notice(traced.table.optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
+        return None
     flat = unbatch_foreach(gm)
+    roles = {flat.inputs[node]: role for node, role in traced.roles.items()}
+    # parameters and state are looked up in the optimizer: the graph must not keep them alive
+    kept = {n.target: getattr(gm, n.target) for n, role in roles.items() if n.op == "get_attr" and role.kind == "scalar"}
     return StepGraph(
         traced.table,
-        flat.gm,
-        {flat.inputs[node]: role for node, role in traced.roles.items()},
+        module_of(flat.graph, kept, "FlatStep"),
+        roles,
         {flat.returned[node]: role for node, role in traced.new_state.items()},
         [flat.inputs[node] for node in gm.graph.nodes if node.op == "placeholder"],
     )
@@ -86,15 +96,22 @@ def inner(gm: fx.GraphModule, example_inputs: list[Any], backend: Any) -> Callab
     return (lookup_backend(backend) if isinstance(backend, str) else backend)(gm, example_inputs)
 
 
-def without_tensors(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy to look at that keeps no tensor alive."""
+def let_go(gm: fx.GraphModule) -> None:
+    """Drops the tensors from torch's graph, which torch keeps as long as the optimizer, so that replaced state is freed."""
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            gm._buffers.pop(str(node.target), None)
+            gm._parameters.pop(str(node.target), None)
+
+
+def to_look_at(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy that keeps no tensor alive."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    root = torch.nn.Module()
     for node in gm.graph.nodes:
-        if node.op == "get_attr" and not node.users:
-            continue
-        copied[node] = graph.node_copy(node, lambda old: copied[old])
-        if node.op == "get_attr":
-            object.__setattr__(root, str(node.target), None)
-    return fx.GraphModule(root, graph, class_name="CapturedStep")
+        if node.op != "get_attr" or node.users:
+            copied[node] = graph.node_copy(node, lambda old: copied[old])
+    return module_of(graph, {}, "CapturedStep")
+
+
+watch_fused_steps()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect as python_inspect
-import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from baoc_compile.plan import Plan
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session, known_session
 from baoc_compile.state_tensor import bytes_of
+from baoc_compile.step_text import step_text
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,9 @@ class Inspection:
     state_bytes: int
 
     def __str__(self) -> str:
-        lines = [f"optimizer state: {self.state_bytes} bytes; plan: {self.plan.summary()}"]
-        for rule in self.rules:
-            lines += ["", *str(rule).splitlines()]
-        for program in self.programs:
-            lines += ["", f"program {program.title}", *textwrap.wrap("updates " + ", ".join(program.parameters), 110)]
-        for name, reason in self.as_traced.items():
-            lines += ["", f"{name} runs as traced: {reason}"]
-        return "\n".join(lines)
+        """The rewritten step and its rules, to read."""
+        parts = [f"optimizer state: {self.state_bytes} bytes", step_text(self.graphs["rewritten"]), *map(str, self.rules)]
+        return "\n\n".join(parts)
 
 
 def inspect(optimizer_or_step: Any) -> Inspection:

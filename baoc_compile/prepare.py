@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from baoc_compile.budget import DEFAULT_BUDGET, MemoryBudget
+from baoc_compile.budget import MemoryBudget
 from baoc_compile.errors import OptionError
+from baoc_compile.notices import notice, refuse_untraceable
 from baoc_compile.passes.adopt_state import adopt_state, fresh
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.discover_state import Filled, discover_state
@@ -43,7 +44,7 @@ def prepare(
     for name in ("param_groups", "state", "step"):
         if not hasattr(optimizer, name):
             raise OptionError(f"optimizer: expected an optimizer, but {type(optimizer).__name__} has no {name!r}")
-    refuse_fused(optimizer)
+    refuse_untraceable(optimizer)
     budget = MemoryBudget.parse(memory_budget) if memory_budget is not None else None
     chosen = as_plan(plan) if plan is not None else None
     session = session_of(optimizer)
@@ -52,8 +53,8 @@ def prepare(
     table = session.table()
     schemas = discover_state(table)
     before = (session.memory_budget, session.plan, session.seed, session.is_explicit)
-    session.configure(budget or (None if chosen else MemoryBudget.parse(DEFAULT_BUDGET)), chosen, seed)
-    slots_of = {i: schema.rule.slots for i, schema in enumerate(schemas) if schema.rule is not None}
+    session.configure(budget, chosen, seed)
+    slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
     try:
         decide(session, table, slots_of)
     except Exception:
@@ -61,7 +62,7 @@ def prepare(
         raise
     adopt_state(session, table)
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
-        if schema.first is None or schema.rule is None or table.state(index):
+        if schema.first is None or table.state(index):
             continue
         decisions = session.decisions.get(parameter, {})
         entries: dict[str, Any] = {}
@@ -74,16 +75,8 @@ def prepare(
                 entries[key] = entry.clone() if isinstance(entry, torch.Tensor) else copy.deepcopy(entry)
         if entries:
             optimizer.state[parameter] = entries
-    unfilled = [schema.reason or "its first step differs" for schema in schemas if schema.first is None]
-    if unfilled:
-        log.info("%d parameters keep making their own state at the first step: %s", len(unfilled), unfilled[0])
-
-
-def refuse_fused(optimizer: Any) -> None:
-    """torch.compile never traces a fused step, so its state would silently stay as it is."""
-    for index, group in enumerate(optimizer.param_groups):
-        if group.get("fused"):
-            raise OptionError(
-                f"param_groups[{index}]: fused=True is never traced by torch.compile, so baoc could not compress its "
-                f"state; create {type(optimizer).__name__} with fused=False (baoc fuses the step itself)"
-            )
+    for schema in schemas:
+        if schema.first is None and schema.rule is None:
+            notice(optimizer, f"{schema.reason}; only state of the parameter's own shape can be compressed")
+    if any(schema.first is None for schema in schemas):
+        log.info("%s makes its own state at its first step, which is then converted", type(optimizer).__name__)

@@ -71,5 +71,23 @@ class UpdateRule:
         return hash(self.key)
 
     def __str__(self) -> str:
+        """The rule as assignments, with operators where mathematics has them."""
         slots = ", ".join(f"{s.key}{' >= 0' if s.nonnegative else ''}" for s in self.slots) or "no state"
-        return f"rule {self.key} [{slots}]\n{self.gm.code.strip()}"
+        lines = [f"rule {self.key}({', '.join(i.name for i in self.inputs)})  # slots: {slots}"]
+        for node in self.gm.graph.nodes:
+            if node.op == "call_function":
+                lines.append(f"    {node.name} = {_expression(node)}")
+            elif node.op == "output":
+                lines += [f"    new {name} = {value}" for name, value in zip(self.outputs, node.args[0], strict=True)]
+        return "\n".join(lines)
+
+
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
+
+
+def _expression(node: fx.Node) -> str:
+    name = getattr(node.target, "overloadpacket", node.target).__name__
+    arguments = [f"{a:.17g}" if isinstance(a, float) else str(a) for a in node.args]
+    if name in _OPERATORS and len(arguments) == 2:
+        return f" {_OPERATORS[name]} ".join(arguments)
+    return arguments[0] if name == "scalar_tensor" else f"{name}({', '.join(arguments)})"

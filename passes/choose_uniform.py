@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from baoc_compile.plan import Plan
 from baoc_compile.session import Decision, Session
 from baoc_compile.state_tensor import StateTensor, bytes_of
 from baoc_compile.step_graph import ParameterTable
+
+log = logging.getLogger("baoc")
 
 SlotsOf = Mapping[int, tuple[Slot, ...]]  # by parameter index
 
@@ -80,8 +83,11 @@ def _best_fit(session: Session, table: ParameterTable, undecided: SlotsOf, budge
         follows = session.plan is not None and order == 0
         sizes[(not follows, error, fixed + counters + used, order)] = plan
     fitting = [rank for rank in sizes if rank[2] <= limit]
+    smallest = min(rank[2] for rank in sizes)
+    if not fitting and not session.is_explicit:  # nobody asked for this budget: come as close as possible
+        log.info("the default budget of %s is out of reach; the smallest configuration takes %d bytes", budget.text, smallest)
+        fitting = [rank for rank in sizes if rank[2] == smallest]
     if not fitting:
-        smallest = min(rank[2] for rank in sizes)
         raise BudgetError(
             f'memory_budget: "{budget.text}" is {limit} bytes of optimizer state, but the smallest uniform configuration '
             f"of this optimizer takes {smallest} bytes ({100 * smallest / max(full, 1):.1f}% of full precision): raise the "

@@ -18,9 +18,11 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from baoc_compile.codec import Slot
 from baoc_compile.errors import UnsupportedStep
 from baoc_compile.passes.extract_rules import extract_rules
 from baoc_compile.passes.split_components import split_components
+from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from baoc_compile.rule import UpdateRule
 from baoc_compile.step_graph import ParameterTable, Role, StepGraph
@@ -45,6 +47,13 @@ class StateSchema:
     first: dict[str, Any] | None
     rule: UpdateRule | None
     reason: str = ""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots to decide on: the rule's, or every filled tensor of a step that runs as traced."""
+        if self.rule is not None:
+            return self.rule.slots
+        return tuple(Slot(key) for key, entry in (self.first or {}).items() if isinstance(entry, Filled))
 
 
 def discover_state(table: ParameterTable) -> list[StateSchema]:
@@ -85,6 +94,9 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
         if not isinstance(recorded, _FirstAssignments):  # the step made the dictionary itself
             return StateSchema(None, None, f"{type(optimizer).__name__} makes its state dictionaries itself")
         first = _first_values(recorded.first, shape)
+        odd = [k for k, v in first.items() if isinstance(v, Tensor) and v.ndim]
+        if odd:
+            return StateSchema(None, None, f"state {odd[0]!r} is a tensor of another shape than the parameter")
         state = {key: _materialize(entry, value) for key, entry in first.items()}
         before = dict(state)
         filled, again = _miniature(optimizer, group, value, grad, defaultdict(dict))
@@ -200,7 +212,7 @@ def _read_rule(
     roles = {
         flat.inputs[node]: known.get(id(node.meta["example_value"]), Role("scalar", key=node.name)) for node in placeholders
     }
-    step = StepGraph(table, flat.gm, roles, {flat.returned[node]: role for node, role in replaced.items()}, [])
+    step = StepGraph(table, module_of(flat.graph, {}, "Miniature"), roles, {flat.returned[node]: role for node, role in replaced.items()}, [])
     try:
         classes = extract_rules(step, split_components(step).components)
     except Exception as error:

@@ -16,7 +16,7 @@ from torch import fx
 from torch._dynamo.source import GradSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from baoc_compile.passes.torch_calls import returned_nodes
+from baoc_compile.passes.torch_calls import operation, returned_nodes
 from baoc_compile.step_graph import ParameterTable, Role
 
 log = logging.getLogger("baoc")
@@ -24,8 +24,13 @@ log = logging.getLogger("baoc")
 
 @dataclass
 class TracedRoles:
-    """What `read_roles` found: the optimizer, the role of every input, and which outputs become state."""
+    """What `read_roles` found: the optimizer, the role of every input, and which outputs become state.
 
+    `is_step` is False for a graph that changes optimizer state but no parameter: a part of a step that did not trace
+    as one graph.
+    """
+
+    is_step: bool
     table: ParameterTable
     roles: dict[fx.Node, Role]
     new_state: dict[fx.Node, Role]
@@ -37,9 +42,11 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
     if translator is None:
         return None
     inputs = list(_inputs(gm, translator))
-    optimizer = next((o for o in _optimizers(inputs, translator) if _is_stepped(o, inputs)), None)
+    candidates = list(_optimizers(inputs, translator))
+    optimizer = next((o for o in candidates if _changes(_parameters(o), inputs)), None)
     if optimizer is None:
-        return None
+        partly = next((o for o in candidates if _changes(_state_tensors(o), inputs)), None)
+        return None if partly is None else TracedRoles(False, ParameterTable.of(partly), {}, {})
     table = ParameterTable.of(optimizer)
     by_identity = dict(_known_tensors(table))
     roles = {}
@@ -49,7 +56,7 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
             owner = by_identity.get(id(_evaluate(source.base, translator)))
             role = Role("grad", owner.parameter) if owner is not None else None
         roles[node] = role or Role("scalar", key=_scalar_name(node))
-    return TracedRoles(table, roles, _new_state(gm, table, translator))
+    return TracedRoles(True, table, roles, _new_state(gm, table, translator))
 
 
 def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any, Any]]:
@@ -89,24 +96,28 @@ def _optimizers(inputs: list[tuple[fx.Node, Any, Any]], translator: Any) -> Iter
         yield from (value for value in list(namespace.values()) if _looks_like_optimizer(value))
 
 
-def _is_stepped(optimizer: Any, inputs: list[tuple[fx.Node, Any, Any]]) -> bool:
-    """Does the graph hold a parameter of this optimizer, and change it in place?"""
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _parameters(optimizer: Any) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _state_tensors(optimizer: Any) -> set[int]:
+    entries = (e for e in optimizer.state.values() if isinstance(e, dict)) if hasattr(optimizer.state, "values") else ()
+    return {id(value) for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)}
+
+
+def _changes(owned: set[int], inputs: list[tuple[fx.Node, Any, Any]]) -> bool:
+    """Does the graph change one of these tensors in place?"""
     return any(id(value) in owned and _is_written(node) for node, value, _ in inputs)
 
 
 def _is_written(node: fx.Node) -> bool:
     """An in-place operation takes the node as its first argument, alone or in a list."""
     for user in node.users:
-        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
         first = user.args[0] if user.args else None
         taken = first is node or (isinstance(first, (list, tuple)) and node in first)
-        if taken and (name.endswith("_") or name.startswith("i") and name in _INPLACE_OPERATORS):
+        if user.op != "output" and taken and operation(user)[1]:
             return True
     return False
-
-
-_INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
 
 
 def _known_tensors(table: ParameterTable) -> Iterator[tuple[int, Role]]:

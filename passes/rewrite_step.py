@@ -176,6 +176,7 @@ class _Rewriter:
             if role.key not in rule.created:
                 self.results[node] = self._attribute(live_state[role.key], f"{name}_{role.key}")
         launch.parameters.append(self.step.table.names[index])
+        launch.shapes.append(parameter.shape)
         launch.numbers.append(numbers)
         launch.varying.append(varying)
         return nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,15 @@ def operation(node: fx.Node) -> tuple[str, bool]:
 def returned_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that a graph returns. (torch may leave unused attributes behind the output node.)"""
     return next(node for node in reversed(graph.nodes) if node.op == "output").all_input_nodes
+
+
+def module_of(graph: fx.Graph, attributes: Mapping[str, Any], class_name: str) -> fx.GraphModule:
+    """A module for `graph` that holds `attributes` and nothing else: attributes not named there read None."""
+    root = torch.nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            object.__setattr__(root, str(node.target), attributes.get(str(node.target)))
+    return fx.GraphModule(root, graph, class_name=class_name)
 
 
 def is_identity(node: fx.Node) -> bool:

@@ -20,7 +20,7 @@ from baoc_compile.passes.torch_calls import is_ignored, operation, returned_node
 class Flat:
     """The flat graph; for every input of the old graph its node, and for every tensor the old graph returns its node."""
 
-    gm: fx.GraphModule
+    graph: fx.Graph
     inputs: dict[fx.Node, fx.Node]
     returned: dict[fx.Node, fx.Node]
 
@@ -57,7 +57,7 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
             flat[node] = graph.node_copy(node, read)
             latest[alias_root(flat[node])] = flat[node]
     inputs = {old: flat[old] for old in gm.graph.nodes if old.op in ("placeholder", "get_attr") and old in flat}
-    return Flat(fx.GraphModule(gm, graph), inputs, {old: read(old) for old in returned_nodes(gm.graph)})
+    return Flat(graph, inputs, {old: read(old) for old in returned_nodes(gm.graph)})
 
 
 def alias_root(node: fx.Node) -> fx.Node:

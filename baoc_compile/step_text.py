@@ -1,0 +1,44 @@
+"""A rewritten step as text: what is updated, by which rule, stored how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from baoc_compile.kernels.fused_update import Launch
+from baoc_compile.passes.run_as_traced import AsTraced
+
+
+def step_text(gm: fx.GraphModule) -> str:
+    """One paragraph for each program, one line for each parameter; prelude calls as they are."""
+    lines = ["def step(gradients, scalars):"]
+    for node in gm.graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output"):
+            continue
+        work = node.meta.get("baoc")
+        if isinstance(work, Launch):
+            lines += [f"    {line}" for line in _launch_lines(work)]
+        elif isinstance(work, AsTraced):
+            lines += [f"    {work.__name__}(...)  # not elementwise: {work.reason}"]
+        else:
+            lines.append(f"    {node.format_node()}")
+    return "\n".join(lines)
+
+
+def _launch_lines(launch: Launch) -> Iterator[str]:
+    graph = launch.graph
+    yield f"fused_update[rule {graph.rule.key}](  # one launch over {len(launch.parameters)} parameters"
+    for key, codec in graph.configuration.items():
+        per_element = codec.storage_bytes(1 << 20) / (1 << 20)
+        yield f"    {key}: stored as {codec.name}, {per_element:.4g} bytes an element"
+    names = {i.name for i in graph.rule.inputs_of("scalar")}
+    first = {name: value for name, value in (launch.numbers[0] if launch.numbers else {}).items() if name in names}
+    if first:
+        yield f"    scalars: {', '.join(f'{name} = {value:.6g}' for name, value in first.items())}"
+    width = max(map(len, launch.parameters), default=0)
+    for name, shape in zip(launch.parameters, launch.shapes, strict=True):
+        numel = shape.numel()
+        state = sum(codec.storage_bytes(numel) for codec in graph.configuration.values())
+        yield f"    {name:<{width}}  {list(shape)!s:<14} {state} bytes of state"
+    yield ")"

@@ -1,0 +1,193 @@
+"""The fp32 configuration is as exact as eager torch, whatever the optimizer, the layout and the type.
+
+Every run is compared with the same optimizer in float64. The error of baoc's run may be at most twice eager torch's,
+plus half an ulp for each step: what rounding the parameter itself costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optimizers import CASE_IDS, CASES, CASES_WITH_FOREACH, Case, Gradients, build, compiled_step, decoded, ulps
+from torch import Tensor
+
+STEPS = 20
+LAYOUTS = ("contiguous", "transposed", "strided", "channels_last")
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout, where the number of dimensions allows it."""
+    if layout == "transposed" and values.ndim >= 2:
+        return values.mT.contiguous().mT
+    if layout == "strided":
+        return torch.stack([values, values], -1)[..., 0]
+    if layout == "channels_last" and values.ndim == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    return values.contiguous()
+
+
+@dataclass
+class Trained:
+    """A finished run. `scales`: the largest magnitude that each parameter had on the way. `gradients`: the last ones,
+    as the step left them. `touched`: parameters whose gradient some step changed (foreach SGD with nesterov does)."""
+
+    optimizer: Any
+    parameters: list[Tensor]
+    scales: list[Tensor]
+    gradients: list[Tensor | None]
+    touched: set[int]
+
+    def slot(self, index: int, key: str) -> Tensor | None:
+        value = self.optimizer.state.get(self.parameters[index], {}).get(key)
+        return None if value is None else decoded(value).detach()
+
+
+def train(
+    case: Case,
+    options: Mapping[str, Any],
+    starts: list[Tensor],
+    gradients: Gradients,
+    compile_step: Callable[[Any], Callable[[], Any]] = lambda optimizer: optimizer.step,
+) -> Trained:
+    """Feeds the gradients to a fresh optimizer."""
+    parameters = [torch.nn.Parameter(start.clone(memory_format=torch.preserve_format)) for start in starts]
+    optimizer = build(case, parameters, options)
+    step = compile_step(optimizer)
+    scales, touched = [largest(start) for start in starts], set()
+    for grads in gradients:
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = None if grad is None else grad.clone(memory_format=torch.preserve_format)
+        step()
+        touched |= {i for i, g in enumerate(grads) if g is not None and not torch.equal(parameters[i].grad, g)}
+        scales = [torch.maximum(scale, largest(p.detach())) for scale, p in zip(scales, parameters, strict=True)]
+    return Trained(optimizer, parameters, scales, [p.grad for p in parameters], touched)
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest finite magnitude; 0 if there is none."""
+    finite = values[torch.isfinite(values)]
+    return finite.abs().max().double() if finite.numel() else torch.zeros((), dtype=torch.float64)
+
+
+def cast(values: Any, dtype: torch.dtype) -> Any:
+    """The same tensors, lists of them included, in another type."""
+    if isinstance(values, list):
+        return [cast(value, dtype) for value in values]
+    return None if values is None else values.to(dtype)
+
+
+def worst(values: list[Tensor]) -> float:
+    """The largest of all elements of all tensors."""
+    return max((v.max().item() for v in values if v.numel()), default=0.0)
+
+
+def check(
+    case: Case, options: Mapping[str, Any], starts: list[Tensor], gradients: Gradients, *, prepared: bool
+) -> Trained:
+    """Trains in float64, eagerly and with baoc, and compares parameters, slots and counters. Returns baoc's run."""
+    torch._dynamo.reset()
+    dtype = starts[0].dtype
+    # float64 is its own reference: there eager's error, in ulps, is taken from float32
+    eager_dtype = torch.float32 if dtype == torch.float64 else dtype
+    exact = train(case, options, cast(starts, torch.float64), cast(gradients, torch.float64))
+    eager = train(case, options, cast(starts, eager_dtype), cast(gradients, eager_dtype))
+    ours = train(case, options, starts, gradients, lambda o: compiled_step(o, "fp32", prepared=prepared))
+
+    def compare(what: str, values: Callable[[Trained, int], Tensor | None], scale: Callable[[int], Tensor]) -> None:
+        errors, eager_errors = [], []
+        for index in range(len(starts)):
+            reference, found = values(exact, index), values(ours, index)
+            assert (reference is None) == (found is None), f"{what} exists in one run only"
+            if reference is None:
+                continue
+            by_eager = values(eager, index)
+            valid = torch.isfinite(by_eager)
+            errors.append(torch.where(valid, ulps(found, reference, scale(index), dtype), 0.0))
+            eager_errors.append(ulps(by_eager, reference, scale(index), eager_dtype))
+            assert not (found.isnan() & reference.isfinite() & valid).any(), f"{what}: NaN"
+        assert worst(errors) <= 2 * worst(eager_errors) + STEPS / 2, f"{what}: eager {worst(eager_errors)} ulps"
+
+    assert ours.touched <= exact.touched, "changed a gradient that torch leaves as it is"
+    compare("gradient", lambda run, i: run.gradients[i], lambda i: largest(exact.gradients[i]))
+    compare("parameter", lambda run, i: run.parameters[i].detach(), lambda i: exact.scales[i])
+    for key in case.slots:
+        compare(key, lambda run, i, key=key: run.slot(i, key), lambda i, key=key: largest(exact.slot(i, key)))
+    for theirs, mine in zip(exact.parameters, ours.parameters, strict=True):
+        expected = {k: v for k, v in exact.optimizer.state.get(theirs, {}).items() if k not in case.slots}
+        found = {k: v for k, v in ours.optimizer.state.get(mine, {}).items() if k not in case.slots}
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            if key in ("step", "t"):
+                assert float(found[key]) == float(value)
+            elif value is not None:
+                torch.testing.assert_close(float(found[key]), float(value), rtol=STEPS / 2 * 2**-23, atol=0.0)
+    return ours
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
+@pytest.mark.parametrize(("name", "options"), CASES_WITH_FOREACH, ids=CASE_IDS)
+def test_every_optimizer(name, options, prepared):
+    """Two groups, five shapes; one gradient comes and goes. All parameters move."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(), (0,), (33,), (2, 3, 4, 5), (70, 9)]
+    starts = [normal(shape, generator, torch.float32) for shape in shapes]
+    starts[3] = laid_out(starts[3], "channels_last")
+    gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(STEPS)]
+    for grads in gradients[1::2]:
+        grads[2] = None
+    ours = check(CASES[name], options, starts, gradients, prepared=prepared)
+    for start, parameter in zip(starts, ours.parameters, strict=True):
+        assert start.numel() == 0 or not torch.equal(start, parameter)
+
+
+@st.composite
+def problems(draw) -> tuple[list[Tensor], Gradients]:
+    """Parameters of one type in any shapes and layouts, and their gradients, some of them missing."""
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+    shape = st.one_of(
+        st.lists(st.integers(0, 7), max_size=4).map(tuple), st.sampled_from([(), (33,), (31, 3), (2, 3, 4, 5)])
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    starts: list[Tensor] = []
+    gradients: list[list[Tensor | None]] = [[] for _ in range(STEPS)]
+    for _ in range(draw(st.integers(1, 3))):
+        size, layout, same_layout = draw(shape), draw(st.sampled_from(LAYOUTS)), draw(st.booleans())
+        missing = draw(st.sampled_from(["never", "never", "odd steps", "always"]))
+        starts.append(laid_out(normal(size, generator, dtype), layout))
+        for t, grads in enumerate(gradients):
+            grad = laid_out(normal(size, generator, dtype), layout if same_layout else "contiguous")
+            grads.append(None if missing == "always" or (missing == "odd steps" and t % 2) else grad)
+    return starts, gradients
+
+
+def drawn_problem(name: str, data: st.DataObject) -> None:
+    options = data.draw(CASES[name].hyperparameters(), label="options")
+    starts, gradients = data.draw(problems(), label="problem")
+    check(CASES[name], options, starts, gradients, prepared=data.draw(st.booleans(), label="prepared"))
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_any_problem(name, data):
+    """Any shapes, layouts, types, hyperparameters and missing gradients."""
+    drawn_problem(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_problem_thoroughly(name, data):
+    """The same with more examples."""
+    drawn_problem(name, data)
