@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,12 +11,12 @@ from torch._dynamo import lookup_backend
 
 from baoc_compile.codec import Slot
 from baoc_compile.compiled_step import CompiledStep
-from baoc_compile.errors import BaocWarning, UnsupportedStep
+from baoc_compile.errors import UnsupportedStep
 from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.options import Options
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.extract_rules import RuleClass, extract_rules
-from baoc_compile.passes.read_roles import read_roles
+from baoc_compile.passes.read_roles import TracedRoles, read_roles
 from baoc_compile.passes.split_components import split_components
 from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
@@ -32,18 +31,23 @@ def baoc(gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str,
     PlanError while compiling, before anything is changed.
     """
     parsed = Options.parse(options)
-    step = capture(gm)
-    if step is None:
+    traced = read_roles(gm)
+    if traced is None:
         return inner(gm, example_inputs, parsed.inner_backend)
-    refuse_untraceable(step.table.optimizer)
-    session = session_of(step.table.optimizer)
+    optimizer = traced.table.optimizer
+    refuse_untraceable(optimizer)
+    if not traced.is_step:
+        notice(optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
+        return gm.forward  # eager, which works on compressed state too
+    session = session_of(optimizer)
     session.configure(parsed.memory_budget, parsed.plan, parsed.seed)
+    step = capture(gm, traced)
     step.table = session.table()
     try:
         split = split_components(step)
     except UnsupportedStep as reason:
-        warnings.warn(f"baoc leaves this step to {parsed.inner_backend!r}: {reason}", BaocWarning, stacklevel=2)
-        return inner(gm, example_inputs, parsed.inner_backend)
+        notice(optimizer, str(reason))
+        return gm.forward
     classes = extract_rules(step, split.components)
     decide(session, step.table, slots_by_parameter(step, classes))
     compiled = CompiledStep(session, to_look_at(gm), step, split.prelude, classes, parsed.inner_backend)
@@ -52,14 +56,8 @@ def baoc(gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str,
     return compiled
 
 
-def capture(gm: fx.GraphModule) -> StepGraph | None:
-    """The traced graph as a flat step graph with roles; None if it is not an optimizer step."""
-    traced = read_roles(gm)
-    if traced is None:
-        return None
-    if not traced.is_step:
-        notice(traced.table.optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
-        return None
+def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
+    """The traced graph as a flat step graph with roles."""
     flat = unbatch_foreach(gm)
     roles = {flat.inputs[node]: role for node, role in traced.roles.items()}
     # parameters and state are looked up in the optimizer: the graph must not keep them alive

@@ -26,7 +26,7 @@ OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True),
     "RMSprop": lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9),
     "Adamax": lambda p: torch.optim.Adamax(p),
-    "Rprop": lambda p: torch.optim.Rprop(p),
+    "Adadelta": lambda p: torch.optim.Adadelta(p),
 }
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 PROGRAMS = [
@@ -36,7 +36,7 @@ PROGRAMS = [
     ("SGD", "fp32", FP32, FP32),
     ("RMSprop", "8bit", BF16, FP32),
     ("Adamax", "8bit", FP32, BF16),
-    ("Rprop", "fp32", FP32, FP32),
+    ("Adadelta", "fp32", FP32, FP32),
 ]
 every_program = pytest.mark.parametrize("which", PROGRAMS, ids=lambda which: "-".join(map(str, which)))
 
@@ -71,7 +71,7 @@ def laid_out(value: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def table_of(which, rows) -> list[TensorArguments]:
-    """Rows of (shape, parameter's layout, gradient's layout, magnitude, seed), always the same tensors for the same rows."""
+    """Rows of (shape, parameter's layout, gradient's layout, magnitude, seed); the same rows make the same tensors."""
     graph, batch = graph_of(which), []
     for shape, layout, grad_layout, magnitude, seed in rows:
         generator = torch.Generator().manual_seed(seed)
@@ -153,9 +153,8 @@ def test_a_step_changes_what_it_writes_in_place_and_nothing_else(which):
     cpp(which)(batch)
     assert pointers == [{name: t.data_ptr() for name, t in row.tensors.items()} for row in batch]
     written = {operand.name for operand in graph_of(which).operands if operand.written}
-    changed = {
-        name for name in before[0].tensors if not bits(before[0].tensors[name]).equal(bits(batch[0].tensors[name]))
-    }
+    old, new = before[0].tensors, batch[0].tensors
+    changed = {name for name in old if not bits(old[name]).equal(bits(new[name]))}
     assert "param" in changed
     assert changed <= written
 
@@ -211,11 +210,7 @@ def test_same_bits_in_any_order_and_one_by_one(which, program):
 @every_program
 def test_same_bits_for_any_layout(which):
     """Elements are numbered in logical order: the strides of a parameter decide nothing."""
-    shape = (3, 4, 5, 33)
-    batches = [
-        table_of(which, [(shape, layout, other, 1.0, 9)])
-        for layout, other in zip(LAYOUTS, reversed(LAYOUTS), strict=True)
-    ]
+    batches = [table_of(which, [((3, 4, 5, 33), layout, "contiguous", 1.0, 9)]) for layout in LAYOUTS]
     for batch in batches:
         cpp(which)(batch)
     for batch in batches[1:]:
@@ -235,7 +230,7 @@ def test_an_empty_batch_does_nothing():
     cpp(PROGRAMS[0])(table_of(PROGRAMS[0], [((0, 3), "contiguous", "contiguous", 1.0, 0)]))
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Rprop"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adadelta"])
 def test_float64_agrees_within_ulps(optimizer):
     """torch's own float64 square root is not correctly rounded, so equal bits cannot be asked for: 1 ulp of a root,
     and one for each of the few operations after it."""
@@ -261,5 +256,6 @@ def test_without_a_compiler_it_warns_once_and_gives_the_same_bits(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lower.lower(graph_of(PROGRAMS[1]))
+    assert isinstance(program, TorchProgram)
     program(fallen_back)
     assert_same_bits(compiled, fallen_back)
