@@ -11,7 +11,7 @@ DEFAULT_BUDGET = "28%"
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|[kKmMgGtT]?[iI]?[bB](?:\s*/\s*param(?:eter)?)?)?\s*")
+_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|(?:[kKmMgGtT][iI]?)?[bB](?:\s*/\s*param(?:eter)?)?)?\s*")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MemoryBudget:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise problem
         match = _PATTERN.fullmatch(str(value))
-        if match is None or not float(match[1]) > 0:
+        if match is None or not 0 < float(match[1]) < 1e18:
             raise problem
         amount, unit = float(match[1]), (match[2] or "B").replace(" ", "")
         if unit == "%":

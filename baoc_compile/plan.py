@@ -10,7 +10,7 @@ from typing import Any
 
 from baoc_compile.codec import Codec, Slot
 from baoc_compile.errors import PlanError
-from baoc_compile.kernels.catalogue import FORMATS, codec_for, codec_named, full_precision
+from baoc_compile.kernels.catalogue import CODECS, FORMATS, codec_for, codec_named, full_precision
 from baoc_compile.step_graph import ParameterTable
 
 VERSION = 1
@@ -101,26 +101,34 @@ class Plan:
         unknown = set(data) - {"format", "version", "seed", "memory_budget", "default", "parameters"}
         if unknown:
             raise PlanError(f"the plan has unknown fields {sorted(unknown)}")
-        try:
-            parameters = {
-                int(p["index"]): ParameterPlan(str(p["name"]), tuple(int(n) for n in p["shape"]), dict(p["slots"]))
-                for p in data["parameters"]
-            }
-            plan = cls(dict(data["default"]), parameters, int(data["seed"]), str(data["memory_budget"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"the plan is malformed: {type(error).__name__}: {error}") from error
+        missing = {"seed", "memory_budget", "default", "parameters"} - set(data)
+        if missing:
+            raise PlanError(f"the plan lacks the fields {sorted(missing)}")
+        entries = _typed(data["parameters"], list, "parameters")
+        parameters: dict[int, ParameterPlan] = {}
+        for position, entry in enumerate(entries):
+            where = f"parameters[{position}]"
+            fields = _typed(entry, dict, where)
+            if set(fields) != {"index", "name", "shape", "slots"}:
+                raise PlanError(f"{where} has fields {sorted(fields)}, expected index, name, shape and slots")
+            index = _count(fields["index"], f"{where}.index")
+            if index in parameters:
+                raise PlanError(f"{where}.index: parameter {index} is there twice")
+            shape = tuple(_count(n, f"{where}.shape") for n in _typed(fields["shape"], list, f"{where}.shape"))
+            name = _typed(fields["name"], str, f"{where}.name")
+            parameters[index] = ParameterPlan(name, shape, _typed(fields["slots"], dict, f"{where}.slots"))
+        default = _typed(data["default"], dict, "default")
+        plan = cls(default, parameters, _typed(data["seed"], int, "seed"), _typed(data["memory_budget"], str, "memory_budget"))
         plan._validate()
         return plan
 
     def _validate(self) -> None:
         for slot, choice in self.default.items():
-            if not isinstance(choice, str) or choice not in FORMATS:
-                codec_named(choice)
-            if not isinstance(slot, str):
-                raise PlanError(f"default[{slot!r}]: slots are strings")
-        for entry in self.parameters.values():
-            for choice in entry.slots.values():
-                codec_named(choice)
+            _typed(slot, str, "default: a slot")
+            _check_choice(choice, f"default[{slot!r}]", (*FORMATS, *CODECS))
+        for index, entry in self.parameters.items():
+            for slot, choice in entry.slots.items():
+                _check_choice(choice, f"parameter {index} slots[{slot!r}]", tuple(CODECS))
 
     def summary(self) -> str:
         """One line per codec: how many tensors."""
@@ -129,6 +137,23 @@ class Plan:
             for slot, codec in entry.slots.items():
                 counts[f"{slot}: {codec}"] = counts.get(f"{slot}: {codec}", 0) + 1
         return ", ".join(f"{what} in {n} tensors" for what, n in counts.items()) or f"default {dict(self.default)}"
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _count(value: Any, where: str) -> int:
+    if _typed(value, int, where) < 0:
+        raise PlanError(f"{where}: expected a number >= 0, got {value}")
+    return value
+
+
+def _check_choice(choice: Any, where: str, known: tuple[str, ...]) -> None:
+    if not isinstance(choice, str) or choice not in known:
+        raise PlanError(f"{where}: unknown codec {choice!r}; known are {', '.join(known)}")
 
 
 def as_plan(value: Any) -> Plan:

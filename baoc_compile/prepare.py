@@ -14,9 +14,11 @@ from baoc_compile.errors import OptionError
 from baoc_compile.notices import notice, refuse_untraceable
 from baoc_compile.passes.adopt_state import adopt_state, fresh
 from baoc_compile.passes.choose_uniform import decide
-from baoc_compile.passes.discover_state import Filled, discover_state
+from baoc_compile.passes.discover_state import Filled, StateSchema, discover_state
 from baoc_compile.plan import as_plan
 from baoc_compile.session import session_of
+from baoc_compile.state_tensor import bytes_of
+from baoc_compile.step_graph import ParameterTable
 
 log = logging.getLogger("baoc")
 
@@ -56,7 +58,7 @@ def prepare(
     session.configure(budget, chosen, seed)
     slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
     try:
-        decide(session, table, slots_of)
+        decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
     except Exception:
         session.memory_budget, session.plan, session.seed, session.is_explicit = before
         raise
@@ -80,3 +82,14 @@ def prepare(
             notice(optimizer, f"{schema.reason}; only state of the parameter's own shape can be compressed")
     if any(schema.first is None for schema in schemas):
         log.info("%s makes its own state at its first step, which is then converted", type(optimizer).__name__)
+
+
+def _bytes_beside_slots(schemas: list[StateSchema], table: ParameterTable) -> int:
+    """Counters that will be filled in: they count against the budget too."""
+    total = 0
+    for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
+        slots = {slot.key for slot in schema.slots}
+        for key, entry in ({} if table.state(index) else schema.first or {}).items():
+            filled = isinstance(entry, Filled) and key not in slots
+            total += parameter.numel() * entry.dtype.itemsize if filled else bytes_of(entry)
+    return total

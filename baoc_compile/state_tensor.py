@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.errors import StateError
 from baoc_compile.kernels.catalogue import codec_named
 from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
+from baoc_compile.kernels.trace import exact_encode
 
 #: Elements encoded or decoded at a time.
 CHUNK_ELEMENTS = 1 << 16
@@ -77,7 +80,7 @@ class StateTensor(Tensor):
             lanes = lanes.clamp(max=start + chunk.numel() - 1)
             random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = self.codec.encode(chunk.to(target)[lanes - start].view(-1, width), random)
+            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random)
             for part in self.codec.parts:
                 count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
                 self.parts[part.name][start // step : start // step + count] = encoded[part.name].reshape(-1)[:count]
@@ -141,7 +144,23 @@ class StateTensor(Tensor):
             return args[0].like(torch.clone)
         if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
             return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
+        if _makes_view(func) and not _is_fake(args[0]):
+            raise StateError(
+                f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
+                "use .decode(), or operations on the whole tensor"
+            )
         return _decode_run_encode(func, args, kwargs)
+
+
+def _makes_view(func: Any) -> bool:
+    """Does the operation return memory of an argument that it does not write?"""
+    returned = [r.alias_info for r in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in returned)
+
+
+def _is_fake(value: Any) -> bool:
+    """While torch traces, only shapes matter."""
+    return not isinstance(value, StateTensor) or any(isinstance(p, FakeTensor) for p in value.parts.values())
 
 
 def _decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:

@@ -6,9 +6,10 @@ Transient memory is bounded by `CHUNK_ELEMENTS` times the number of live values,
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from baoc_compile.kernels.counter_hash import fold_index
+from baoc_compile.kernels.trace import with_exact_roots
 from baoc_compile.program import Operand, ProgramGraph, TensorArguments
 
 CHUNK_ELEMENTS = 1 << 16
@@ -19,7 +20,7 @@ class TorchProgram:
 
     def __init__(self, graph: ProgramGraph, chunk_elements: int = CHUNK_ELEMENTS):
         self.graph = graph
-        self.gm = _with_exact_roots(graph.gm)
+        self.gm = with_exact_roots(graph.gm.graph)
         self.source = self.gm.code
         self.chunk_elements = max(graph.width, chunk_elements // graph.width * graph.width)
 
@@ -75,20 +76,6 @@ class TorchProgram:
                 value = by_name[operand.name].to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
                 _store(arguments.tensors[operand.name], lanes[: stop - start], value)
         return {o.name: by_name[o.name] for o in operands if o.written and o.kind == "scalar"}
-
-
-def correctly_rounded_sqrt(x: Tensor) -> Tensor:
-    """torch's float32 square root on a CPU is not correctly rounded (up to 1 ulp off in 1 of 6 values); this is."""
-    return torch.sqrt(x.to(torch.float64)).to(x.dtype)
-
-
-def _with_exact_roots(gm: fx.GraphModule) -> fx.GraphModule:
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
-    for node in graph.nodes:
-        if node.target is torch.ops.aten.sqrt.default:
-            node.target = correctly_rounded_sqrt
-    return fx.GraphModule(gm, graph)
 
 
 def _elements(tensor: Tensor, lanes: Tensor) -> Tensor:

@@ -21,8 +21,11 @@ log = logging.getLogger("baoc")
 SlotsOf = Mapping[int, tuple[Slot, ...]]  # by parameter index
 
 
-def decide(session: Session, table: ParameterTable, slots_of: SlotsOf) -> None:
-    """Gives every slot in `slots_of` a codec, once and for all. Raises BudgetError, PlanError; then nothing changed."""
+def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_come: int = 0) -> None:
+    """Gives every slot in `slots_of` a codec, once and for all. `bytes_to_come`: counters that do not exist yet.
+
+    Raises BudgetError, PlanError; then nothing changed.
+    """
     undecided = {i: slots for i, slots in slots_of.items() if any(s.key not in _decided(session, table, i) for s in slots)}
     if not undecided:
         return
@@ -32,7 +35,7 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf) -> None:
     if session.memory_budget is None or session.plan is not None and session.plan.parameters:
         plan = session.plan or Plan(seed=session.seed)
     else:
-        plan = _best_fit(session, table, undecided, session.memory_budget)
+        plan = _best_fit(session, table, undecided, session.memory_budget, bytes_to_come)
     found = _decisions(plan, table, undecided)
     session.plan = plan
     for index, decisions in found.items():
@@ -57,11 +60,13 @@ def _decisions(plan: Plan, table: ParameterTable, slots_of: SlotsOf) -> dict[int
     return {i: {s.key: Decision(*plan.codec(table, i, s)) for s in slots} for i, slots in slots_of.items()}
 
 
-def _best_fit(session: Session, table: ParameterTable, undecided: SlotsOf, budget: MemoryBudget) -> Plan:
+def _best_fit(
+    session: Session, table: ParameterTable, undecided: SlotsOf, budget: MemoryBudget, bytes_to_come: int
+) -> Plan:
     """Least sum of the slots' largest relative errors among the uniform configurations that fit; then fewest bytes."""
     settled = {p: d for p, d in session.decisions.items()}
     fixed = sum(d.codec.storage_bytes(p.numel()) for p, slots in settled.items() for d in slots.values())
-    counters = sum(
+    counters = bytes_to_come + sum(
         bytes_of(value)
         for index in range(len(table.parameters))
         for key, value in table.state(index).items()

@@ -156,6 +156,8 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "fill": lambda x, value: _like(value, x).expand(x.shape),
     "copy": copy,
     "zero": zero,
+    "index_put": lambda x, indices, values, accumulate=False: _where(indices[0], values, x),
+    "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
 }
@@ -163,6 +165,13 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
 
 def _like(value: Any, x: Any) -> Any:
     return _as_tensor(value).to(x.dtype)
+
+
+def _where(mask: Any, value: Any, x: Any) -> Any:
+    """x with `value` where the mask is true, as `x[mask] = value` does for one number."""
+    if mask.dtype != torch.bool or mask.shape != x.shape or getattr(value, "ndim", 0):
+        raise TypeError("only a mask of the tensor's own shape and one number are elementwise")
+    return torch.where(mask, _like(value, x), x)
 
 
 def _clamp(x: Any, low: Any, high: Any) -> Any:

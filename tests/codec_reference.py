@@ -202,4 +202,5 @@ def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray
     if codec_name == "softsign8":
         k = np.minimum(k, 126)  # there is no level above 127
         return scale * 254 / ((254 - k) * (253 - k)) + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
-    return scale**2 * (2 * k + 1) / 254**2 + noise + 2.0**-149
+    top = np.where(k == 254, 2.0**-6 * (1 + 2.0**-8) * largest, 0)  # the largest value's root is rounded to bf16
+    return np.maximum(scale**2 * (2 * k + 1) / 254**2, top) + noise + 2.0**-149

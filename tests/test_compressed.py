@@ -61,9 +61,15 @@ class Mismatches:
         self.scales = self.groups = self.codes = self.elements = 0
 
     def add(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> int:
-        """Returns the largest difference of a code."""
+        """Returns the largest difference of a code.
+
+        A group's largest element takes the top code even if the scale was rounded up, which costs the runner-up, one
+        ulp below it, a second level of sqrt8: that counts as one.
+        """
         name = "codes" if "codes" in expected else "values"
         off = distance(found[name], expected[name])
+        if expected[name].dtype == np.uint8:
+            off[(off == 2) & (np.maximum(found[name], expected[name]) == 254)] = 1
         if "scales" in expected:
             scale_off = distance(found["scales"], expected["scales"])
             assert scale_off.max() <= 1
@@ -94,6 +100,8 @@ def test_every_step_stores_what_the_codec_makes_of_the_exact_state(name, plan):
     case = CASES[name]
     options = {**case.options, **({"foreach": plan == "8bit"} if case.has_foreach else {})}
     parameters = [torch.nn.Parameter(p) for p in new_parameters()]
+    for p in parameters:
+        p.grad = torch.empty_like(p)
     optimizer = build(case, parameters, options)
     step = compiled_step(optimizer, plan, prepared=True)
     codecs = {key: codec if codec == "fp32" or plan == "8bit" else plan for key, codec in case.slots.items()}
@@ -101,7 +109,7 @@ def test_every_step_stores_what_the_codec_makes_of_the_exact_state(name, plan):
     generator = torch.Generator().manual_seed(4)
     for _ in range(STEPS):
         for p in parameters:
-            p.grad = torch.randn(p.shape, generator=generator)
+            p.grad.copy_(torch.randn(p.shape, generator=generator))  # a new tensor would make Dynamo retrace Plain
         exact, exact_parameters = copy_in(torch.float64, case, options, optimizer)
         eager, eager_parameters = copy_in(torch.float32, case, options, optimizer)
         clocks = [{k: v.parts["clock"].item() for k, v in compressed(optimizer, p).items()} for p in parameters]

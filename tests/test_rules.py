@@ -1,0 +1,167 @@
+"""Reading rules out of graphs: slots, signs, classes, the prelude, reordered in-place arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import baoc_compile
+from baoc_compile.passes.discover_state import Filled, discover_state
+from baoc_compile.step_graph import ParameterTable
+
+NONNEGATIVE = {
+    "AdamW": {"exp_avg_sq"},
+    "Adam": {"exp_avg_sq", "max_exp_avg_sq"},
+    "NAdam": {"exp_avg_sq"},
+    "RAdam": {"exp_avg_sq"},
+    "Adamax": {"exp_inf"},
+    "Adagrad": {"sum"},
+    "RMSprop": {"square_avg"},
+    "Adadelta": {"square_avg", "acc_delta"},
+    "Rprop": {"step_size"},
+    "ASGD": set(),
+    "SGD": set(),
+}
+OPTIONS = {"Adam": {"amsgrad": True}, "SGD": {"momentum": 0.9}}
+
+
+def optimizer(name, params=None):
+    params = params or [torch.nn.Parameter(torch.randn(6, 5))]
+    return getattr(torch.optim, name)(params, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", NONNEGATIVE)
+@pytest.mark.parametrize("foreach", [False, True])
+def test_signs_are_proven_from_the_traced_step(name, foreach):
+    params = [torch.nn.Parameter(torch.randn(6, 5))]
+    ours = getattr(torch.optim, name)(params, **OPTIONS.get(name, {}), foreach=foreach)
+    step = torch.compile(ours.step, backend="baoc")
+    for _ in range(2):
+        params[0].grad = torch.randn(6, 5)
+        step()
+    (rule,) = baoc_compile.inspect(ours).rules
+    assert {s.key for s in rule.slots if s.nonnegative} == NONNEGATIVE[name]
+    assert not any(s.exact_reason for s in rule.slots)
+
+
+@pytest.mark.parametrize("name", NONNEGATIVE)
+def test_discovery_finds_the_same_slots_and_first_values(name):
+    ours = optimizer(name)
+    (schema,) = discover_state(ParameterTable.of(ours))
+    stock = optimizer(name, [torch.nn.Parameter(torch.randn(6, 5))])
+    (p,) = stock.param_groups[0]["params"]
+    p.grad = torch.zeros(6, 5)
+    stock.step()
+    assert schema.first is not None and set(schema.first) == set(stock.state[p])
+    assert {s.key for s in schema.rule.slots if s.nonnegative} == NONNEGATIVE[name]
+    filled = {key: entry.value for key, entry in schema.first.items() if isinstance(entry, Filled)}
+    expected_start = {"step_size": 1e-2}  # Rprop starts from its learning rate
+    assert all(value == pytest.approx(expected_start.get(key, 0.0)) for key, value in filled.items())
+
+
+def test_what_cannot_be_filled_in_is_left_to_the_optimizer():
+    dampened = torch.optim.SGD([torch.nn.Parameter(torch.randn(80, 64))], momentum=0.9, dampening=0.5)
+    (schema,) = discover_state(ParameterTable.of(dampened))
+    assert schema.first is None  # its first step copies the gradient, undampened
+    baoc_compile.prepare(dampened, plan="8bit")
+    assert not dampened.state
+
+
+class SharedClock(torch.optim.Optimizer):
+    """One step counter for all parameters, changed in place, and a global gradient norm."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-2})
+        self.clock = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self):
+        params = self.param_groups[0]["params"]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in params]))
+        self.clock.add_(1)
+        scale = 1 / (norm + 1e-6) / self.clock.sqrt()
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["m"] = torch.zeros_like(p)
+            state["m"].mul_(0.9).add_(p.grad * scale)
+            p.sub_(state["m"], alpha=self.param_groups[0]["lr"])
+
+
+class WriteAfterRead(torch.optim.Optimizer):
+    """Overwrites an intermediate in place after another value was computed from it."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-2})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state["m"] = torch.zeros_like(p)
+                state["step"] = torch.zeros(())
+            state["step"] += 1
+            scale = 1.0 / state["step"]
+            doubled = scale * 2
+            scale.mul_(0.5).add_(0.25)
+            before = p.grad * 1.0
+            after = before * doubled
+            before.mul_(scale)
+            state["m"].add_(before).mul_(0.9)
+            p.sub_(after + state["m"], alpha=1e-2)
+
+
+@pytest.mark.parametrize("cls", [SharedClock, WriteAfterRead])
+def test_unusual_but_elementwise_steps_equal_eager(cls):
+    results = []
+    for use_baoc in (False, True):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s)) for s in ((6, 5), (7,), ())]
+        ours = cls(params)
+        step = torch.compile(ours.step, backend="baoc", options={"plan": "fp32"}) if use_baoc else ours.step
+        for t in range(4):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i))
+            step()
+        results.append([p.detach() for p in params])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+    inspection = baoc_compile.inspect(ours)
+    assert not inspection.as_traced and len(inspection.rules) == 1
+    if cls is SharedClock:
+        assert ours.clock.item() == 4  # counted once a step, not once a parameter
+
+
+class LayerwiseScaled(torch.optim.Optimizer):
+    """LAMB-like: the norm of the update itself, which no elementwise program can compute."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-2})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state["m"] = torch.zeros_like(p)
+            state["m"].mul_(0.9).add_(p.grad)
+            p.sub_(state["m"] * (p.norm() / state["m"].norm()), alpha=1e-2)
+
+
+def test_a_reduction_of_computed_values_runs_as_traced():
+    results = []
+    for use_baoc in (False, True):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(80, 64)) for _ in range(2)]
+        ours = LayerwiseScaled(params)
+        step = torch.compile(ours.step, backend="baoc", options={"plan": "8bit", "inner_backend": "eager"}) if use_baoc else ours.step
+        for t in range(4):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i))
+            step()
+        results.append([p.detach() for p in params])
+    assert len(baoc_compile.inspect(ours).as_traced) == 2
+    assert ours.state[params[0]]["m"].codec.name == "softsign8"
+    for eager, compiled in zip(*results, strict=True):
+        assert (eager - compiled).norm() < 1e-2 * eager.norm()
