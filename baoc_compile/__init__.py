@@ -1,8 +1,8 @@
 """baoc: optimizers whose memory is a budget you set.
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    baoc_compile.prepare(optimizer, memory_budget="28%")
-    step = torch.compile(optimizer.step, backend="baoc")
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+baoc_compile.prepare(optimizer, memory_budget="28%")
+step = torch.compile(optimizer.step, backend="baoc")
 """
 
 from pathlib import Path

@@ -24,7 +24,9 @@ from baoc_compile.session import session_of
 from baoc_compile.step_graph import StepGraph
 
 
-def baoc(gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+def baoc(
+    gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """The backend. `options`: see `Options`.
 
     A graph that is not an optimizer step goes to the inner backend untouched. Raises OptionError, BudgetError and
@@ -61,7 +63,8 @@ def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
     flat = unbatch_foreach(gm)
     roles = {flat.inputs[node]: role for node, role in traced.roles.items()}
     # parameters and state are looked up in the optimizer: the graph must not keep them alive
-    kept = {n.target: getattr(gm, n.target) for n, role in roles.items() if n.op == "get_attr" and role.kind == "scalar"}
+    scalars = [str(n.target) for n, role in roles.items() if n.op == "get_attr" and role.kind == "scalar"]
+    kept = {name: getattr(gm, name) for name in scalars}
     return StepGraph(
         traced.table,
         module_of(flat.graph, kept, "FlatStep"),
@@ -84,7 +87,10 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
                 found[index] = tuple(
                     Slot(key)
                     for key, value in step.table.state(index).items()
-                    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == shape and value.ndim
+                    if isinstance(value, torch.Tensor)
+                    and value.is_floating_point()
+                    and value.shape == shape
+                    and value.ndim
                 )
     return found
 

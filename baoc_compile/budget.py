@@ -11,7 +11,9 @@ DEFAULT_BUDGET = "28%"
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|(?:[kKmMgGtT][iI]?)?[bB](?:\s*/\s*param(?:eter)?)?)?\s*")
+_PATTERN = re.compile(
+    r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|(?:[kKmMgGtT][iI]?)?[bB](?:\s*/\s*param(?:eter)?)?)?\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class MemoryBudget:
     def parse(cls, value: str | int | float) -> MemoryBudget:
         """Raises OptionError that names the option and the accepted forms."""
         problem = OptionError(
-            f"memory_budget: {value!r} is not a budget; write \"25%\" (of full-precision state), "
+            f'memory_budget: {value!r} is not a budget; write "25%" (of full-precision state), '
             '"2.2 B/param", "512 MiB" or a number of bytes'
         )
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):

@@ -53,4 +53,3 @@ class CompiledStep:
         if not bound:
             return True
         return all(bound.get(node, value) is value for node, value in zip(self.step.arguments, arguments, strict=True))
-

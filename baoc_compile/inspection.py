@@ -45,7 +45,11 @@ class Inspection:
 
     def __str__(self) -> str:
         """The rewritten step and its rules, to read."""
-        parts = [f"optimizer state: {self.state_bytes} bytes", step_text(self.graphs["rewritten"]), *map(str, self.rules)]
+        parts = [
+            f"optimizer state: {self.state_bytes} bytes",
+            step_text(self.graphs["rewritten"]),
+            *map(str, self.rules),
+        ]
         return "\n\n".join(parts)
 
 
@@ -57,7 +61,7 @@ def inspect(optimizer_or_step: Any) -> Inspection:
     session = next(iter(_sessions_behind(optimizer_or_step)), None)
     if session is None or not session.steps:
         raise StateError(
-            "inspect: no step of this optimizer has been compiled with backend=\"baoc\" yet; call the compiled step once"
+            'inspect: no step of this optimizer has been compiled with backend="baoc" yet; call the compiled step once'
         )
     compiled: CompiledStep = next((s for s in reversed(session.steps) if s.rewritten is not None), session.steps[-1])
     rewritten = compiled.rewritten or compiled.bind()
@@ -70,7 +74,9 @@ def inspect(optimizer_or_step: Any) -> Inspection:
 
 def state_bytes(optimizer: Any) -> int:
     """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
-    return sum(bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values())
+    return sum(
+        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
+    )
 
 
 def _view(launch: Launch) -> ProgramView:

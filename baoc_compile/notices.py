@@ -8,6 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
         if not _FUSED_NOTICED and _inside_baoc():
             _FUSED_NOTICED.append(True)
             warnings.warn(
-                "an optimizer created with fused=True was compiled with backend=\"baoc\", but torch.compile never traces "
+                'an optimizer created with fused=True was compiled with backend="baoc", but torch.compile never traces '
                 "fused steps, so its state stays as it is; create it with fused=False (baoc fuses the step itself)",
                 BaocWarning,
                 stacklevel=2,
@@ -70,7 +71,7 @@ _FUSED_NOTICED: list[bool] = []
 
 def _inside_baoc() -> bool:
     """Is a function compiled with backend="baoc" on the stack?"""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py"):
             backend = frame.f_locals.get("callback")

@@ -31,7 +31,7 @@ class Options:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(given) - known)
         if unknown:
-            raise OptionError(f"unknown option {unknown[0]!r} of backend \"baoc\"; known are {', '.join(sorted(known))}")
+            raise OptionError(f'unknown option {unknown[0]!r} of backend "baoc"; known are {", ".join(sorted(known))}')
         if given.get("memory_budget") is not None:
             given["memory_budget"] = MemoryBudget.parse(given["memory_budget"])
         if given.get("plan") is not None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from baoc_compile.codec import Codec, Slot
 from baoc_compile.errors import PlanError
 from baoc_compile.kernels.catalogue import CODECS, FORMATS, codec_for, codec_named, full_precision
@@ -118,7 +117,9 @@ class Plan:
             name = _typed(fields["name"], str, f"{where}.name")
             parameters[index] = ParameterPlan(name, shape, _typed(fields["slots"], dict, f"{where}.slots"))
         default = _typed(data["default"], dict, "default")
-        plan = cls(default, parameters, _typed(data["seed"], int, "seed"), _typed(data["memory_budget"], str, "memory_budget"))
+        plan = cls(
+            default, parameters, _typed(data["seed"], int, "seed"), _typed(data["memory_budget"], str, "memory_budget")
+        )
         plan._validate()
         return plan
 

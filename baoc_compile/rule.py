@@ -82,11 +82,22 @@ class UpdateRule:
         return "\n".join(lines)
 
 
-_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
+_OPERATORS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "pow": "**",
+    "gt": ">",
+    "ge": ">=",
+    "lt": "<",
+    "le": "<=",
+    "eq": "==",
+}
 
 
 def _expression(node: fx.Node) -> str:
-    name = getattr(node.target, "overloadpacket", node.target).__name__
+    name = str(getattr(getattr(node.target, "overloadpacket", node.target), "__name__", node.target))
     arguments = [f"{a:.17g}" if isinstance(a, float) else str(a) for a in node.args]
     if name in _OPERATORS and len(arguments) == 2:
         return f" {_OPERATORS[name]} ".join(arguments)

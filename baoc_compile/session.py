@@ -57,7 +57,9 @@ class Session:
         """The plan with every decision made so far, by parameter."""
         table = self.table()
         parameters = {
-            index: ParameterPlan(table.names[index], tuple(p.shape), {k: d.codec.name for k, d in self.decisions[p].items()})
+            index: ParameterPlan(
+                table.names[index], tuple(p.shape), {k: d.codec.name for k, d in self.decisions[p].items()}
+            )
             for index, p in enumerate(table.parameters)
             if p in self.decisions
         }

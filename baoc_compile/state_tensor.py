@@ -37,14 +37,18 @@ class StateTensor(Tensor):
     parts: dict[str, Tensor]
 
     @staticmethod
-    def __new__(cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]) -> StateTensor:
+    def __new__(
+        cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]
+    ) -> StateTensor:
         device = next(iter(parts.values())).device
         self = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         self.codec, self.salt, self.parts = codec, salt, parts
         return self
 
     @classmethod
-    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, codec: Codec, slot: str, seed: int) -> StateTensor:
+    def empty(
+        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, codec: Codec, slot: str, seed: int
+    ) -> StateTensor:
         """Zero codes. Decodes to zeros for every codec here."""
         numel = torch.Size(shape).numel()
         parts = {p.name: torch.zeros(codec.part_numel(p, numel), dtype=p.dtype, device=device) for p in codec.parts}
@@ -129,13 +133,15 @@ class StateTensor(Tensor):
         memo[id(self)] = copied
         return copied
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return (
+            f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
+        )
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         aten = torch.ops.aten
         if func in (aten.detach.default, aten.alias.default):
@@ -194,7 +200,9 @@ def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
 _NO_RANDOM = Random(torch.empty(0), torch.empty(0))
 
 
-def rebuild_state_tensor(shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]) -> StateTensor:
+def rebuild_state_tensor(
+    shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]
+) -> StateTensor:
     """What a pickled StateTensor calls; allowed in `torch.load(weights_only=True)`."""
     return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
 

@@ -41,7 +41,9 @@ class ParameterTable:
         for group_index, group in enumerate(optimizer.param_groups):
             given = group.get("param_names") or []
             for position, parameter in enumerate(group["params"]):
-                default = given[position] if position < len(given) else f"param_groups[{group_index}].params[{position}]"
+                default = (
+                    given[position] if position < len(given) else f"param_groups[{group_index}].params[{position}]"
+                )
                 table.parameters.append(parameter)
                 table.names.append(named.get(id(parameter), default))
                 table.groups.append(group_index)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from baoc_compile.kernels.bits import bits_of
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random
-from baoc_compile.kernels.bits import bits_of, from_bits
 
 
 class Bfloat16(Codec):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from baoc_compile.kernels.counter_hash import uniform
+from torch import Tensor
 
 #: Probabilities closer than this to 0 or 1 are float32 noise: such a value is on its level and stays there.
 ON_LEVEL = 2.0**-13

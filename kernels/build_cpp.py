@@ -16,16 +16,15 @@ from pathlib import Path
 log = logging.getLogger("baoc")
 
 #: No contraction into fused multiply-adds and wrapping integers: the bits are those of torch's own operations.
-FLAGS = (
-    "-std=c++17 -O3 -march=native -fPIC -shared -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -fwrapv"
-).split()
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv"]
 
 
 class CompilerMissing(RuntimeError):
     """No C++ compiler on this machine, or it rejects the flags."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiler() -> str:
     """`$CXX`, else g++, else clang++. Raises CompilerMissing."""
     for candidate in (os.environ.get("CXX"), "g++", "clang++"):
@@ -40,7 +39,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BAOC_CACHE_DIR", default))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _machine() -> str:
     """What -march=native depends on."""
     try:
@@ -51,7 +50,7 @@ def _machine() -> str:
     return platform.machine() + flags
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def build(source: str) -> ctypes.CDLL:
     """The loaded library. Raises CompilerMissing; a compile error is a bug and names the kept source file."""
     command = [*compiler().split(), *FLAGS]

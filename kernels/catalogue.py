@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-
-from baoc_compile.codec import Codec, Slot
-from baoc_compile.errors import PlanError
 from baoc_compile.kernels.bf16 import Bfloat16
 from baoc_compile.kernels.companded8 import Softsign8, Sqrt8
 from baoc_compile.kernels.full import Full
+
+from baoc_compile.codec import Codec, Slot
+from baoc_compile.errors import PlanError
 
 CODECS: dict[str, Codec] = {c.name: c for c in (Full(), Full(torch.float64), Bfloat16(), Softsign8(), Sqrt8())}
 

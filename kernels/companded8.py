@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from baoc_compile.kernels.bits import as_bf16, group_max, rounds_up, truncate_to_bf16
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot
-from baoc_compile.kernels.bits import as_bf16, group_max, rounds_up, truncate_to_bf16
 
 GROUP_SIZE = 32
 

@@ -6,10 +6,10 @@ import ctypes
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from baoc_compile.kernels.build_cpp import build
 from baoc_compile.kernels.emit_cpp import CppEmitter
+from torch import Tensor
+
 from baoc_compile.program import ProgramGraph, TensorArguments
 
 #: Elements below which another thread does not pay.
@@ -37,7 +37,9 @@ class CppProgram:
         numel = np.array([a.numel for a in batch], dtype=np.int64)
         blocks = np.concatenate([[0], np.cumsum(-(-numel // self.graph.width))]).astype(np.int64)
         threads = max(1, min(torch.get_num_threads(), int(numel.sum()) // ELEMENTS_PER_THREAD))
-        self._run(ctypes.c_int64(len(batch)), *(_address(a) for a in (at, layout_at, given, derived, numel, blocks)), threads)
+        self._run(
+            ctypes.c_int64(len(batch)), *(_address(a) for a in (at, layout_at, given, derived, numel, blocks)), threads
+        )
 
 
 def _address(array: np.ndarray) -> ctypes.c_void_p:

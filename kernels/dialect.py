@@ -85,7 +85,12 @@ def name_of(target: Callable[..., Any]) -> str:
 
 def is_supported(target: Callable[..., Any]) -> bool:
     """May a rule contain this operation?"""
-    return name_of(target) in CPP or name_of(target) == "lerp" or target is torch.ops.aten.view.dtype or name_of(target) == "amax"
+    return (
+        name_of(target) in CPP
+        or name_of(target) == "lerp"
+        or target is torch.ops.aten.view.dtype
+        or name_of(target) == "amax"
+    )
 
 
 def unsupported_reason(target: Callable[..., Any]) -> str:

@@ -12,9 +12,9 @@ import math
 from collections import defaultdict
 
 import torch
+from baoc_compile.kernels.dialect import CPP, PREDICATES, bitcast, name_of
 from torch import fx
 
-from baoc_compile.kernels.dialect import CPP, PREDICATES, bitcast, name_of
 from baoc_compile.program import Operand, ProgramGraph
 
 _TYPES = {
@@ -121,8 +121,11 @@ class CppEmitter:
         self.operand = {o.name: o for o in graph.operands}
         self.stage = self._stages()
         self.derived = [
-            n for n in self.nodes
-            if self._kind(n) == "scalar" and not _is_constant(n) and any(self._kind(u) in ("element", "group") for u in n.users)
+            n
+            for n in self.nodes
+            if self._kind(n) == "scalar"
+            and not _is_constant(n)
+            and any(self._kind(u) in ("element", "group") for u in n.users)
         ] + [n for n in self._scalar_outputs_for_elements() if self._kind(n) == "scalar"]
         self.source = self._emit()
 
@@ -134,7 +137,11 @@ class CppEmitter:
 
     def _scalar_outputs_for_elements(self) -> list[fx.Node]:
         found = [v for name, v in self.new_value.items() if self.operand[name].kind != "scalar"]
-        return [v for v in dict.fromkeys(found) if not _is_constant(v) and not any(self._kind(u) in ("element", "group") for u in v.users)]
+        return [
+            v
+            for v in dict.fromkeys(found)
+            if not _is_constant(v) and not any(self._kind(u) in ("element", "group") for u in v.users)
+        ]
 
     def _stages(self) -> dict[fx.Node, int]:
         """The number of group reductions that must be finished before a node can be computed."""
@@ -149,7 +156,11 @@ class CppEmitter:
 
     def _emit(self) -> str:
         title = f"// {self.graph.title}\n"
-        sizes = {"pointers": len(self.pointers), "numbers": max(1, len(self.numbers)), "derived": max(1, len(self.derived))}
+        sizes = {
+            "pointers": len(self.pointers),
+            "numbers": max(1, len(self.numbers)),
+            "derived": max(1, len(self.derived)),
+        }
         return title + _PRELUDE + self._scalars() + self._elements() + _DRIVER.format(**sizes)
 
     def _scalars(self) -> str:
@@ -161,7 +172,9 @@ class CppEmitter:
             operand = self.operand[name]
             if operand.kind == "scalar":
                 ctype = _TYPES[operand.dtype]
-                lines.append(f"  *static_cast<{ctype}*>(at[{self._pointer(operand)}]) = {self._operand_text(value, ctype)};")
+                lines.append(
+                    f"  *static_cast<{ctype}*>(at[{self._pointer(operand)}]) = {self._operand_text(value, ctype)};"
+                )
         lines += [f"  derived[{i}] = double({node.name});" for i, node in enumerate(self.derived)]
         body = "\n".join(lines)
         return f"\nstatic void scalars(void* const* at, const double* numbers, double* derived) {{\n{body}\n}}\n"
@@ -176,7 +189,9 @@ class CppEmitter:
             "                     int64_t first, int64_t last) {",
             f"  constexpr int width = {width};",
         ]
-        out += [f"  const {self._ctype(n)} {n.name} = {self._ctype(n)}(derived[{i}]);" for i, n in enumerate(self.derived)]
+        out += [
+            f"  const {self._ctype(n)} {n.name} = {self._ctype(n)}(derived[{i}]);" for i, n in enumerate(self.derived)
+        ]
         out += [
             "  for (int64_t block = first; block < last; ++block) {",
             "    const int64_t start = block * width;",
@@ -191,7 +206,9 @@ class CppEmitter:
             ctype, k = _TYPES[o.dtype], self._pointer(o)
             call = "load" if o.read else "destination"
             out.append(f"    {ctype} {o.name}_buffer[width];")
-            out.append(f"    {ctype}* const {o.name}_lanes = {call}({o.name}_buffer, at[{k}], layouts[{k}], start, count, width);")
+            out.append(
+                f"    {ctype}* const {o.name}_lanes = {call}({o.name}_buffer, at[{k}], layouts[{k}], start, count, width);"
+            )
         for o in groups:
             if o.read:
                 ctype = _TYPES[o.dtype]
@@ -239,7 +256,9 @@ class CppEmitter:
             reduced = f" reduction(max : {', '.join(reductions[stage])})" if reductions[stage] else ""
             lines += [f"#pragma omp simd{reduced}", "    for (int j = 0; j < width; ++j) {"]
             for n in self._recalled(stage):
-                lines.append(f"      const {self._ctype(n)} {n.name} = {self._value(n) if _is_truth(n) else n.name + '_kept[j]'};")
+                lines.append(
+                    f"      const {self._ctype(n)} {n.name} = {self._value(n) if _is_truth(n) else n.name + '_kept[j]'};"
+                )
             lines += [f"      {line}" for line in body[stage]]
             lines.append("    }")
         return lines
@@ -294,8 +313,12 @@ class CppEmitter:
             return f"({self._operand_text(node.args[1], result)} - {self._operand_text(node.args[0], result)})"
         if name == "pow" and node.args[1] in (2, 3, 0.5, -1):
             base = self._operand_text(node.args[0], result)
-            return {2: f"({base} * {base})", 3: f"({base} * {base} * {base})", 0.5: f"std::sqrt({base})",
-                    -1: f"({result}(1) / {base})"}[node.args[1]]
+            return {
+                2: f"({base} * {base})",
+                3: f"({base} * {base} * {base})",
+                0.5: f"std::sqrt({base})",
+                -1: f"({result}(1) / {base})",
+            }[node.args[1]]
         types = [operand_type] * len(node.args)
         if name == "where":
             types = ["bool", result, result]

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from baoc_compile.program import Executable, Operand, ProgramGraph, TensorArguments
 
+_COUNT = itertools.count()
+
 
 @dataclass(eq=False)
 class Launch:
@@ -42,7 +44,9 @@ class Launch:
         """The operands that `state` holds for each tensor, in this order."""
         return [o for o in self.graph.operands if o.in_memory and o.source not in ("param", "grad")]
 
-    def run(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+    def run(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]
+    ) -> None:
         names = [o.name for o in self.state_operands]
         values = [float(s) for s in scalars]
         batch = []
@@ -54,14 +58,17 @@ class Launch:
         self.executable(batch)
 
 
-_COUNT = itertools.count()
 _LAUNCHES: weakref.WeakValueDictionary[str, Launch] = weakref.WeakValueDictionary()
 
 _library = torch.library.Library("baoc", "DEF")
-_library.define("fused_update(str launch, Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] state, Tensor[] scalars) -> ()")
+_library.define(
+    "fused_update(str launch, Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] state, Tensor[] scalars) -> ()"
+)
 
 
-def _fused_update(launch: str, params: list[Tensor], grads: list[Tensor], state: list[Tensor], scalars: list[Tensor]) -> None:
+def _fused_update(
+    launch: str, params: list[Tensor], grads: list[Tensor], state: list[Tensor], scalars: list[Tensor]
+) -> None:
     _LAUNCHES[launch].run(params, grads, state, scalars)
 
 

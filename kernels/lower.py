@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from functools import lru_cache
+from functools import cache
 
-from baoc_compile.errors import BaocWarning
 from baoc_compile.kernels.build_cpp import CompilerMissing
 from baoc_compile.kernels.cpp_program import CppProgram
 from baoc_compile.kernels.torch_program import TorchProgram
+
+from baoc_compile.errors import BaocWarning
 from baoc_compile.program import Executable, ProgramGraph
 
 log = logging.getLogger("baoc")
@@ -26,6 +27,8 @@ def lower(graph: ProgramGraph) -> Executable:
         return TorchProgram(graph)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"baoc runs optimizer steps without compiled code, which is slow: {reason}", BaocWarning, stacklevel=2)
+    warnings.warn(
+        f"baoc runs optimizer steps without compiled code, which is slow: {reason}", BaocWarning, stacklevel=2
+    )

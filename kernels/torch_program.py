@@ -6,10 +6,10 @@ Transient memory is bounded by `CHUNK_ELEMENTS` times the number of live values,
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from baoc_compile.kernels.counter_hash import fold_index
 from baoc_compile.kernels.trace import with_exact_roots
+from torch import Tensor
+
 from baoc_compile.program import Operand, ProgramGraph, TensorArguments
 
 CHUNK_ELEMENTS = 1 << 16

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
+from baoc_compile.kernels.counter_hash import element_words, group_words, step_key
+from baoc_compile.kernels.dialect import NO_OPS, is_supported, name_of, unsupported_reason
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
-from baoc_compile.kernels.counter_hash import element_words, group_words, step_key
-from baoc_compile.kernels.dialect import NO_OPS, is_supported, name_of, unsupported_reason
 
 _GROUPS = 3  # any number that is not 1
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced_decode(codec: Codec, width: int) -> fx.Graph:
     """Inputs: the parts in order. Output: values."""
     names = [part.name for part in codec.parts]
     return _trace(lambda *parts: (codec.decode(dict(zip(names, parts, strict=True))),), _stored(codec, width))
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced_encode(codec: Codec, width: int) -> fx.Graph:
     """Inputs: values, element words, group words. Outputs: the parts in order."""
 
@@ -37,7 +37,7 @@ def traced_encode(codec: Codec, width: int) -> fx.Graph:
     return _trace(encode, [torch.empty(_GROUPS, width), *words])
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced_words(width: int) -> fx.Graph:
     """Inputs: salt, clock, index, group index. Outputs: element words, group words, the next clock."""
 
@@ -55,7 +55,7 @@ def exact_encode(codec: Codec, value: Tensor, random: Random) -> dict[str, Tenso
     return {part.name: stored for part, stored in zip(codec.parts, parts, strict=True)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _exact_encoder(codec: Codec, width: int) -> fx.GraphModule:
     return with_exact_roots(traced_encode(codec, width))
 
@@ -92,7 +92,11 @@ def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Tensor]) 
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], lambda old: copied[old]))
             continue
-        if node.op == "call_function" and name_of(node.target) in NO_OPS and node.target is not torch.ops.aten.view.dtype:
+        if (
+            node.op == "call_function"
+            and name_of(node.target) in NO_OPS
+            and node.target is not torch.ops.aten.view.dtype
+        ):
             copied[node] = copied[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
             continue
         if node.op == "call_function" and not is_supported(node.target):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from baoc_compile.kernels.full import Full
 from torch import Tensor
 
 from baoc_compile.codec import Codec
-from baoc_compile.kernels.full import Full
 from baoc_compile.session import Session
 from baoc_compile.state_tensor import StateTensor
 from baoc_compile.step_graph import ParameterTable
@@ -56,4 +56,3 @@ def fresh(parameter: Tensor, dtype: torch.dtype, value: float, codec: Codec, key
 def storage_tensors(value: Tensor, codec: Codec) -> dict[str, Tensor]:
     """The parts (and clock) of an entry in the form of `codec`."""
     return dict(value.parts) if isinstance(value, StateTensor) else {codec.parts[0].name: value}
-

@@ -12,24 +12,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from baoc_compile.kernels.dialect import NO_OPS, is_supported, unsupported_reason
+from baoc_compile.passes.prove_signs import prove_signs
+from baoc_compile.passes.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
+from baoc_compile.passes.unbatch_foreach import alias_root
 from torch import fx
 from torch._decomp import core_aten_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from baoc_compile.codec import Slot
-from baoc_compile.kernels.dialect import NO_OPS, is_supported, unsupported_reason
-from baoc_compile.passes.prove_signs import prove_signs
-from baoc_compile.passes.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
-from baoc_compile.passes.unbatch_foreach import alias_root
 from baoc_compile.rule import RuleInput, UpdateRule, bounds_of
 from baoc_compile.step_graph import StepGraph
 
 _KEPT_WHOLE = {torch.ops.aten.lerp.Tensor, torch.ops.aten.lerp.Scalar, torch.ops.aten.sign.default}
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
-_VIEWS = {"view", "reshape", "t", "transpose", "permute", "narrow", "select", "getitem", "squeeze", "unsqueeze", "expand",
-          "flatten", "chunk", "split", "unbind", "as_strided", "slice", "view_as", "expand_as", "view_as_real"}
+_VIEWS = {
+    "view",
+    "reshape",
+    "t",
+    "transpose",
+    "permute",
+    "narrow",
+    "select",
+    "getitem",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "flatten",
+    "chunk",
+    "split",
+    "unbind",
+    "as_strided",
+    "slice",
+    "view_as",
+    "expand_as",
+    "view_as_real",
+}
 
 
 class NotElementwise(Exception):
@@ -54,7 +74,9 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     runner = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph))
 
     with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True):
-        examples = [torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs]
+        examples = [
+            torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs
+        ]
         decompositions = {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
         try:
             with torch.no_grad():
@@ -69,7 +91,7 @@ def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
 
 
 def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[RuleInput]:
-    found = []
+    found: list[RuleInput] = []
     for position, node in enumerate(piece.inputs):
         role = step.roles.get(node)
         node_shape = tuple(getattr(node.meta.get("example_value"), "shape", ()))
@@ -133,7 +155,9 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             value = getattr(gm, node.target)
             if value.ndim:
                 raise NotElementwise(f"constant tensor of shape {tuple(value.shape)}")
-            copied[node] = graph.call_function(torch.ops.aten.scalar_tensor.default, (value.item(),), {"dtype": torch.float64})
+            copied[node] = graph.call_function(
+                torch.ops.aten.scalar_tensor.default, (value.item(),), {"dtype": torch.float64}
+            )
         else:
             continue
         copied[node].meta = {"kind": _kind(node, shape), "dtype": node.meta["val"].dtype}
@@ -180,7 +204,7 @@ def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], s
         return copied[node.args[1]]
     if name == "mul" and type(node.args[1]) is int and node.args[1] == 1:
         return copied[node.args[0]]
-    constant = {"zeros_like": 0.0, "ones_like": 1.0, "zeros": 0.0, "ones": 1.0}.get(name)
+    constant: Any = {"zeros_like": 0.0, "ones_like": 1.0, "zeros": 0.0, "ones": 1.0}.get(name)
     if name in ("full", "full_like"):
         constant = node.args[1]
     if constant is not None:
@@ -199,6 +223,7 @@ def _kind(node: fx.Node, shape: tuple[int, ...]) -> str:
 def _drop_unused(graph: fx.Graph, inputs: list[RuleInput]) -> None:
     """Inputs that nothing reads; the parameter and the slots stay."""
     for node in list(graph.nodes):
-        if node.op == "placeholder" and not node.users:
-            if next(i for i in inputs if i.name == node.target).kind in ("scalar", "grad", "counter"):
-                graph.erase_node(node)
+        if node.op != "placeholder" or node.users:
+            continue
+        if next(i for i in inputs if i.name == node.target).kind in ("scalar", "grad", "counter"):
+            graph.erase_node(node)

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
+from baoc_compile.kernels.catalogue import FORMATS, full_precision
+
 from baoc_compile.budget import DEFAULT_BUDGET, MemoryBudget
 from baoc_compile.codec import Slot
 from baoc_compile.errors import BudgetError
-from baoc_compile.kernels.catalogue import FORMATS, full_precision
 from baoc_compile.plan import Plan
 from baoc_compile.session import Decision, Session
 from baoc_compile.state_tensor import StateTensor, bytes_of
@@ -26,13 +27,15 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
 
     Raises BudgetError, PlanError; then nothing changed.
     """
-    undecided = {i: slots for i, slots in slots_of.items() if any(s.key not in _decided(session, table, i) for s in slots)}
+    undecided = {
+        i: slots for i, slots in slots_of.items() if any(s.key not in _decided(session, table, i) for s in slots)
+    }
     if not undecided:
         return
     if not session.is_explicit:
         _keep_loaded(session, table, undecided)
         session.memory_budget = session.memory_budget or MemoryBudget.parse(DEFAULT_BUDGET)
-    if session.memory_budget is None or session.plan is not None and session.plan.parameters:
+    if session.memory_budget is None or (session.plan is not None and session.plan.parameters):
         plan = session.plan or Plan(seed=session.seed)
     else:
         plan = _best_fit(session, table, undecided, session.memory_budget, bytes_to_come)
@@ -72,25 +75,31 @@ def _best_fit(
         for key, value in table.state(index).items()
         if key not in {s.key for s in undecided.get(index, ())} and key not in _decided(session, table, index)
     )
-    everything = {**{table.parameters[i]: len(slots) for i, slots in undecided.items()}, **{p: len(s) for p, s in settled.items()}}
+    everything = {
+        **{table.parameters[i]: len(slots) for i, slots in undecided.items()},
+        **{p: len(s) for p, s in settled.items()},
+    }
     full = counters + sum(full_precision(p.dtype).storage_bytes(p.numel()) * n for p, n in everything.items())
     limit = budget.in_bytes(full, sum(p.numel() for p in everything))
     keys = sorted({slot.key for slots in undecided.values() for slot in slots})
+    candidates = _candidates(session, keys)
     if session.plan is not None:  # parameters that joined later follow the others where that fits
-        candidates = [session.plan, *_candidates(session, keys)]
-    else:
-        candidates = _candidates(session, keys)
+        candidates = [session.plan, *candidates]
     sizes = {}
     for order, plan in enumerate(candidates):
         decisions = _decisions(plan, table, undecided)
-        used = sum(d.codec.storage_bytes(table.parameters[i].numel()) for i, ds in decisions.items() for d in ds.values())
+        used = sum(
+            d.codec.storage_bytes(table.parameters[i].numel()) for i, ds in decisions.items() for d in ds.values()
+        )
         error = sum(max(ds[k].codec.relative_error for ds in decisions.values() if k in ds) for k in keys)
         follows = session.plan is not None and order == 0
         sizes[(not follows, error, fixed + counters + used, order)] = plan
     fitting = [rank for rank in sizes if rank[2] <= limit]
     smallest = min(rank[2] for rank in sizes)
     if not fitting and not session.is_explicit:  # nobody asked for this budget: come as close as possible
-        log.info("the default budget of %s is out of reach; the smallest configuration takes %d bytes", budget.text, smallest)
+        log.info(
+            "the default budget of %s is out of reach; the smallest configuration takes %d bytes", budget.text, smallest
+        )
         fitting = [rank for rank in sizes if rank[2] == smallest]
     if not fitting:
         raise BudgetError(
@@ -103,4 +112,7 @@ def _best_fit(
 
 def _candidates(session: Session, keys: list[str]) -> list[Plan]:
     choices = itertools.product(FORMATS, repeat=len(keys))
-    return [Plan({**dict(zip(keys, choice, strict=True)), "*": choice[-1] if choice else "fp32"}, seed=session.seed) for choice in choices]
+    return [
+        Plan({**dict(zip(keys, choice, strict=True)), "*": choice[-1] if choice else "fp32"}, seed=session.seed)
+        for choice in choices
+    ]

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from baoc_compile.kernels.dialect import name_of
+from baoc_compile.kernels.trace import traced_decode, traced_encode, traced_words
 from torch import fx
 
 from baoc_compile.codec import CLOCK_DTYPE, Codec
-from baoc_compile.kernels.dialect import name_of
-from baoc_compile.kernels.trace import traced_decode, traced_encode, traced_words
 from baoc_compile.program import Kind, Operand, OperandSource, ProgramGraph, Signature
 from baoc_compile.rule import UpdateRule
 
@@ -52,7 +52,9 @@ class _Composer:
             else:
                 self.graph.erase_node(self.nodes[name])
         gm = fx.GraphModule(torch.nn.Module(), self.graph)
-        return ProgramGraph(self.rule, dict(self.configuration), self.signature, gm, tuple(operands), outputs, self.width)
+        return ProgramGraph(
+            self.rule, dict(self.configuration), self.signature, gm, tuple(operands), outputs, self.width
+        )
 
     def _operand(self, name: str, kind: Kind, dtype: torch.dtype, source: OperandSource, key: str = "") -> None:
         node = self.graph.placeholder(name)
@@ -92,7 +94,9 @@ class _Composer:
         if codec is None:
             self.written[name] = self._cast(value, self.operands[name].dtype, f"{name}_new")
             return
-        stored_dtype = next((p.dtype for p in codec.parts if p.name == "values" and not codec.stochastic), torch.float32)
+        stored_dtype = next(
+            (p.dtype for p in codec.parts if p.name == "values" and not codec.stochastic), torch.float32
+        )
         words: list[Any] = [0, 0]
         if codec.stochastic:
             inputs = [self.nodes[n] for n in (f"{key}_salt", f"{key}_clock", "index", "group_index")]
@@ -134,7 +138,9 @@ class _Composer:
             node.meta = {"kind": like.meta["kind"], "dtype": dtype}
             return node
 
-        near = call(aten.lt.Scalar, (call(aten.abs.default, (weight,), weight, weight.meta["dtype"]), 0.5), weight, torch.bool)
+        near = call(
+            aten.lt.Scalar, (call(aten.abs.default, (weight,), weight, weight.meta["dtype"]), 0.5), weight, torch.bool
+        )
         beyond = call(aten.sub.Tensor, (weight, 1.0), weight, weight.meta["dtype"])
         factor = call(aten.where.self, (near, weight, beyond), weight, weight.meta["dtype"])
         difference = call(aten.sub.Tensor, (end, start), end, compute)

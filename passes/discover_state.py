@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from baoc_compile.passes.extract_rules import extract_rules
+from baoc_compile.passes.split_components import split_components
+from baoc_compile.passes.torch_calls import module_of
+from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from baoc_compile.codec import Slot
 from baoc_compile.errors import UnsupportedStep
-from baoc_compile.passes.extract_rules import extract_rules
-from baoc_compile.passes.split_components import split_components
-from baoc_compile.passes.torch_calls import module_of
-from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from baoc_compile.rule import UpdateRule
 from baoc_compile.step_graph import ParameterTable, Role, StepGraph
 
@@ -107,7 +107,7 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
     except Exception as error:
         raise UnsupportedStep(
             f"{type(optimizer).__name__}.step() cannot be tried on a small parameter ({type(error).__name__}: {error}); "
-            "state can't be filled in ahead. Use torch.compile(step, backend=\"baoc\") without prepare()"
+            'state can\'t be filled in ahead. Use torch.compile(step, backend="baoc") without prepare()'
         ) from error
     same = torch.equal(tried.detach(), again.detach()) and _same_state(recorded, filled.state.get(again, {}))
     rule, reason = _read_rule(recorder, filled, again, grad, before)
@@ -120,7 +120,9 @@ def _miniature(optimizer: Any, group: int, value: Tensor, grad: Tensor, state: A
     parameter.grad = grad
     small = copy.copy(optimizer)
     small.state = state
-    options = {k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.param_groups[group].items() if k != "params"}
+    options = {
+        k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.param_groups[group].items() if k != "params"
+    }
     if "foreach" in options:
         options["foreach"] = False
     small.param_groups = [{**options, "params": [parameter]}]
@@ -210,11 +212,22 @@ def _read_rule(
     recorder.graph.output(tuple(replaced))
     flat = unbatch_foreach(fx.GraphModule(torch.nn.Module(), recorder.graph))
     roles = {
-        flat.inputs[node]: known.get(id(node.meta["example_value"]), Role("scalar", key=node.name)) for node in placeholders
+        flat.inputs[node]: known.get(id(node.meta["example_value"]), Role("scalar", key=node.name))
+        for node in placeholders
     }
-    step = StepGraph(table, module_of(flat.graph, {}, "Miniature"), roles, {flat.returned[node]: role for node, role in replaced.items()}, [])
+    step = StepGraph(
+        table,
+        module_of(flat.graph, {}, "Miniature"),
+        roles,
+        {flat.returned[node]: role for node, role in replaced.items()},
+        [],
+    )
     try:
         classes = extract_rules(step, split_components(step).components)
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
-    return (classes[0].rule, classes[0].reason) if len(classes) == 1 else (None, f"{len(classes)} update rules for one parameter")
+    return (
+        (classes[0].rule, classes[0].reason)
+        if len(classes) == 1
+        else (None, f"{len(classes)} update rules for one parameter")
+    )

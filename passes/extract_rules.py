@@ -11,12 +11,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
-
 from baoc_compile.passes.canonicalize import NotElementwise, canonicalize
 from baoc_compile.passes.split_components import Component
 from baoc_compile.passes.torch_calls import TENSOR_FORMS, operation
 from baoc_compile.passes.unbatch_foreach import alias_root
+from torch import fx
+
 from baoc_compile.rule import UpdateRule, bounds_of
 from baoc_compile.step_graph import Role, StepGraph
 
@@ -179,5 +179,3 @@ def _placeholders_first(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "placeholder" and first is not None:
             first.prepend(node)
-
-

@@ -23,7 +23,9 @@ ANY: Interval = (-math.inf, math.inf)
 NONNEGATIVE: Interval = (0.0, math.inf)
 
 
-def prove_signs(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: list[Slot]) -> tuple[Slot, ...]:
+def prove_signs(
+    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: list[Slot]
+) -> tuple[Slot, ...]:
     """`slots` with `nonnegative` and `exact_reason` filled in."""
     (returned,) = gm.graph.output_node().args
     new_value = dict(zip(outputs, returned, strict=True))

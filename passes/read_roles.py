@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from baoc_compile.passes.torch_calls import operation, returned_nodes
 from torch import fx
 from torch._dynamo.source import GradSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from baoc_compile.passes.torch_calls import operation, returned_nodes
 from baoc_compile.step_graph import ParameterTable, Role
 
 log = logging.getLogger("baoc")
@@ -179,5 +179,8 @@ def _entries(variable: Any) -> list[tuple[Any, Any]]:
 
 
 def _named(entries: list[tuple[Any, Any]]) -> list[tuple[str, Any]]:
-    return [(key.value, value.realize() if hasattr(value, "realize") else value) for key, value in entries
-            if isinstance(getattr(key, "value", None), str)]
+    return [
+        (key.value, value.realize() if hasattr(value, "realize") else value)
+        for key, value in entries
+        if isinstance(getattr(key, "value", None), str)
+    ]

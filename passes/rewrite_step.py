@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-
-from baoc_compile.codec import Codec
 from baoc_compile.kernels.catalogue import codec_named, full_precision
 from baoc_compile.kernels.fused_update import Launch
 from baoc_compile.kernels.lower import lower
@@ -18,6 +15,9 @@ from baoc_compile.passes.adopt_state import fresh, storage_tensors
 from baoc_compile.passes.compose_program import compose_program
 from baoc_compile.passes.extract_rules import RuleClass, Slice, slice_component
 from baoc_compile.passes.run_as_traced import AsTraced
+from torch import Tensor, fx
+
+from baoc_compile.codec import Codec
 from baoc_compile.program import Executable, ProgramGraph, Signature
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session
@@ -68,7 +68,9 @@ class _Rewriter:
                 else:
                     groups[self._program_key(rule_class.rule, piece)].append((rule_class, piece))
         launches = [self._launch(key, members) for key, members in groups.items()]
-        self.graph.output(fx.map_arg(tuple(self.step.outputs), lambda n: self.results[n] if n in self.results else self._input(n)))
+        self.graph.output(
+            fx.map_arg(tuple(self.step.outputs), lambda n: self.results[n] if n in self.results else self._input(n))
+        )
         gm = fx.GraphModule(self.root, self.graph, class_name="RewrittenStep")
         return Rewritten(gm, launches, traced, self.bound)
 
@@ -87,7 +89,7 @@ class _Rewriter:
             return self.nodes[node]
         if node.op == "get_attr":
             role = self.step.roles[node]
-            value = self._live(node) if role.kind in ("param", "state") else getattr(self.step.gm, node.target)
+            value = self._live(node) if role.kind in ("param", "state") else getattr(self.step.gm, str(node.target))
             self.nodes[node] = self._attribute(value, self._attribute_name(role, node))
         return self.nodes[node]
 
@@ -124,18 +126,22 @@ class _Rewriter:
         configuration = self._configuration(rule, piece)
         return rule, tuple((key, codec.name) for key, codec in configuration.items()), signature
 
-    def _launch(self, key: Any, members: list[tuple[RuleClass, Slice]]) -> fx.Node:
+    def _launch(self, key: Any, members: list[tuple[RuleClass, Slice]]) -> Launch:
         rule, _, signature = key
         graph, executable = program(rule, self._configuration(rule, members[0][1]), signature)
         launch = Launch(graph, executable)
-        params, grads, state, scalars = [], [], [], {}
+        params: list[Any] = []
+        grads: list[Any] = []
+        state: list[Any] = []
+        scalars: dict[Any, int] = {}
         for _, piece in members:
             operands = self._bind(launch, rule, piece, scalars)
             params.append(operands["param"])
             grads += [operands["grad"]] if "grad" in operands else []
             state += [operands[o.name] for o in launch.state_operands]
         node = self.graph.call_function(
-            torch.ops.baoc.fused_update.default, (launch.key, params, grads, state, list(scalars)),
+            torch.ops.baoc.fused_update.default,
+            (launch.key, params, grads, state, list(scalars)),
             name=f"update_{rule.key}",
         )
         node.meta["baoc"] = launch
@@ -159,8 +165,12 @@ class _Rewriter:
             value = live_state.get(key)
             if key in rule.created:
                 value = self._created(piece, key, parameter, codec)
-            for part, tensor in (storage_tensors(value, codec).items() if not isinstance(value, fx.Node) else {"values": value}.items()):
-                nodes[f"{key}_{part}"] = tensor if isinstance(tensor, fx.Node) else self._attribute(tensor, f"{name}_{key}_{part}")
+            for part, tensor in (
+                storage_tensors(value, codec).items() if not isinstance(value, fx.Node) else {"values": value}.items()
+            ):
+                nodes[f"{key}_{part}"] = (
+                    tensor if isinstance(tensor, fx.Node) else self._attribute(tensor, f"{name}_{key}_{part}")
+                )
             if isinstance(value, StateTensor):
                 numbers[f"{key}_salt"] = float(value.salt)
         by_position = {f"input {i}": node for i, node in enumerate(piece.inputs)}
@@ -186,7 +196,9 @@ class _Rewriter:
         node, _ = next(item for item in piece.component.new_state.items() if item[1].key == key)
         dtype = node.meta["example_value"].dtype
         like = self._attribute(parameter, self.step.table.short_name(piece.component.parameters[0]))
-        entry = self.graph.call_function(new_entry, (like, dtype, codec.name, key, self.session.seed), name=f"new_{key}")
+        entry = self.graph.call_function(
+            new_entry, (like, dtype, codec.name, key, self.session.seed), name=f"new_{key}"
+        )
         self.results[node] = entry
         return self.graph.call_function(stored_values, (entry,))
 
@@ -197,7 +209,9 @@ class _Rewriter:
         if isinstance(example, Tensor):
             return found
         if ("as tensor", node) not in self.nodes:
-            self.nodes["as tensor", node] = self.graph.call_function(torch.scalar_tensor, (found,), {"dtype": torch.float64})
+            self.nodes["as tensor", node] = self.graph.call_function(
+                torch.scalar_tensor, (found,), {"dtype": torch.float64}
+            )
         return self.nodes["as tensor", node]
 
     # what is not elementwise
@@ -241,12 +255,12 @@ def _item(values: Any, position: int) -> Any:
 _PROGRAMS: dict[Any, tuple[ProgramGraph, Executable]] = {}
 
 
-def program(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> tuple[ProgramGraph, Executable]:
+def program(
+    rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature
+) -> tuple[ProgramGraph, Executable]:
     """Composed and lowered once per (rule, configuration, dtypes) in a process."""
     key = (rule.key, tuple((k, c.name) for k, c in configuration.items()), signature)
     if key not in _PROGRAMS:
         graph = compose_program(rule, configuration, signature)
         _PROGRAMS[key] = graph, lower(graph)
     return _PROGRAMS[key]
-
-

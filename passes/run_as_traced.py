@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from baoc_compile.passes.extract_rules import Slice
 from torch import Tensor, fx
 
-from baoc_compile.passes.extract_rules import Slice
 from baoc_compile.state_tensor import StateTensor
 
 _COMPILED: dict[Any, Any] = {}

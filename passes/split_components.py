@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 import torch
+from baoc_compile.passes.torch_calls import operation
+from baoc_compile.passes.unbatch_foreach import alias_root
 from torch import fx
 
 from baoc_compile.errors import UnsupportedStep
-from baoc_compile.passes.torch_calls import operation
-from baoc_compile.passes.unbatch_foreach import alias_root
 from baoc_compile.step_graph import Role, StepGraph
 
 _REDUCTIONS = {"norm", "sum", "mean", "amax", "amin", "max", "min", "any", "all", "dot", "std", "var"}
@@ -28,8 +28,8 @@ _REDUCTIONS = {"norm", "sum", "mean", "amax", "amin", "max", "min", "any", "all"
 class Component:
     """The update of one parameter (or of several that the optimizer mixes).
 
-    `nodes`: its calls in program order, `element_calls` those on tensors. `element_inputs`: inputs that are not mere scalars. `new_state`: outputs that
-    become state, by role.
+    `nodes`: its calls in program order, `element_calls` those on tensors. `element_inputs`: inputs that are not mere
+    scalars. `new_state`: outputs that become state, by role.
     """
 
     parameters: tuple[int, ...]
@@ -163,7 +163,9 @@ def _component_users(
     return users
 
 
-def _inplace_chains(step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+def _inplace_chains(
+    step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, list[fx.Node]]:
     """Scalar inputs that the step changes -> the calls that change them."""
     chains: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in calls:

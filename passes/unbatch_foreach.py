@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
-
 from baoc_compile.passes.torch_calls import is_ignored, operation, returned_nodes, single_function, spelled
+from torch import fx
 
 
 @dataclass
@@ -40,7 +39,7 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
 
     for node in gm.graph.nodes:
         unused = node.op == "get_attr" and not node.users  # torch has dropped the attribute already
-        if unused or node.op in ("call_function", "call_method") and is_ignored(node):
+        if unused or (node.op in ("call_function", "call_method") and is_ignored(node)):
             continue
         if node.op == "call_function" and spelled(node).startswith("_foreach_"):
             flat[node] = _expand(graph, node, lookup(node.args), lookup(node.kwargs))

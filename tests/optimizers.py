@@ -217,3 +217,14 @@ def ulps(a: Tensor, b: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """|a - b| in units of the last place that `dtype` has at `scale`; 0 where either is not finite."""
     difference = (a.double() - b.double()).abs() / (scale.double() * torch.finfo(dtype).eps)
     return torch.where(torch.isfinite(a) & torch.isfinite(b), difference, 0.0).nan_to_num(nan=0.0)
+
+
+def codec_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """How every entry of one parameter's state is stored."""
+    return {key: _codec_name(value) for key, value in state.items() if value is not None}
+
+
+def _codec_name(value: Any) -> str:
+    if isinstance(value, StateTensor):
+        return value.codec.name
+    return "fp32" if isinstance(value, Tensor) and value.ndim else "counter"

@@ -80,7 +80,8 @@ def test_an_exported_checkpoint_loads_into_the_stock_optimizer(tmp_path):
     train(ours, parameters, torch.compile(ours.step, backend="baoc"))
     exported = baoc_compile.export_state_dict(ours)
     torch.save(exported, tmp_path / "plain.pt")
-    clean = f"import torch, sys; torch.load({str(tmp_path / 'plain.pt')!r}, weights_only=True); assert 'baoc_compile' not in sys.modules"
+    load = f"import torch; torch.load({str(tmp_path / 'plain.pt')!r}, weights_only=True)"
+    clean = f"import sys; {load}; assert 'baoc_compile' not in sys.modules"
     subprocess.run([sys.executable, "-c", clean], check=True)
     fresh, stock = adamw()
     stock.load_state_dict(exported)

@@ -176,3 +176,14 @@ def test_zero_gradients_decay_the_stored_state_as_the_exact_one(plan, beta1):
         stored, expected = ours.state[parameters[0]][key], exact.state[parameters[1]][key]
         assert isinstance(stored, StateTensor)
         assert stored.decode().double().abs().mean() == pytest.approx(expected.abs().mean().item(), rel=0.03)
+
+
+def test_state_is_compressed_after_a_step_without_gradients():
+    """A step that finds no gradient at all does not keep baoc from seeing the next ones."""
+    parameter = torch.nn.Parameter(torch.ones(4096))
+    optimizer = torch.optim.SGD([parameter], momentum=0.9)
+    step = compiled_step(optimizer, "8bit", prepared=False)
+    for has_gradient in (True, False, True, True):
+        parameter.grad = torch.ones(4096) if has_gradient else None
+        step()
+    assert codec_of(optimizer.state[parameter]["momentum_buffer"]) == "softsign8"

@@ -187,7 +187,8 @@ def drawn_problem(name: str, data: st.DataObject) -> None:
     starts = [laid_out(normal(t.shape, generator, dtype), t.layout) for t in tensors]
     gradients = [
         [
-            None if t.missing == "always" or (t.missing == "odd steps" and step % 2)
+            None
+            if t.missing == "always" or (t.missing == "odd steps" and step % 2)
             else laid_out(normal(t.shape, generator, dtype), t.grad_layout)
             for t in tensors
         ]
@@ -211,3 +212,12 @@ def test_any_problem(name, data):
 def test_any_problem_thoroughly(name, data):
     """The same with more examples."""
     drawn_problem(name, data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["SGD-momentum", "AdamW", "Lion"])
+def test_steps_without_any_gradient(name, dtype):
+    """A step at which every gradient is missing changes nothing, and neither do the steps after it stop working."""
+    generator = torch.Generator().manual_seed(2)
+    gradients = [[normal((33,), generator, dtype)] if t % 3 != 1 else [None] for t in range(STEPS)]
+    check(CASES[name], CASES[name].options, [normal((33,), generator, dtype)], gradients, prepared=False)

@@ -16,7 +16,12 @@ from baoc_compile import StateError
 
 def trained(count=4, **options):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(*(torch.nn.Linear(80, 64 if i % 2 == 0 else 80) if i % 2 == 0 else torch.nn.Linear(64, 80) for i in range(count)))
+    model = torch.nn.Sequential(
+        *(
+            torch.nn.Linear(80, 64 if i % 2 == 0 else 80) if i % 2 == 0 else torch.nn.Linear(64, 80)
+            for i in range(count)
+        )
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     baoc_compile.prepare(optimizer, model=model, **options)
     step = torch.compile(optimizer.step, backend="baoc")
@@ -61,7 +66,13 @@ def test_the_rewritten_graph_says_what_is_updated_and_how_it_is_stored():
     _, optimizer, _ = trained()
     inspection = baoc_compile.inspect(optimizer)
     text = str(inspection)
-    for word in ("0.weight", "3.bias", "exp_avg: stored as softsign8", "exp_avg_sq: stored as sqrt8", inspection.rules[0].key):
+    for word in (
+        "0.weight",
+        "3.bias",
+        "exp_avg: stored as softsign8",
+        "exp_avg_sq: stored as sqrt8",
+        inspection.rules[0].key,
+    ):
         assert word in text
     code = inspection.graphs["rewritten"].print_readable(print_output=False)
     assert "baoc.fused_update" in code and "0_weight_exp_avg_codes" in code
@@ -92,7 +103,10 @@ def test_state_bytes_is_exact():
 
 def test_two_groups_that_differ_in_numbers_share_a_rule_and_a_program():
     params = [torch.nn.Parameter(torch.randn(80, 64)) for _ in range(2)]
-    groups = [{"params": params[:1], "lr": 1e-2, "weight_decay": 0.1}, {"params": params[1:], "lr": 1e-3, "weight_decay": 0.2}]
+    groups = [
+        {"params": params[:1], "lr": 1e-2, "weight_decay": 0.1},
+        {"params": params[1:], "lr": 1e-3, "weight_decay": 0.2},
+    ]
     optimizer = torch.optim.AdamW(groups)
     step = torch.compile(optimizer.step, backend="baoc")
     for p in params:

@@ -68,7 +68,7 @@ def test_without_prepare_full_state_is_freed_after_the_first_step():
 
 
 def test_transient_memory_of_a_step_does_not_grow_with_the_tensor():
-    parameters, optimizer = model_and_optimizer()
+    _, optimizer = model_and_optimizer()
     baoc_compile.prepare(optimizer)
     step = torch.compile(optimizer.step, backend="baoc")
     step()
@@ -100,4 +100,3 @@ def test_replaced_state_is_freed():
     step()
     gc.collect()
     assert old() is None
-

@@ -86,7 +86,9 @@ def test_a_closure_works():
     assert isinstance(optimizer.state[params[0]]["exp_avg"], StateTensor)
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.SparseAdam(list(p))])
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.SparseAdam(list(p))]
+)
 def test_sparse_gradients_step_as_torch_does(make):
     results = []
     for use_baoc in (False, True):
@@ -193,7 +195,9 @@ def test_centered_rmsprop_keeps_what_must_agree_exact():
     (rule,) = baoc_compile.inspect(optimizer).rules
     assert "square root" in rule.slot("square_avg").exact_reason
     with pytest.raises(baoc_compile.PlanError, match="square root"):
-        forced = baoc_compile.Plan.from_json(baoc_compile.inspect(optimizer).plan.to_json().replace('"square_avg": "fp32"', '"square_avg": "sqrt8"'))
+        forced = baoc_compile.Plan.from_json(
+            baoc_compile.inspect(optimizer).plan.to_json().replace('"square_avg": "fp32"', '"square_avg": "sqrt8"')
+        )
         baoc_compile.prepare(torch.optim.RMSprop(parameters(1), centered=True, momentum=0.9), plan=forced)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from baoc_compile.passes.discover_state import Filled, discover_state
 
 import baoc_compile
-from baoc_compile.passes.discover_state import Filled, discover_state
 from baoc_compile.step_graph import ParameterTable
 
 NONNEGATIVE = {
@@ -155,7 +155,11 @@ def test_a_reduction_of_computed_values_runs_as_traced():
         torch.manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(80, 64)) for _ in range(2)]
         ours = LayerwiseScaled(params)
-        step = torch.compile(ours.step, backend="baoc", options={"plan": "8bit", "inner_backend": "eager"}) if use_baoc else ours.step
+        step = (
+            torch.compile(ours.step, backend="baoc", options={"plan": "8bit", "inner_backend": "eager"})
+            if use_baoc
+            else ours.step
+        )
         for t in range(4):
             for i, p in enumerate(params):
                 p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i))
