@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ def contenders(numel: int) -> dict[str, Callable[[], object]]:
     """Name -> a step over its own parameter of `numel` elements."""
     steps: dict[str, Callable[[], object]] = {}
 
-    def optimizer(**options: object) -> torch.optim.Optimizer:
+    def optimizer(**options: Any) -> torch.optim.Optimizer:
         parameter = torch.nn.Parameter(torch.randn(numel))
         parameter.grad = torch.randn(numel)
         return torch.optim.AdamW([parameter], **options)

@@ -59,7 +59,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(args.steps))
     step = optimizer.step
     if compress:
-        baoc_compile.prepare(optimizer, memory_budget=args.budget, seed=args.seed)
+        baoc_compile.prepare(optimizer, model=model, memory_budget=args.budget, seed=args.seed)
         step = torch.compile(optimizer.step, backend="baoc")
 
     train_losses, step_ms = [], []
@@ -134,7 +134,7 @@ def main() -> None:
         exact = train("AdamW, fp32", corpus, args, progress, compress=False)
         compressed = train(f"AdamW, baoc {args.budget}", corpus, args, progress, compress=True)
 
-    print(baoc_compile.inspect(compressed.optimizer).graphs["rewritten"].print_readable(print_output=False))
+    print(baoc_compile.inspect(compressed.optimizer))
     console.print(comparison([exact, compressed]))
     share = compressed.state_bytes / exact.state_bytes
     difference = compressed.validation_loss - exact.validation_loss

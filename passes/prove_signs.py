@@ -1,7 +1,8 @@
 """Analysis: which slots can never become negative, and which must not be stored lossily at all.
 
 Interval arithmetic over a rule's graph. A slot is non-negative if its new value is >= 0 whenever its old one (and that
-of every other such slot or step counter) is: the greatest fixpoint of that statement. A slot must stay exact if the rule takes a
+of every other such slot or step counter) is: the greatest fixpoint of that statement. A rule that does not write a
+slot proves nothing about it. A slot must stay exact if the rule takes a
 square root, logarithm or power of a difference that is >= 0 only because exact states agree with each other
 (centered RMSprop's E[g^2] - E[g]^2): a rounding error there turns into NaN.
 """
@@ -30,10 +31,10 @@ def prove_signs(
     (returned,) = gm.graph.output_node().args
     new_value = dict(zip(outputs, returned, strict=True))
     names = {i.key: i.name for i in inputs if i.kind == "slot"}
-    proven = {i.name for i in inputs if i.kind in ("slot", "counter")}
+    proven = {i.name for i in inputs if i.kind in ("slot", "counter") and i.name in new_value}
     while True:
         intervals = _intervals(gm, {i.name: NONNEGATIVE if i.name in proven else i.bounds for i in inputs})
-        failed = {name for name in proven if name in new_value and intervals[new_value[name]][0] < 0}
+        failed = {name for name in proven if intervals[new_value[name]][0] < 0}
         if not failed:
             break
         proven -= failed

@@ -38,7 +38,7 @@ def copy_in(dtype: torch.dtype, case: Case, options: Mapping[str, Any], optimize
     parameters = [torch.nn.Parameter(p.detach().to(dtype).clone()) for p in originals]
     copied = build(case, parameters, options)
     for original, parameter in zip(originals, parameters, strict=True):
-        parameter.grad = original.grad.to(dtype)
+        parameter.grad = original.grad.to(dtype, copy=True)
         for key, value in optimizer.state.get(original, {}).items():
             plain = decoded(value).detach().clone() if isinstance(value, Tensor) else value
             copied.state[parameter][key] = plain.to(dtype) if key in case.slots and plain is not None else plain

@@ -139,8 +139,23 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtyp
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
-@pytest.mark.parametrize(("name", "options"), CASES_WITH_FOREACH, ids=CASE_IDS)
+def every_optimizer() -> list:
+    """Prepared and not; the half that mixes nothing new (foreach and not prepared, or the reverse) is slow."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(
+            name,
+            options,
+            prepared,
+            id=f"{case_id}{'-prepared' if prepared else ''}",
+            marks=slow if options.get("foreach", prepared) != prepared else (),
+        )
+        for (name, options), case_id in zip(CASES_WITH_FOREACH, CASE_IDS, strict=True)
+        for prepared in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "options", "prepared"), every_optimizer())
 def test_every_optimizer(name, options, prepared):
     """Two groups, five shapes; one gradient comes and goes. All parameters move."""
     generator = torch.Generator().manual_seed(1)
