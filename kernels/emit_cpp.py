@@ -12,100 +12,11 @@ import math
 from collections import defaultdict
 
 import torch
+from baoc_compile.kernels.cpp_text import DRIVER, PRELUDE, TYPES
 from baoc_compile.kernels.dialect import CPP, PREDICATES, bitcast, name_of
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
-
-_TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int64: "int64_t",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-    torch.uint8: "uint8_t",
-    torch.bool: "bool",
-}
-
-_PRELUDE = """\
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-
-enum class bf16 : uint16_t {};  // its bits; a plain integer to the vectorizer
-typedef _Float16 fp16;
-
-template <class To, class From> static inline To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
-}
-template <class To, class From> static inline To cast(From value) { return static_cast<To>(value); }
-template <> inline float cast<float, bf16>(bf16 value) { return bits_as<float>(uint32_t(value) << 16); }
-template <> inline double cast<double, bf16>(bf16 value) { return cast<float>(value); }
-template <> inline bf16 cast<bf16, float>(float value) {  // round to nearest, ties to even
-  const uint32_t bits = bits_as<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  return bf16(value != value ? 0x7FC0 : rounded);
-}
-
-// layout of a strided tensor: {ndim, sizes..., strides...} in elements; null when contiguous
-static inline int64_t offset_of(const int64_t* layout, int64_t index) {
-  int64_t offset = 0;
-  for (int64_t d = layout[0]; d >= 1; --d) {
-    offset += index % layout[d] * layout[layout[0] + d];
-    index /= layout[d];
-  }
-  return offset;
-}
-// `count` elements from `start`; missing lanes repeat the last one
-template <class T> static T* load(T* buffer, void* at, const int64_t* layout, int64_t start, int count, int width) {
-  T* const data = static_cast<T*>(at);
-  if (!layout && count == width) return data + start;
-  for (int j = 0; j < width; ++j) {
-    const int64_t index = start + std::min(j, count - 1);
-    buffer[j] = data[layout ? offset_of(layout, index) : index];
-  }
-  return buffer;
-}
-template <class T> static T* destination(T* buffer, void* at, const int64_t* layout, int64_t start, int count, int width) {
-  return !layout && count == width ? static_cast<T*>(at) + start : buffer;
-}
-template <class T> static void store(const T* lanes, const T* buffer, void* at, const int64_t* layout, int64_t start, int count) {
-  if (lanes != buffer) return;
-  T* const data = static_cast<T*>(at);
-  for (int j = 0; j < count; ++j) data[layout ? offset_of(layout, start + j) : start + j] = buffer[j];
-}
-"""
-
-_DRIVER = """
-// tensors: how many. at, layouts: [tensors][{pointers}]. numbers: [tensors][{numbers}]. derived: scratch, [tensors][{derived}].
-// first_block: [tensors + 1], prefix sum of each tensor's blocks.
-extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
-                    double* derived, const int64_t* numel, const int64_t* first_block, int threads) {{
-  for (int64_t t = 0; t < tensors; ++t) scalars(at + t * {pointers}, numbers + t * {numbers}, derived + t * {derived});
-  const int64_t blocks = first_block[tensors];
-  const int64_t share = (blocks + threads - 1) / threads;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int thread = 0; thread < threads; ++thread) {{
-    int64_t block = thread * share;
-    const int64_t end = std::min(blocks, block + share);
-    int64_t t = std::upper_bound(first_block, first_block + tensors + 1, block) - first_block - 1;
-    for (; block < end; ++t) {{
-      const int64_t stop = std::min(end, first_block[t + 1]);
-      elements(at + t * {pointers}, layouts + t * {pointers}, derived + t * {derived}, numel[t],
-               block - first_block[t], stop - first_block[t]);
-      block = stop;
-    }}
-  }}
-}}
-"""
 
 
 class CppEmitter:
@@ -161,7 +72,7 @@ class CppEmitter:
             "numbers": max(1, len(self.numbers)),
             "derived": max(1, len(self.derived)),
         }
-        return title + _PRELUDE + self._scalars() + self._elements() + _DRIVER.format(**sizes)
+        return title + PRELUDE + self._scalars() + self._elements() + DRIVER.format(**sizes)
 
     def _scalars(self) -> str:
         lines = []
@@ -171,7 +82,7 @@ class CppEmitter:
         for name, value in self.new_value.items():
             operand = self.operand[name]
             if operand.kind == "scalar":
-                ctype = _TYPES[operand.dtype]
+                ctype = TYPES[operand.dtype]
                 lines.append(
                     f"  *static_cast<{ctype}*>(at[{self._pointer(operand)}]) = {self._operand_text(value, ctype)};"
                 )
@@ -203,7 +114,7 @@ class CppEmitter:
                 "    const int last_lane = count - 1;",
             ]
         for o in memory:
-            ctype, k = _TYPES[o.dtype], self._pointer(o)
+            ctype, k = TYPES[o.dtype], self._pointer(o)
             call = "load" if o.read else "destination"
             out.append(f"    {ctype} {o.name}_buffer[width];")
             out.append(
@@ -211,12 +122,12 @@ class CppEmitter:
             )
         for o in groups:
             if o.read:
-                ctype = _TYPES[o.dtype]
+                ctype = TYPES[o.dtype]
                 out.append(f"    const {ctype} {o.name} = static_cast<const {ctype}*>(at[{self._pointer(o)}])[block];")
         out += self._stage_lines()
         for o in groups:
             if o.written:
-                ctype, value = _TYPES[o.dtype], self.new_value[o.name]
+                ctype, value = TYPES[o.dtype], self.new_value[o.name]
                 out.append(f"    static_cast<{ctype}*>(at[{self._pointer(o)}])[block] = {value.name};")
         for o in memory:
             if o.written:
@@ -246,7 +157,7 @@ class CppEmitter:
         for name, value in self.new_value.items():
             operand = self.operand[name]
             if operand.kind == "element":
-                stored = self._operand_text(value, _TYPES[operand.dtype])
+                stored = self._operand_text(value, TYPES[operand.dtype])
                 body[self.stage[value] if self._kind(value) != "scalar" else 0].append(f"{name}_lanes[j] = {stored};")
         lines = [f"    {self._ctype(node)} {node.name}_kept[width];" for node in carried]
         for stage in range(max(self.stage.values(), default=0) + 1):
@@ -284,7 +195,7 @@ class CppEmitter:
 
     @staticmethod
     def _ctype(node: fx.Node) -> str:
-        return _TYPES[node.meta["dtype"]]
+        return TYPES[node.meta["dtype"]]
 
     def _value(self, node: fx.Node) -> str:
         return self._placeholder(node) if node.op == "placeholder" else self._call(node)
@@ -337,14 +248,14 @@ class CppEmitter:
         dtype = tensors[0].meta["dtype"]
         for other in tensors[1:]:
             dtype = torch.promote_types(dtype, other.meta["dtype"])
-        return _TYPES[dtype]
+        return TYPES[dtype]
 
     @staticmethod
     def _operand_text(argument: object, ctype: str) -> str:
         if isinstance(argument, fx.Node) and _is_constant(argument):
             argument = argument.args[0]
         if isinstance(argument, fx.Node):
-            return argument.name if _TYPES[argument.meta["dtype"]] == ctype else f"cast<{ctype}>({argument.name})"
+            return argument.name if TYPES[argument.meta["dtype"]] == ctype else f"cast<{ctype}>({argument.name})"
         if isinstance(argument, bool) or not isinstance(argument, (int, float)):
             return str(argument).lower()
         if isinstance(argument, float) and not math.isfinite(argument):

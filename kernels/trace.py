@@ -61,7 +61,7 @@ def _exact_encoder(codec: Codec, width: int) -> fx.GraphModule:
 
 
 def correctly_rounded_sqrt(x: Tensor) -> Tensor:
-    """torch's float32 square root on a CPU is not correctly rounded (1 ulp off in 1 of 6 values); this is."""
+    """torch's float32 square root on a CPU is not always correctly rounded; this is."""
     return torch.sqrt(x.to(torch.float64)).to(x.dtype)
 
 
