@@ -160,7 +160,10 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             )
         else:
             continue
-        copied[node].meta = {"kind": _kind(node, shape), "dtype": node.meta["val"].dtype}
+        kind, dtype = _kind(node, shape), node.meta["val"].dtype
+        if dtype.is_floating_point:  # whatever type the user's code gave it
+            dtype = torch.float32 if kind == "element" else torch.float64
+        copied[node].meta = {"kind": kind, "dtype": dtype}
     (returned,) = gm.graph.output_node().args
     names, values = [], []
     returned_inputs = len(returned) - len(created)  # constants are not returned

@@ -17,6 +17,7 @@ from torch import fx
 from torch._dynamo.source import GradSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
+from baoc_compile.session import sessions
 from baoc_compile.step_graph import ParameterTable, Role
 
 log = logging.getLogger("baoc")
@@ -26,8 +27,8 @@ log = logging.getLogger("baoc")
 class TracedRoles:
     """What `read_roles` found: the optimizer, the role of every input, and which outputs become state.
 
-    `is_step` is False for a graph that changes optimizer state but no parameter: a part of a step that did not trace
-    as one graph.
+    `is_step` is False for a part of a step that did not trace as one graph: it changes state but no parameter, or it
+    is a function that the step calls, whose caller holds on to state tensors that must not be replaced.
     """
 
     is_step: bool
@@ -45,7 +46,8 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
     candidates = list(_optimizers(inputs, translator))
     optimizer = next((o for o in candidates if _changes(_parameters(o), inputs)), None)
     if optimizer is None:
-        partly = next((o for o in candidates if _changes(_state_tensors(o), inputs)), None)
+        known = [o for session in sessions() if (o := session.optimizer()) is not None]
+        partly = next((o for o in (*candidates, *known) if _changes(_state_tensors(o) | _parameters(o), inputs)), None)
         return None if partly is None else TracedRoles(False, ParameterTable.of(partly), {}, {})
     table = ParameterTable.of(optimizer)
     by_identity = dict(_known_tensors(table))

@@ -40,10 +40,13 @@ def run(path, prepared, start, stop) -> str:
     return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()[-1]
 
 
-@pytest.mark.parametrize("cut", [1, 4])
-@pytest.mark.parametrize("prepared", ["prepared", "adopted"])
-def test_a_cut_run_ends_with_the_same_bits(tmp_path, cut, prepared):
-    uncut = run(tmp_path / "uncut.pt", "prepared", 0, 6)
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory) -> str:
+    return run(tmp_path_factory.mktemp("uncut") / "uncut.pt", "prepared", 0, 6)
+
+
+@pytest.mark.parametrize("cut, prepared", [(1, "adopted"), (4, "prepared")])
+def test_a_cut_run_ends_with_the_same_bits(tmp_path, uncut, cut, prepared):
     run(tmp_path / "cut.pt", "prepared", 0, cut)
     assert run(tmp_path / "cut.pt", prepared, cut, 6) == uncut
 

@@ -179,11 +179,14 @@ def test_zero_gradients_decay_the_stored_state_as_the_exact_one(plan, beta1):
 
 
 def test_state_is_compressed_after_a_step_without_gradients():
-    """A step that finds no gradient at all does not keep baoc from seeing the next ones."""
+    """torch gives up tracing a step that once found no gradient; the next ones run eagerly on compressed state."""
     parameter = torch.nn.Parameter(torch.ones(4096))
     optimizer = torch.optim.SGD([parameter], momentum=0.9)
-    step = compiled_step(optimizer, "8bit", prepared=False)
+    step = compiled_step(optimizer, "8bit", prepared=True)
     for has_gradient in (True, False, True, True):
         parameter.grad = torch.ones(4096) if has_gradient else None
         step()
-    assert codec_of(optimizer.state[parameter]["momentum_buffer"]) == "softsign8"
+    buffer = optimizer.state[parameter]["momentum_buffer"]
+    assert codec_of(buffer) == "softsign8"
+    exact = 1 + 0.9 * (1 + 0.9)  # three gradients of 1; equal values are the group's largest, rounded to bf16
+    assert (buffer.decode() / exact - 1).abs().max() < 3 * 2**-7

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from optimizers import CASE_IDS, CASES, CASES_WITH_FOREACH, Case, Gradients, build, compiled_step, decoded, ulps
 from torch import Tensor
@@ -99,6 +99,7 @@ def check(
     eager = train(case, options, cast(starts, eager_dtype), cast(gradients, eager_dtype))
     ours = train(case, options, starts, gradients, lambda o: compiled_step(o, "fp32", prepared=prepared))
 
+    unit = torch.float32 if dtype == torch.float64 and has_float32_scalars(case, exact) else dtype
     stepped = [i for i in range(len(starts)) if any(grads[i] is not None for grads in gradients)]
 
     def compare(what: str, values: Callable[[Trained, int], Tensor | None], scale: Callable[[int], Tensor]) -> None:
@@ -110,7 +111,7 @@ def check(
                 continue
             by_eager = values(eager, index)
             valid = torch.isfinite(by_eager)
-            errors.append(torch.where(valid, ulps(found, reference, scale(index), dtype), 0.0))
+            errors.append(torch.where(valid, ulps(found, reference, scale(index), unit), 0.0))
             eager_errors.append(ulps(by_eager, reference, scale(index), eager_dtype))
             assert not (found.isnan() & reference.isfinite() & valid).any(), f"{what}: NaN"
         assert worst(errors) <= 2 * worst(eager_errors) + STEPS / 2, f"{what}: eager {worst(eager_errors)} ulps"
@@ -133,6 +134,12 @@ def check(
             elif value is not None:
                 torch.testing.assert_close(float(found[key]), float(value), rtol=STEPS / 2 * 2**-23, atol=0.0)
     return ours
+
+
+def has_float32_scalars(case: Case, run: Trained) -> bool:
+    """torch keeps NAdam's `mu_product` and ASGD's `eta` in float32 whatever the parameter's type: no run is better."""
+    entries = {key for state in run.optimizer.state.values() for key, value in state.items() if value is not None}
+    return not entries <= {*case.slots, "step", "t"}
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -193,11 +200,17 @@ _tensors = st.builds(
 _dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 
 
+def is_contiguous(tensors: list[Tensors]) -> bool:
+    return all(t.layout == "contiguous" for t in tensors)
+
+
 def drawn_problem(name: str, data: st.DataObject) -> None:
     """Draws options, tensors in any shapes, layouts and types, and whether the optimizer is prepared."""
     options = data.draw(CASES[name].hyperparameters(), label="options")
     tensors = data.draw(st.lists(_tensors, min_size=1, max_size=3), label="tensors")
     dtype, seed = data.draw(_dtypes, label="dtype"), data.draw(st.integers(0, 99), label="seed")
+    # Dynamo breaks Adamax's graph at a non-contiguous `out=` and then computes its float64 scalars in float32
+    assume(CASES[name].make is not torch.optim.Adamax or dtype != torch.float64 or is_contiguous(tensors))
     generator = torch.Generator().manual_seed(seed)
     starts = [laid_out(normal(t.shape, generator, dtype), t.layout) for t in tensors]
     gradients = [
@@ -236,3 +249,29 @@ def test_steps_without_any_gradient(name, dtype):
     generator = torch.Generator().manual_seed(2)
     gradients = [[normal((33,), generator, dtype)] if t % 3 != 1 else [None] for t in range(STEPS)]
     check(CASES[name], CASES[name].options, [normal((33,), generator, dtype)], gradients, prepared=False)
+
+
+def test_prepared_parameters_of_which_one_never_has_a_gradient():
+    """State that `prepare` fills for some parameters only must not hide from Dynamo what the others' becomes."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(3,), (4,), ()]
+    starts = [normal(shape, generator, torch.float32) for shape in shapes]
+    gradients = [[None, *(torch.randn(shape, generator=generator) for shape in shapes[1:])] for _ in range(STEPS)]
+    check(CASES["SGD-momentum"], CASES["SGD-momentum"].options, starts, gradients, prepared=True)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
+def test_a_step_that_dynamo_traces_in_parts(prepared):
+    """Adamax over a non-contiguous parameter breaks the graph, and Dynamo's scalars are float32 then."""
+    generator = torch.Generator().manual_seed(7)
+    starts = [
+        laid_out(normal((31, 3), generator, torch.float64), "transposed"),
+        normal((), generator, torch.float64),
+    ]
+    gradients = [[normal(start.shape, generator, torch.float64) for start in starts] for _ in range(STEPS)]
+    options = {"foreach": False, "eps": 1e-5}
+    exact = train(CASES["Adamax"], options, starts, gradients)
+    ours = train(CASES["Adamax"], options, starts, gradients, lambda o: compiled_step(o, "fp32", prepared=prepared))
+    for p, expected, scale in zip(ours.parameters, exact.parameters, exact.scales, strict=True):
+        assert torch.equal(p.isfinite(), expected.isfinite())
+        assert ulps(p, expected, scale, torch.float32).max() <= STEPS / 2
