@@ -78,8 +78,8 @@ def prepare(
         if entries:
             optimizer.state[parameter] = entries
     for schema in schemas:
-        if schema.first is None and schema.rule is None:
-            notice(optimizer, f"{schema.reason}; only state of the parameter's own shape can be compressed")
+        if schema.first is None and schema.rule is None and schema.reason:
+            notice(optimizer, schema.reason)
     if any(schema.first is None for schema in schemas):
         log.info("%s makes its own state at its first step, which is then converted", type(optimizer).__name__)
 

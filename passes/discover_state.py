@@ -92,11 +92,12 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
         _step(empty)
         recorded = empty.state.get(tried, _FirstAssignments())
         if not isinstance(recorded, _FirstAssignments):  # the step made the dictionary itself
-            return StateSchema(None, None, f"{type(optimizer).__name__} makes its state dictionaries itself")
+            return StateSchema(None, None)
         first = _first_values(recorded.first, shape)
         odd = [k for k, v in first.items() if isinstance(v, Tensor) and v.ndim]
         if odd:
-            return StateSchema(None, None, f"state {odd[0]!r} is a tensor of another shape than the parameter")
+            reason = f"only state of the parameter's own shape can be compressed, and {odd[0]!r} has another one"
+            return StateSchema(None, None, reason)
         state = {key: _materialize(entry, value) for key, entry in first.items()}
         before = dict(state)
         filled, again = _miniature(optimizer, group, value, grad, defaultdict(dict))

@@ -211,6 +211,8 @@ def drawn_problem(name: str, data: st.DataObject) -> None:
     dtype, seed = data.draw(_dtypes, label="dtype"), data.draw(st.integers(0, 99), label="seed")
     # Dynamo breaks Adamax's graph at a non-contiguous `out=` and then computes its float64 scalars in float32
     assume(CASES[name].make is not torch.optim.Adamax or dtype != torch.float64 or is_contiguous(tensors))
+    # and it misses the retrace for a new momentum buffer beside a parameter without state (any backend: torch 2.13)
+    assume(CASES[name].make is not torch.optim.SGD or all(t.missing != "always" for t in tensors))
     generator = torch.Generator().manual_seed(seed)
     starts = [laid_out(normal(t.shape, generator, dtype), t.layout) for t in tensors]
     gradients = [
