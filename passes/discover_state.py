@@ -62,7 +62,7 @@ def discover_state(table: ParameterTable) -> list[StateSchema]:
     schemas = []
     for index, parameter in enumerate(table.parameters):
         group = table.groups[index]
-        shape = tuple(min(n, 3 + i) for i, n in enumerate(parameter.shape))
+        shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, no two sizes alike
         kind = (group, shape, parameter.dtype, parameter.device)
         if kind not in found:
             found[kind] = _discover(table.optimizer, group, shape, parameter)
@@ -143,10 +143,9 @@ def _first_values(assigned: dict[str, Any], shape: tuple[int, ...]) -> dict[str,
     """Tensors of the parameter's shape become the one number they hold; 0 where they hold several (a copied gradient)."""
     first: dict[str, Any] = {}
     for key, value in assigned.items():
-        if isinstance(value, Tensor) and tuple(value.shape) == shape and (shape or value.is_floating_point()):
+        if isinstance(value, Tensor) and tuple(value.shape) == shape:
             flat = value.detach().reshape(-1)
-            constant = flat.numel() > 0 and bool((flat == flat[0]).all()) and (flat.numel() > 1 or not shape)
-            first[key] = Filled(float(flat[0]) if constant else 0.0, value.dtype)
+            first[key] = Filled(float(flat[0]) if bool((flat == flat[0]).all()) else 0.0, value.dtype)
         else:
             first[key] = value
     return first
