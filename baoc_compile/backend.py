@@ -96,13 +96,7 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
 
 
 def inner(gm: fx.GraphModule, example_inputs: list[Any], backend: Any) -> Callable[..., Any]:
-    """Compiles with another backend; a graph without a single call has nothing to compile.
-
-    (torch 2.13 gets such a graph wrong: compiled by AOTAutograd, Adamax's `_get_value(step)` makes a 0-dim float64
-    parameter NaN.)
-    """
-    if all(node.op in ("placeholder", "get_attr", "output") for node in gm.graph.nodes):
-        return gm.forward
+    """Compiles with another backend."""
     return (lookup_backend(backend) if isinstance(backend, str) else backend)(gm, example_inputs)
 
 

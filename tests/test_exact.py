@@ -269,9 +269,19 @@ def test_prepared_parameters_of_which_one_never_has_a_gradient():
     check(CASES["SGD-momentum"], CASES["SGD-momentum"].options, starts, gradients, prepared=True)
 
 
+def in_parts(optimizer: Any, prepared: bool) -> Callable[[], Any]:
+    compiled_step(optimizer, "fp32", prepared=prepared)
+    options = {"plan": "fp32", "inner_backend": "eager"}
+    return torch.compile(optimizer.step, backend="baoc", options=options)
+
+
 @pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
 def test_a_step_that_dynamo_traces_in_parts(prepared):
-    """Adamax over a non-contiguous parameter breaks the graph, and Dynamo's scalars are float32 then."""
+    """Adamax over a non-contiguous parameter breaks the graph, and Dynamo's scalars are float32 then.
+
+    The parts go to the inner backend: "eager", because torch 2.13's own "aot_eager" and "inductor" turn the 0-dim
+    float64 parameter into NaN here, without baoc too.
+    """
     generator = torch.Generator().manual_seed(7)
     starts = [
         laid_out(normal((31, 3), generator, torch.float64), "transposed"),
@@ -280,7 +290,7 @@ def test_a_step_that_dynamo_traces_in_parts(prepared):
     gradients = [[normal(start.shape, generator, torch.float64) for start in starts] for _ in range(STEPS)]
     options = {"foreach": False, "eps": 1e-5}
     exact = train(CASES["Adamax"], options, starts, gradients)
-    ours = train(CASES["Adamax"], options, starts, gradients, lambda o: compiled_step(o, "fp32", prepared=prepared))
+    ours = train(CASES["Adamax"], options, starts, gradients, lambda o: in_parts(o, prepared))
     for p, expected, scale in zip(ours.parameters, exact.parameters, exact.scales, strict=True):
         assert torch.equal(p.isfinite(), expected.isfinite())
         assert ulps(p, expected, scale, torch.float32).max() <= STEPS / 2
