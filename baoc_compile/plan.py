@@ -131,14 +131,6 @@ class Plan:
             for slot, choice in entry.slots.items():
                 _check_choice(choice, f"parameter {index} slots[{slot!r}]", tuple(CODECS))
 
-    def summary(self) -> str:
-        """One line per codec: how many tensors."""
-        counts: dict[str, int] = {}
-        for entry in self.parameters.values():
-            for slot, codec in entry.slots.items():
-                counts[f"{slot}: {codec}"] = counts.get(f"{slot}: {codec}", 0) + 1
-        return ", ".join(f"{what} in {n} tensors" for what, n in counts.items()) or f"default {dict(self.default)}"
-
 
 def _typed(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):

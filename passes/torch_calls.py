@@ -156,7 +156,9 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "fill": lambda x, value: _like(value, x).expand(x.shape),
     "copy": copy,
     "zero": zero,
-    "index_put": lambda x, indices, values, accumulate=False: _where(indices[0], values, x),
+    "index_put": lambda x, indices, values: _where(
+        indices[0], values, x
+    ),  # accumulate=True is not elementwise: an error
     "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
