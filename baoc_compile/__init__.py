@@ -11,7 +11,7 @@ if not (Path(__file__).parent / "passes").is_dir():  # in a checkout, passes/ an
     __path__.append(str(Path(__file__).parent.parent))
 
 from baoc_compile.backend import baoc
-from baoc_compile.checkpoint import export_state_dict
+from baoc_compile.checkpoint import export_state_dict, master_weights
 from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
 from baoc_compile.inspection import Inspection, inspect, state_bytes
 from baoc_compile.plan import Plan
@@ -32,6 +32,7 @@ __all__ = [
     "baoc",
     "export_state_dict",
     "inspect",
+    "master_weights",
     "prepare",
     "state_bytes",
 ]

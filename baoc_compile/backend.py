@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch._dynamo import lookup_backend
 
-from baoc_compile.codec import Slot
+from baoc_compile.codec import Slot, weight_slots
 from baoc_compile.compiled_step import CompiledStep
 from baoc_compile.errors import UnsupportedStep
 from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
@@ -80,7 +80,8 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
     for rule_class in classes:
         for piece in rule_class.members:
             if rule_class.rule is not None:
-                found[piece.component.parameters[0]] = rule_class.rule.slots
+                index, slots = piece.component.parameters[0], rule_class.rule.slots
+                found[index] = (*slots, *weight_slots(step.table.parameters[index], slots))
                 continue
             for index in piece.component.parameters:
                 shape = step.table.parameters[index].shape

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from baoc_compile.passes.adopt_state import adopt_state
+from baoc_compile.passes.adopt_state import adopt_state, state_tensors
 from baoc_compile.passes.extract_rules import RuleClass
+from baoc_compile.passes.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.rewrite_step import Rewritten, rewrite_step
 from baoc_compile.session import Session
 from baoc_compile.step_graph import ParameterTable, StepGraph
@@ -29,11 +30,13 @@ class CompiledStep:
     classes: list[RuleClass]
     inner_backend: Any
     rewritten: Rewritten | None = None
+    codebooks: CodebookRefresh | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         if self.rewritten is None or not self._is_current(arguments):
             self.bind()
-        assert self.rewritten is not None
+        assert self.rewritten is not None and self.codebooks is not None
+        self.codebooks.tick()
         return self.rewritten.gm(*arguments)
 
     def bind(self) -> Rewritten:
@@ -43,6 +46,7 @@ class CompiledStep:
         table = self.session.table()
         self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
         adopt_state(self.session, self.step.table)
+        self.codebooks = CodebookRefresh(state_tensors(self.step.table))
         self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
         return self.rewritten
 

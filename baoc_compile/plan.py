@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from baoc_compile.codec import Codec, Slot
+from torch import Tensor
+
+from baoc_compile.codec import WEIGHT_KEY, Codec, Slot
 from baoc_compile.errors import PlanError
-from baoc_compile.kernels.catalogue import CODECS, FORMATS, codec_for, codec_named, full_precision
+from baoc_compile.kernels.catalogue import (
+    KNOWN,
+    WEIGHT_FORMATS,
+    codec_for,
+    codec_named,
+    full_precision,
+    is_known,
+    weight_codec_for,
+)
 from baoc_compile.step_graph import ParameterTable
 
-VERSION = 1
+VERSION = 2
 
 #: Tensors below this stay in full precision unless a plan names their codecs: they cost next to nothing.
 SMALL_NUMEL = 4096
@@ -20,32 +31,46 @@ SMALL_NUMEL = 4096
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """Slot -> codec name for one parameter; name and shape are there to notice a plan for another model."""
+    """Slot -> codec name for one parameter; name and shape are there to notice a plan for another model.
+
+    `gain` multiplies the parameter's update.
+    """
 
     name: str
     shape: tuple[int, ...]
     slots: Mapping[str, str]
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`parameters`: by index in the optimizer's own order. `default`: slot (or "*") -> format or codec for all others.
+    """`parameters`: by index in the optimizer's own order. `default`: slot (or "*") -> format or codec for all others;
+    "param" -> format of bf16 and fp16 weights. `gain` multiplies the updates of all others.
 
-    `seed` keys the stochastic rounding. `memory_budget` records what the plan was made for.
+    The gain is the least-squares factor <u, c> / <c, c> of the update c that a configuration gives to the update u of full
+    precision: a slot that is shared or dropped changes the length of the update, and the gain gives it back. `seed`
+    keys the stochastic rounding. `memory_budget` records what the plan was made for.
     """
 
     default: Mapping[str, str] = field(default_factory=lambda: {"*": "fp32"})
     parameters: Mapping[int, ParameterPlan] = field(default_factory=dict)
     seed: int = 0
     memory_budget: str = ""
+    gain: float = 1.0
 
     @classmethod
-    def uniform(cls, formats: str | Mapping[str, str], *, seed: int = 0) -> Plan:
+    def uniform(cls, formats: str | Mapping[str, str], *, seed: int = 0, gain: float = 1.0) -> Plan:
         """One configuration for all: a format ("fp32", "bf16", "8bit") or codec name, or slot -> format ("*": the rest)."""
         default = {"*": formats} if isinstance(formats, str) else dict(formats)
-        plan = cls(default=default, seed=seed)
+        plan = cls(default=default, seed=seed, gain=gain)
         plan._validate()
         return plan
+
+    def gain_of(self, index: int, parameter: Tensor) -> float:
+        """The gain of one parameter."""
+        if index in self.parameters:
+            return self.parameters[index].gain
+        return self.gain if parameter.numel() >= SMALL_NUMEL else 1.0
 
     def codec(self, table: ParameterTable, index: int, slot: Slot) -> tuple[Codec, str]:
         """The codec of one slot, and why it is not the one asked for (empty if it is).
@@ -62,18 +87,20 @@ class Plan:
                 )
             if slot.key in entry.slots:
                 codec = codec_named(entry.slots[slot.key])
-                reason = codec.refuses(slot)
+                reason = codec.refuses(slot, parameter.shape)
                 if reason:
                     raise PlanError(f"the plan stores {slot.key!r} of {entry.name} as {codec.name}, but {reason}")
                 return codec, ""
+        if slot.weight_dtype is not None:
+            return weight_codec_for(self.default.get(slot.key, "nearest"), slot, parameter.shape)
         if parameter.numel() < SMALL_NUMEL:
             return full_precision(parameter.dtype), f"fewer than {SMALL_NUMEL} elements"
         choice = self.default.get(slot.key, self.default.get("*", "fp32"))
-        return codec_for(choice, slot, parameter.dtype)
+        return codec_for(choice, slot, parameter.shape, parameter.dtype)
 
     def to_json(self) -> str:
         parameters = [
-            {"index": i, "name": p.name, "shape": list(p.shape), "slots": dict(p.slots)}
+            {"index": i, "name": p.name, "shape": list(p.shape), "slots": dict(p.slots), "gain": p.gain}
             for i, p in sorted(self.parameters.items())
         ]
         data = {
@@ -81,6 +108,7 @@ class Plan:
             "version": VERSION,
             "seed": self.seed,
             "memory_budget": self.memory_budget,
+            "gain": self.gain,
             "default": dict(self.default),
             "parameters": parameters,
         }
@@ -97,10 +125,10 @@ class Plan:
             raise PlanError('the plan has no "format": "baoc-plan"')
         if data.get("version") != VERSION:
             raise PlanError(f"the plan has version {data.get('version')!r}, this release reads {VERSION}")
-        unknown = set(data) - {"format", "version", "seed", "memory_budget", "default", "parameters"}
+        unknown = set(data) - {"format", "version", "seed", "memory_budget", "gain", "default", "parameters"}
         if unknown:
             raise PlanError(f"the plan has unknown fields {sorted(unknown)}")
-        missing = {"seed", "memory_budget", "default", "parameters"} - set(data)
+        missing = {"seed", "memory_budget", "gain", "default", "parameters"} - set(data)
         if missing:
             raise PlanError(f"the plan lacks the fields {sorted(missing)}")
         entries = _typed(data["parameters"], list, "parameters")
@@ -108,28 +136,30 @@ class Plan:
         for position, entry in enumerate(entries):
             where = f"parameters[{position}]"
             fields = _typed(entry, dict, where)
-            if set(fields) != {"index", "name", "shape", "slots"}:
-                raise PlanError(f"{where} has fields {sorted(fields)}, expected index, name, shape and slots")
+            if set(fields) != {"index", "name", "shape", "slots", "gain"}:
+                raise PlanError(f"{where} has fields {sorted(fields)}, expected index, name, shape, slots and gain")
             index = _count(fields["index"], f"{where}.index")
             if index in parameters:
                 raise PlanError(f"{where}.index: parameter {index} is there twice")
             shape = tuple(_count(n, f"{where}.shape") for n in _typed(fields["shape"], list, f"{where}.shape"))
             name = _typed(fields["name"], str, f"{where}.name")
-            parameters[index] = ParameterPlan(name, shape, _typed(fields["slots"], dict, f"{where}.slots"))
+            slots = _typed(fields["slots"], dict, f"{where}.slots")
+            parameters[index] = ParameterPlan(name, shape, slots, fields["gain"])
         default = _typed(data["default"], dict, "default")
-        plan = cls(
-            default, parameters, _typed(data["seed"], int, "seed"), _typed(data["memory_budget"], str, "memory_budget")
-        )
+        seed, budget = _typed(data["seed"], int, "seed"), _typed(data["memory_budget"], str, "memory_budget")
+        plan = cls(default, parameters, seed, budget, data["gain"])
         plan._validate()
         return plan
 
     def _validate(self) -> None:
+        _check_gain(self.gain, "gain")
         for slot, choice in self.default.items():
             _typed(slot, str, "default: a slot")
-            _check_choice(choice, f"default[{slot!r}]", (*FORMATS, *CODECS))
+            _check_choice(choice, f"default[{slot!r}]", slot)
         for index, entry in self.parameters.items():
+            _check_gain(entry.gain, f"parameter {index} gain")
             for slot, choice in entry.slots.items():
-                _check_choice(choice, f"parameter {index} slots[{slot!r}]", tuple(CODECS))
+                _check_choice(choice, f"parameter {index} slots[{slot!r}]", slot)
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
@@ -144,9 +174,16 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
-def _check_choice(choice: Any, where: str, known: tuple[str, ...]) -> None:
-    if not isinstance(choice, str) or choice not in known:
-        raise PlanError(f"{where}: unknown codec {choice!r}; known are {', '.join(known)}")
+def _check_choice(choice: Any, where: str, slot: str) -> None:
+    is_weight = slot == WEIGHT_KEY
+    if not isinstance(choice, str) or not is_known(choice) or (choice in WEIGHT_FORMATS and not is_weight):
+        known = ", ".join((*WEIGHT_FORMATS, *KNOWN) if is_weight else KNOWN)
+        raise PlanError(f"{where}: unknown codec {choice!r}; known are {known}")
+
+
+def _check_gain(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise PlanError(f"{where}: expected a number > 0, got {value!r}")
 
 
 def as_plan(value: Any) -> Plan:

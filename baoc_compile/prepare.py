@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from baoc_compile.budget import MemoryBudget
+from baoc_compile.codec import weight_slots
 from baoc_compile.errors import OptionError
 from baoc_compile.notices import notice, refuse_untraceable
-from baoc_compile.passes.adopt_state import adopt_state, fresh
+from baoc_compile.passes.adopt_state import adopt_state, adopt_weights, fresh
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.discover_state import Filled, StateSchema, discover_state
 from baoc_compile.plan import as_plan
@@ -57,6 +58,9 @@ def prepare(
     before = (session.memory_budget, session.plan, session.seed, session.is_explicit)
     session.configure(budget, chosen, seed)
     slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
+    for index, schema in enumerate(schemas):
+        if schema.rule is not None:
+            slots_of[index] += weight_slots(table.parameters[index], schema.slots)
     try:
         decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
     except Exception:
@@ -77,6 +81,7 @@ def prepare(
                 entries[key] = entry.clone() if isinstance(entry, torch.Tensor) else copy.deepcopy(entry)
         if entries:
             optimizer.state[parameter] = entries
+    adopt_weights(session, table)
     for schema in schemas:
         if schema.first is None and schema.rule is None and schema.reason:
             notice(optimizer, schema.reason)

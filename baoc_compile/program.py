@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, fx
 
-from baoc_compile.codec import Codec
+from baoc_compile.codec import Codec, Sharing
 from baoc_compile.rule import UpdateRule
 
-Kind = Literal["element", "group", "scalar"]
-OperandSource = Literal["param", "grad", "part", "clock", "salt", "counter", "scalar", "index", "group_index"]
+Kind = Literal["element", "group", "scalar", "table", "shared"]
+OperandSource = Literal["param", "grad", "part", "clock", "salt", "counter", "scalar", "gain", "index", "group_index"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,10 @@ class Operand:
     """One placeholder of a program's graph.
 
     `source` and `key` say where it comes from: a part of a slot's storage (`key` = "slot.part"), a slot's clock or
-    salt, a counter, a scalar of the rule, or the element index itself. "index" and "group_index" are the folded
-    32-bit index of an element and of a group's first element.
+    salt, a counter, a scalar of the rule, the parameter's gain, or the element index itself. "index" and "group_index"
+    are the folded 32-bit index of an element and of a group's first element. A "shared" operand is read spread over the
+    elements; one that is written is averaged: stored = decay * stored + mean of the new values. `bits` = 4: two
+    elements to a byte. `group_size`: elements to a group, for "group" operands.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Operand:
     key: str = ""
     written: bool = False
     read: bool = True
+    bits: int = 8
+    group_size: int = 0
 
     @property
     def in_memory(self) -> bool:
@@ -41,12 +45,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a program is specialized on, besides rule and configuration."""
+    """What a program is specialized on, besides rule and configuration. `counter_dtypes`: by the rule's input name."""
 
     device: str
     param_dtype: torch.dtype
     grad_dtype: torch.dtype
-    counter_dtypes: tuple[torch.dtype, ...] = ()
+    counter_dtypes: tuple[tuple[str, torch.dtype], ...] = ()
+    has_gain: bool = False
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -58,8 +63,9 @@ class Signature:
 class ProgramGraph:
     """decode -> rule -> encode as one graph over groups of `width` elements.
 
-    `gm` takes the operands in order and returns the new values of the written ones, in `outputs` order. Nodes carry
-    `meta["kind"]` and `meta["dtype"]`.
+    `gm` takes the operands in order and returns the new values of the written ones, in `outputs` order, followed by
+    the values of `decays`: written "shared" operand -> position of its decay behind `outputs`. Nodes carry
+    `meta["kind"]`, `meta["dtype"]` and, where the kind is "group", `meta["group_size"]`.
     """
 
     rule: UpdateRule
@@ -69,20 +75,39 @@ class ProgramGraph:
     operands: tuple[Operand, ...]
     outputs: tuple[str, ...]
     width: int
+    decays: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> tuple[Operand, ...]:
+        return tuple(o for o in self.operands if o.kind == "shared")
+
+    @property
+    def averages(self) -> bool:
+        """Does it compute shared values rather than a step?"""
+        return bool(self.decays)
 
     @property
     def title(self) -> str:
         stored = ", ".join(f"{key}: {codec.name}" for key, codec in self.configuration.items()) or "no state"
-        return f"rule {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')})"
+        verb = "averages for rule" if self.averages else "rule"
+        gain = ", gain" if self.signature.has_gain else ""
+        return (
+            f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')}{gain})"
+        )
 
 
 @dataclass
 class TensorArguments:
-    """One parameter's operands: tensors by operand name, and the numbers of the rule's scalars and the salts."""
+    """One parameter's operands: tensors by operand name, and the numbers of the rule's scalars and the salts.
+
+    `sharing`: of the "shared" operands. `first_index`: global index of the first element, if this is a shard.
+    """
 
     numel: int
     tensors: dict[str, Tensor]
     numbers: dict[str, float]
+    sharing: dict[str, Sharing] = field(default_factory=dict)
+    first_index: int = 0
 
 
 class Executable(Protocol):

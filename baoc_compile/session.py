@@ -38,6 +38,7 @@ class Session:
     seed: int = 0
     is_explicit: bool = False
     decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
+    gains: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
     steps: list[Any] = field(default_factory=list)
 
     def table(self) -> ParameterTable:
@@ -53,19 +54,25 @@ class Session:
         self.memory_budget, self.plan, self.is_explicit = memory_budget, plan, True
         self.seed = plan.seed if plan is not None else seed
 
+    def gain(self, parameter: torch.Tensor) -> float:
+        return self.gains.get(parameter, 1.0)
+
     def decided_plan(self) -> Plan:
         """The plan with every decision made so far, by parameter."""
         table = self.table()
         parameters = {
             index: ParameterPlan(
-                table.names[index], tuple(p.shape), {k: d.codec.name for k, d in self.decisions[p].items()}
+                table.names[index],
+                tuple(p.shape),
+                {k: d.codec.name for k, d in self.decisions[p].items()},
+                self.gain(p),
             )
             for index, p in enumerate(table.parameters)
             if p in self.decisions
         }
         default = self.plan.default if self.plan is not None else {"*": "fp32"}
         budget = self.memory_budget.text if self.memory_budget is not None else ""
-        return Plan(default, parameters, self.seed, budget)
+        return Plan(default, parameters, self.seed, budget, self.plan.gain if self.plan is not None else 1.0)
 
 
 _SESSIONS: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()

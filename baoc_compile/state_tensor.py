@@ -15,11 +15,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.codec import CLOCK_DTYPE, Codec, Part, Random
 from baoc_compile.errors import StateError
+from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.catalogue import codec_named
+from baoc_compile.kernels.codebook import Codebook
 from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
-from baoc_compile.kernels.trace import exact_encode
+from baoc_compile.kernels.learn_codebook import learn_from_values
+from baoc_compile.kernels.sharing import means, spread
+from baoc_compile.kernels.trace import encoded_parts, exact_encode
 
 #: Elements encoded or decoded at a time.
 CHUNK_ELEMENTS = 1 << 16
@@ -49,9 +53,8 @@ class StateTensor(Tensor):
     def empty(
         cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, codec: Codec, slot: str, seed: int
     ) -> StateTensor:
-        """Zero codes. Decodes to zeros for every codec here."""
-        numel = torch.Size(shape).numel()
-        parts = {p.name: torch.zeros(codec.part_numel(p, numel), dtype=p.dtype, device=device) for p in codec.parts}
+        """Decodes to zeros; of a weight codec, to nothing beside the weight."""
+        parts = {p.name: codec.initial(p, torch.Size(shape), device) for p in codec.stored_parts}
         if codec.stochastic:
             parts["clock"] = torch.zeros((), dtype=CLOCK_DTYPE, device=device)
         return cls(torch.Size(shape), dtype, codec, slot_salt(seed, slot), parts)
@@ -60,6 +63,8 @@ class StateTensor(Tensor):
     def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int) -> StateTensor:
         """`value`, stored; in chunks, so that transient memory is bounded."""
         self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed)
+        if isinstance(codec, Codebook) and codec.learned:
+            learn_from_values(codec, self.parts, value)
         self.store(value)
         return self
 
@@ -68,14 +73,50 @@ class StateTensor(Tensor):
         return sum(part.numel() * part.element_size() for part in self.parts.values())
 
     def decode(self) -> Tensor:
-        """The values in the logical type."""
-        stored = {p.name: self._grouped(p.name, p.per) for p in self.codec.parts}
-        value = self.codec.decode(stored).reshape(-1)[: self.numel()]
+        """The values in the logical type. A dropped slot reads as zeros."""
+        self._refuse_weight()
+        if self.codec.kind == "dropping":
+            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        value = self.codec.decode({p.name: self._grouped(p) for p in self.codec.parts}).reshape(-1)[: self.numel()]
         return value.to(self.dtype).view(self.shape)
 
+    def decode_weight(self, weight: Tensor) -> Tensor:
+        """The fp32 value of a weight whose codec this is the stored part of."""
+        stored = {name: part.view(-1) for name, part in self.parts.items()}
+        first = self.codec.parts[0].name
+        return self.codec.decode({**stored, first: weight.detach().reshape(-1)}).view(self.shape)
+
+    def store_weight(self, value: Tensor) -> None:
+        """Keeps what the weight, rounded to nearest, lacks of the fp32 `value`."""
+        flat = value.reshape(-1)
+        half = torch.full((), -(2**31), dtype=torch.int32, device=value.device)
+        for start in range(0, flat.numel(), CHUNK_ELEMENTS):
+            chunk = flat[start : start + CHUNK_ELEMENTS].view(-1, 1)
+            encoded = exact_encode(self.codec, chunk, Random(half.expand_as(chunk), half.expand_as(chunk)))
+            for part in self.codec.stored_parts:
+                self.parts[part.name][start : start + len(chunk)] = encoded[part.name].view(-1)
+
+    def _refuse_weight(self) -> None:
+        if self.codec.kind == "weight":
+            raise StateError(f"{self!r} is what a weight's codec keeps beside the weight; it has no values of its own")
+
     def store(self, value: Tensor) -> None:
-        """Encodes `value` (logical shape) in place and advances the clock."""
+        """Encodes `value` (logical shape) in place and advances the clock.
+
+        Raises StateError for a slot that is dropped: only the compiled step can compute it.
+        """
+        self._refuse_weight()
         flat = value.detach().reshape(-1)
+        if self.codec.kind == "dropping":
+            raise StateError(
+                f"{self!r} is not stored: only the compiled step can compute it. Call the compiled step, or prepare "
+                "the optimizer with another plan"
+            )
+        if self.codec.kind == "sharing":
+            for part in self.codec.parts if flat.numel() else ():
+                self.parts[part.name].copy_(means(flat, self.codec.sharing(part, self.shape)))
+            return
+        tables = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "table"}
         clock = self.parts.get("clock")
         width = self.codec.group_size or 1
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
@@ -84,28 +125,43 @@ class StateTensor(Tensor):
             lanes = lanes.clamp(max=start + chunk.numel() - 1)
             random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random)
-            for part in self.codec.parts:
+            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, tables)
+            for part in encoded_parts(self.codec):
                 count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
-                self.parts[part.name][start // step : start // step + count] = encoded[part.name].reshape(-1)[:count]
+                new = encoded[part.name].reshape(-1)[:count]
+                if part.bits == 4:
+                    new, count, step = packed(new), -(-count // 2), 2
+                self.parts[part.name][start // step : start // step + count] = new
         if clock is not None:
             clock.add_(1)
 
     def fill(self, value: float) -> None:
         """Every element becomes `value`: one group is encoded, the others repeat it."""
+        if self.codec.kind == "sharing":  # the value is its own mean, and the product of its factors over their mean
+            for shared in self.parts.values():
+                shared.fill_(value)
+            return
         width = self.codec.group_size or 1
         one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
         one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
-        for part in self.codec.parts:
+        for part in encoded_parts(self.codec):
             self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
 
-    def _grouped(self, name: str, per: str) -> Tensor:
-        part = self.parts[name]
-        if per == "group":
-            return part.view(-1, 1)
-        width = self.codec.group_size or 1
-        missing = -part.numel() % width
-        return torch.cat([part, part[-1:].expand(missing)]).view(-1, width) if missing else part.view(-1, width)
+    def _grouped(self, part: Part) -> Tensor:
+        """A part as the codec's functions see it."""
+        stored, width = self.parts[part.name], self.codec.group_size or 1
+        if part.per == "table":
+            return stored
+        if part.per == "group":
+            return stored.view(-1, 1)
+        lanes = torch.arange(-(-self.numel() // width) * width, device=stored.device).clamp(
+            max=max(self.numel() - 1, 0)
+        )
+        if part.per == "shared":
+            return spread(stored, lanes, self.codec.sharing(part, self.shape)).view(-1, width)
+        if part.bits == 4:
+            return unpacked(stored, lanes).view(-1, width)
+        return (stored if self.numel() == lanes.numel() else stored[lanes]).view(-1, width)
 
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
         """The same state with every stored part changed."""
@@ -169,13 +225,17 @@ def _is_fake(value: Any) -> bool:
     return not isinstance(value, StateTensor) or any(isinstance(p, FakeTensor) for p in value.parts.values())
 
 
+def _shape_only(state: StateTensor) -> Tensor:
+    return next(iter(state.parts.values())).new_empty(state.shape, dtype=state.dtype)
+
+
 def _decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
     """The eager fallback: exact semantics, no speed."""
     decoded: dict[int, tuple[StateTensor, Tensor]] = {}
 
     def unwrap(state: StateTensor) -> Tensor:
         if id(state) not in decoded:
-            decoded[id(state)] = (state, state.decode())
+            decoded[id(state)] = (state, _shape_only(state) if _is_fake(state) else state.decode())
         return decoded[id(state)][1]
 
     plain_args, plain_kwargs = tree_map_only(StateTensor, unwrap, (args, kwargs))
@@ -185,8 +245,9 @@ def _decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[position] if position < len(args) else kwargs.get(argument.name)
             tree_map_only(StateTensor, lambda state: written.add(id(state)), given)
-    for key in written:
-        decoded[key][0].store(decoded[key][1])
+    for state, value in (decoded[key] for key in written):
+        if not _is_fake(state):
+            state.store(value)
     wrapped = {id(value): state for key, (state, value) in decoded.items() if key in written}
     return tree_map(lambda value: wrapped.get(id(value), value), result)
 

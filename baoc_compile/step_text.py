@@ -28,9 +28,12 @@ def step_text(gm: fx.GraphModule) -> str:
 
 def _launch_lines(launch: Launch) -> Iterator[str]:
     graph = launch.graph
-    yield f"fused_update[rule {graph.rule.key}](  # one launch over {len(launch.parameters)} parameters"
-    for key, codec in graph.configuration.items():
-        per_element = codec.storage_bytes(1 << 20) / (1 << 20)
+    verb = "fused_average" if graph.averages else "fused_update"
+    yield f"{verb}[rule {graph.rule.key}](  # one launch over {len(launch.parameters)} parameters"
+    stored = {k: c for k, c in graph.configuration.items() if not graph.averages or k in graph.rule.outputs}
+    for key, codec in stored.items():
+        numel = sum(shape.numel() for shape in launch.shapes)
+        per_element = sum(codec.storage_bytes(shape) for shape in launch.shapes) / max(numel, 1)
         yield f"    {key}: stored as {codec.name}, {per_element:.4g} bytes an element"
     names = {i.name for i in graph.rule.inputs_of("scalar")}
     first = {name: value for name, value in (launch.numbers[0] if launch.numbers else {}).items() if name in names}
@@ -38,7 +41,6 @@ def _launch_lines(launch: Launch) -> Iterator[str]:
         yield f"    scalars: {', '.join(f'{name} = {value:.6g}' for name, value in first.items())}"
     width = max(map(len, launch.parameters), default=0)
     for name, shape in zip(launch.parameters, launch.shapes, strict=True):
-        numel = shape.numel()
-        state = sum(codec.storage_bytes(numel) for codec in graph.configuration.values())
+        state = sum(codec.storage_bytes(shape) for codec in stored.values())
         yield f"    {name:<{width}}  {list(shape)!s:<14} {state} bytes of state"
     yield ")"

@@ -27,6 +27,7 @@ class Bfloat16(Codec):
     parts = (Part("values", torch.bfloat16, "element"),)
     relative_error = 2.0**-7
     stochastic = True
+    expected_harm = 0.5
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         return stored["values"].to(torch.float32)

@@ -29,6 +29,17 @@ def group_max(value: Tensor) -> Tensor:
     return from_bits(torch.amax(magnitude, -1, keepdim=True))
 
 
+def any_in_group(condition: Tensor) -> Tensor:
+    """Is it true of any element of the group? `[groups, width]` -> `[groups, 1]`."""
+    return torch.amax(condition.to(torch.int32), -1, keepdim=True) > 0
+
+
+def relative(magnitude: Tensor, scale: Tensor) -> Tensor:
+    """magnitude / scale in [0, 1]: 0 for an empty group, 1 for infinity."""
+    ratio = magnitude / torch.where(scale > 0.0, scale, 1.0)
+    return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
+
+
 def rounds_up(probability: Tensor, words: Tensor) -> Tensor:
     """True with the given probability; never below `ON_LEVEL`, always above 1 - `ON_LEVEL`."""
     threshold = torch.where(probability < ON_LEVEL, 0.0, torch.where(probability > 1.0 - ON_LEVEL, 1.0, probability))
@@ -46,3 +57,14 @@ def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
 def as_bf16(value: Tensor) -> Tensor:
     """A float32 that bf16 holds exactly -> bf16, by its bits."""
     return torch.bitwise_right_shift(bits_of(value), 16).to(torch.int16).view(torch.bfloat16)
+
+
+def packed(codes: Tensor) -> Tensor:
+    """4-bit codes (uint8, flat) -> two to a byte, the first in the low half; the last half byte may be 0."""
+    pairs = torch.cat([codes, codes.new_zeros(codes.numel() % 2)]).view(-1, 2)
+    return torch.bitwise_or(pairs[:, 0], torch.bitwise_left_shift(pairs[:, 1], 4))
+
+
+def unpacked(stored: Tensor, lanes: Tensor) -> Tensor:
+    """The codes of elements `lanes` from `packed` ones."""
+    return torch.bitwise_and(torch.bitwise_right_shift(stored[lanes // 2], (lanes % 2 * 4).to(torch.uint8)), 15)

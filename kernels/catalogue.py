@@ -2,25 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import torch
 from baoc_compile.kernels.bf16 import Bfloat16
+from baoc_compile.kernels.codebook import Codebook
 from baoc_compile.kernels.companded8 import Softsign8, Sqrt8
+from baoc_compile.kernels.dropped import Dropped
 from baoc_compile.kernels.full import Full
+from baoc_compile.kernels.sharing import Factored, Shared
+from baoc_compile.kernels.split_weight import NearestWeight, SplitWeight, StochasticWeight
 
 from baoc_compile.codec import Codec, Slot
 from baoc_compile.errors import PlanError
 
-CODECS: dict[str, Codec] = {c.name: c for c in (Full(), Full(torch.float64), Bfloat16(), Softsign8(), Sqrt8())}
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        Full(),
+        Full(torch.float64),
+        Bfloat16(),
+        Softsign8(),
+        Sqrt8(),
+        *(Codebook(8, signed, learned=True, group_size=32) for signed in (True, False)),
+        *(Codebook(4, signed, learned=True, group_size=64) for signed in (True, False)),
+        *(Codebook(4, signed, learned=False, group_size=n) for n in (64, 128) for signed in (True, False)),
+        Factored(),
+        *(Shared(form) for form in ("row", "column", "tensor")),
+        Dropped(),
+        NearestWeight(),
+        *(SplitWeight(dtype, bits) for bits in (16, 8) for dtype in (torch.bfloat16, torch.float16)),
+        *(StochasticWeight(dtype) for dtype in (torch.bfloat16, torch.float16)),
+    )
+}
+
+#: Codecs with a size in their name: "head:64".
+SIZED: dict[str, Callable[[int], Codec]] = {form: partial(Shared, form) for form in ("head", "column_head", "run")}
 
 #: Format -> codecs that realize it, the first that accepts a slot is taken. In order of falling precision.
-FORMATS: dict[str, tuple[str, ...]] = {"fp32": ("fp32",), "bf16": ("bf16",), "8bit": ("sqrt8", "softsign8")}
+FORMATS: dict[str, tuple[str, ...]] = {
+    "fp32": ("fp32",),
+    "bf16": ("bf16",),
+    "8bit": ("sqrt8", "softsign8"),
+    "8bit-learned": ("ucodebook8", "codebook8"),
+    "4bit": ("uint4:128", "int4:128"),
+    "4bit-learned": ("ucodebook4", "codebook4"),
+}
+
+#: The formats that are tried when only a budget is given.
+AUTOMATIC = ("fp32", "bf16", "8bit", "factored", "4bit")
+
+#: Formats of weights: "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
+WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
+    "nearest": ("nearest",),
+    "32bit": ("bf16+16", "fp16+16"),
+    "24bit": ("bf16+8", "fp16+8"),
+    "stochastic": ("bf16+sr", "fp16+sr"),
+}
+
+KNOWN = (*FORMATS, *CODECS, *(f"{form}:N" for form in SIZED))
 
 
+def is_known(name: str) -> bool:
+    """Is it a format or the name of a codec?"""
+    form, _, size = name.partition(":")
+    return name in FORMATS or name in WEIGHT_FORMATS or name in CODECS or (form in SIZED and _is_size(size))
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and text == str(int(text)) and int(text) > 0
+
+
+@cache
 def codec_named(name: str) -> Codec:
     """Raises PlanError for an unknown name."""
-    if name not in CODECS:
-        raise PlanError(f"unknown codec {name!r}; known are {', '.join(CODECS)}")
-    return CODECS[name]
+    form, _, size = name.partition(":")
+    if name in CODECS:
+        return CODECS[name]
+    if form in SIZED and _is_size(size):
+        return SIZED[form](int(size))
+    raise PlanError(f"unknown codec {name!r}; known are {', '.join(KNOWN)}")
 
 
 def full_precision(parameter_dtype: torch.dtype) -> Codec:
@@ -28,15 +90,24 @@ def full_precision(parameter_dtype: torch.dtype) -> Codec:
     return CODECS["fp64" if parameter_dtype == torch.float64 else "fp32"]
 
 
-def codec_for(choice: str, slot: Slot, parameter_dtype: torch.dtype) -> tuple[Codec, str]:
+def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch.dtype) -> tuple[Codec, str]:
     """The codec that realizes a format, or a codec's own name, for `slot`; full precision and the reason if refused."""
-    if choice not in FORMATS and choice not in CODECS:
-        raise PlanError(f"unknown format {choice!r}; formats are {', '.join(FORMATS)}, codecs {', '.join(CODECS)}")
     reasons = []
     for name in FORMATS.get(choice, (choice,)):
-        codec = CODECS[name] if name not in ("fp32", "fp64") else full_precision(parameter_dtype)
-        reason = codec.refuses(slot)
+        codec = codec_named(name) if name not in ("fp32", "fp64") else full_precision(parameter_dtype)
+        reason = codec.refuses(slot, shape)
         if not reason:
             return codec, ""
         reasons.append(reason)
     return full_precision(parameter_dtype), reasons[-1]
+
+
+def weight_codec_for(choice: str, slot: Slot, shape: torch.Size) -> tuple[Codec, str]:
+    """The codec that realizes a weight format, or a codec's own name; "nearest" and why, if none does."""
+    reason = ""
+    for name in WEIGHT_FORMATS.get(choice, (choice,)):
+        codec = codec_named(name)
+        reason = codec.refuses(slot, shape)
+        if not reason:
+            return codec, ""
+    return CODECS["nearest"], reason

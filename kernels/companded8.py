@@ -19,18 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from baoc_compile.kernels.bits import as_bf16, group_max, rounds_up, truncate_to_bf16
+from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounds_up, truncate_to_bf16
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot
 
 GROUP_SIZE = 32
-
-
-def _relative(magnitude: Tensor, scale: Tensor) -> Tensor:
-    """magnitude / scale in [0, 1]: 0 for an empty group, 1 for infinity."""
-    ratio = magnitude / torch.where(scale > 0.0, scale, 1.0)
-    return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
 
 
 class Softsign8(Codec):
@@ -56,7 +50,7 @@ class Softsign8(Codec):
         largest = group_max(value)
         lower, upper = truncate_to_bf16(largest)
         scale = torch.where(rounds_up((largest - lower) / (upper - lower), random.group), upper, lower)
-        ratio = _relative(magnitude, scale)
+        ratio = relative(magnitude, scale)
         level = torch.floor(ratio * 254.0 / (1.0 + ratio))
         chance = (ratio * (254.0 - level) - level) * (253.0 - level) * (1.0 / 254.0)
         level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
@@ -90,7 +84,7 @@ class Sqrt8(Codec):
         # (b^2 - lower^2) / (upper^2 - lower^2), without squares that underflow
         chance = (largest - lower) / (upper - lower) * ((largest + lower) / (upper + lower))
         scale = torch.where(rounds_up(chance, random.group), upper, lower)
-        y = _relative(root, scale) * 254.0
+        y = relative(root, scale) * 254.0
         level = torch.floor(y)
         chance = (y - level) * (y + level) / (2.0 * level + 1.0)
         level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
@@ -100,7 +94,7 @@ class Sqrt8(Codec):
         code = torch.where(torch.isnan(root), 255.0, level)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
 
-    def refuses(self, slot: Slot) -> str:
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
         if not slot.nonnegative:
             return f"the rule does not prove that {slot.key!r} stays >= 0"
-        return super().refuses(slot)
+        return super().refuses(slot, shape)

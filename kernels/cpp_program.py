@@ -35,11 +35,23 @@ class CppProgram:
         given = np.array([[a.numbers[o.name] for o in numbers] or [0.0] for a in batch], dtype=np.float64)
         derived = np.empty((len(batch), max(1, len(self.emitter.derived))), dtype=np.float64)
         numel = np.array([a.numel for a in batch], dtype=np.int64)
+        shared = self.graph.shared
+        sharing = np.array([[a.sharing[o.name] for o in shared] for a in batch], dtype=np.int64)
+        first_index = np.array([self._first_index(a) for a in batch], dtype=np.int64)
         blocks = np.concatenate([[0], np.cumsum(-(-numel // self.graph.width))]).astype(np.int64)
         threads = max(1, min(torch.get_num_threads(), int(numel.sum()) // ELEMENTS_PER_THREAD))
         self._run(
-            ctypes.c_int64(len(batch)), *(_address(a) for a in (at, layout_at, given, derived, numel, blocks)), threads
+            ctypes.c_int64(len(batch)),
+            *map(_address, (at, layout_at, given, derived, numel, blocks, first_index, sharing)),
+            threads,
         )
+
+    def _first_index(self, arguments: TensorArguments) -> int:
+        if arguments.first_index % self.graph.width:
+            raise ValueError(
+                f"a shard starts at element {arguments.first_index}, not at a multiple of {self.graph.width}"
+            )
+        return arguments.first_index
 
 
 def _address(array: np.ndarray) -> ctypes.c_void_p:

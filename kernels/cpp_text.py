@@ -23,6 +23,7 @@ PRELUDE = """\
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 enum class bf16 : uint16_t {};  // its bits; a plain integer to the vectorizer
 typedef _Float16 fp16;
@@ -71,11 +72,60 @@ template <class T> static void store(const T* lanes, const T* buffer, void* at, 
 }
 """
 
+SHARED = """
+// a shared value for each lane: number (index / run) % cycle
+template <class T> static T* spread(T* buffer, const void* at, const int64_t* sharing, int64_t start, int count, int width) {
+  const T* const values = static_cast<const T*>(at);
+  const int64_t run = sharing[0], cycle = sharing[1];
+  int64_t k = start / run % cycle, left = run - start % run;
+  for (int j = 0; j < count; left = run, k = k + 1 == cycle ? 0 : k + 1)
+    for (const int end = int(std::min<int64_t>(count, j + left)); j < end; ++j) buffer[j] = values[k];
+  for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
+  return buffer;
+}
+// adds lanes to the sums of their sets; sums[0] is that of set `first`
+template <class T> static void accumulate(const T* lanes, double* sums, int64_t first, const int64_t* sharing,
+                                          int64_t start, int count) {
+  const int64_t run = sharing[0], cycle = sharing[1];
+  int64_t k = start / run % cycle, left = run - start % run;
+  for (int j = 0; j < count; left = run, k = k == cycle ? 0 : k) {
+    if (run == 1) {
+      const int n = int(std::min<int64_t>(count - j, cycle - k));
+      double* const into = sums + (k - first);
+      for (int i = 0; i < n; ++i) into[i] += double(lanes[j + i]);
+      j += n, k += n;
+    } else {
+      const int n = int(std::min<int64_t>(count - j, left));
+      double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+      for (int i = 0; i < n; ++i) sum += double(lanes[j + i]);
+      sums[k++ - first] += sum, j += n;
+    }
+  }
+}
+"""
+
+PACKED = """
+// two elements to a byte, the first in the low half; missing lanes repeat the last one
+static uint8_t* load4(uint8_t* buffer, const void* at, int64_t start, int count, int width) {
+  const uint8_t* const data = static_cast<const uint8_t*>(at) + start / 2;
+  for (int j = 0; j < count; ++j) buffer[j] = (data[j / 2] >> (j % 2 * 4)) & 15;
+  for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
+  return buffer;
+}
+static void store4(const uint8_t* buffer, void* at, int64_t start, int count) {
+  uint8_t* const data = static_cast<uint8_t*>(at) + start / 2;
+  for (int j = 0; j < count; j += 2) data[j / 2] = buffer[j] | (j + 1 < count ? buffer[j + 1] << 4 : 0);
+}
+"""
+
 DRIVER = """
 // tensors: how many. at, layouts: [tensors][{pointers}]. numbers: [tensors][{numbers}]. derived: scratch, [tensors][{derived}].
-// first_block: [tensors + 1], prefix sum of each tensor's blocks.
+// first_block: [tensors + 1], prefix sum of each tensor's blocks. first_index: global index of each first element.
+// sharing: [tensors][{shared}][2], run and cycle of shared values.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
-                    double* derived, const int64_t* numel, const int64_t* first_block, int threads) {{
+                    double* derived, const int64_t* numel, const int64_t* first_block, const int64_t* first_index,
+                    const int64_t* sharing, int threads) {{
   for (int64_t t = 0; t < tensors; ++t) scalars(at + t * {pointers}, numbers + t * {numbers}, derived + t * {derived});
   const int64_t blocks = first_block[tensors];
   const int64_t share = (blocks + threads - 1) / threads;
@@ -87,8 +137,70 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
     for (; block < end; ++t) {{
       const int64_t stop = std::min(end, first_block[t + 1]);
       elements(at + t * {pointers}, layouts + t * {pointers}, derived + t * {derived}, numel[t],
-               block - first_block[t], stop - first_block[t]);
+               block - first_block[t], stop - first_block[t], first_index[t], sharing + t * {shared} * 2, 0, 0);
       block = stop;
+    }}
+  }}
+}}
+"""
+
+# Sums are taken over chunks whose bounds depend on the tensor alone, and added in their order: any number of threads
+# gives the same bits. A chunk spans many cycles, so that its sums are few beside its elements.
+AVERAGE_DRIVER = """
+struct Chunk {{
+  int64_t tensor, first, last;
+  double* sums[{shared}];
+  int64_t first_sum[{shared}], count[{shared}];
+}};
+// As for a step; see there. The shared values become decay * value + mean.
+extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
+                    double* derived, const int64_t* numel, const int64_t* first_block, const int64_t* first_index,
+                    const int64_t* sharing, int threads) {{
+  for (int64_t t = 0; t < tensors; ++t) scalars(at + t * {pointers}, numbers + t * {numbers}, derived + t * {derived});
+  std::vector<Chunk> chunks;
+  std::vector<int64_t> first_chunk(tensors + 1);
+  int64_t total = 0;
+  for (int64_t t = 0; t < tensors; ++t) {{
+    const int64_t blocks = first_block[t + 1] - first_block[t];
+    int64_t size = std::max<int64_t>({{16384 / {width}, (blocks + 15) / 16, 1}});
+    for (int s = 0; s < {shared}; ++s) {{
+      const int64_t* const set = sharing + (t * {shared} + s) * 2;
+      if (set[0] * set[1] < numel[t]) size = std::max<int64_t>(size, (64 * set[0] * set[1] + {width} - 1) / {width});
+    }}
+    for (int64_t first = 0; first < blocks; first += size) {{
+      Chunk chunk{{t, first, std::min(blocks, first + size), {{}}, {{}}, {{}}}};
+      for (int s = 0; s < {shared}; ++s) {{
+        const int64_t* const set = sharing + (t * {shared} + s) * 2;
+        const bool whole = set[0] * set[1] < numel[t];  // every set is met again and again
+        chunk.first_sum[s] = whole ? 0 : chunk.first * {width} / set[0];
+        const int64_t end = std::min(numel[t], chunk.last * {width});
+        chunk.count[s] = whole ? set[1] : (end - 1) / set[0] + 1 - chunk.first_sum[s];
+        total += chunk.count[s];
+      }}
+      chunks.push_back(chunk);
+    }}
+    first_chunk[t + 1] = chunks.size();
+  }}
+  std::vector<double> sums(total);
+  double* next = sums.data();
+  for (Chunk& chunk : chunks)
+    for (int s = 0; s < {shared}; ++s) chunk.sums[s] = next, next += chunk.count[s];
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (size_t c = 0; c < chunks.size(); ++c) {{
+    const Chunk& chunk = chunks[c];
+    const int64_t t = chunk.tensor;
+    elements(at + t * {pointers}, layouts + t * {pointers}, derived + t * {derived}, numel[t], chunk.first, chunk.last,
+             first_index[t], sharing + t * {shared} * 2, chunk.sums, chunk.first_sum);
+  }}
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t t = 0; t < tensors; ++t) {{
+    for (int s = 0; s < {shared} && numel[t] > 0; ++s) {{
+      const int64_t cycle = sharing[(t * {shared} + s) * 2 + 1];
+      std::vector<double> means(cycle);
+      for (int64_t c = first_chunk[t]; c < first_chunk[t + 1]; ++c)
+        for (int64_t k = 0; k < chunks[c].count[s]; ++k) means[chunks[c].first_sum[s] + k] += chunks[c].sums[s][k];
+      for (double& mean : means) mean /= double(numel[t] / cycle);
+      finish(at + t * {pointers}, derived + t * {derived}, s, means.data(), cycle);
     }}
   }}
 }}

@@ -1,9 +1,9 @@
 """The operations that rules and codecs are written in, and how each reads in C++.
 
-Values have a kind: "element" (one per element), "group" (one per group of elements, for codecs with a scale) or
-"scalar" (one per tensor). Every operation is elementwise over its operands' kinds, except `amax`, which reduces a
-group. All of them are exact or correctly rounded (IEEE 754), so that torch and C++ give the same bits, except the
-transcendental ones at the end of the table.
+Values have a kind: "element" (one per element), "group" (one per group of elements, for codecs with a scale), "scalar"
+(one per tensor) or "table" (entries for the whole tensor). Every operation is elementwise over its operands' kinds,
+except `amax`, which reduces a group, and `take`, which reads table entries. All of them are exact or correctly rounded
+(IEEE 754), so that torch and C++ give the same bits, except the transcendental ones at the end of the table.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def is_supported(target: Callable[..., Any]) -> bool:
         name_of(target) in CPP
         or name_of(target) == "lerp"
         or target is torch.ops.aten.view.dtype
-        or name_of(target) == "amax"
+        or name_of(target) in ("amax", "take")
     )
 
 

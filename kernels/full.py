@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from baoc_compile.codec import Codec, Part, Random, Slot
 
 class Full(Codec):
     """value = stored. Error 0. `dtype.itemsize` bytes per element."""
+
+    expected_harm = 0.0
 
     def __init__(self, dtype: torch.dtype = torch.float32):
         self.relative_error = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}[dtype]
@@ -24,5 +27,5 @@ class Full(Codec):
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         return {"values": value}
 
-    def refuses(self, slot: Slot) -> str:
-        return ""
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        return super().refuses(replace(slot, exact_reason=""), shape)

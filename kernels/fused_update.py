@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from baoc_compile.codec import Sharing
 from baoc_compile.program import Executable, Operand, ProgramGraph, TensorArguments
 
 _COUNT = itertools.count()
@@ -25,7 +26,8 @@ _COUNT = itertools.count()
 class Launch:
     """A program and the tensors it is launched over.
 
-    `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`.
+    `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`. `sharing[i]`: which
+    elements of tensor i have shared values in common.
     """
 
     graph: ProgramGraph
@@ -34,6 +36,7 @@ class Launch:
     shapes: list[torch.Size] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     varying: list[dict[str, int]] = field(default_factory=list)
+    sharing: list[dict[str, Sharing]] = field(default_factory=list)
     key: str = field(default_factory=lambda: f"launch_{next(_COUNT)}")
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ class Launch:
             tensors = dict(zip(names, state[i * len(names) : (i + 1) * len(names)], strict=True))
             tensors |= {"param": param, "grad": grads[i] if grads else param}
             numbers = self.numbers[i] | {name: values[position] for name, position in self.varying[i].items()}
-            batch.append(TensorArguments(param.numel(), tensors, numbers))
+            batch.append(TensorArguments(param.numel(), tensors, numbers, self.sharing[i]))
         self.executable(batch)
 
 

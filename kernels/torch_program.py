@@ -6,7 +6,9 @@ Transient memory is bounded by `CHUNK_ELEMENTS` times the number of live values,
 from __future__ import annotations
 
 import torch
+from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.counter_hash import fold_index
+from baoc_compile.kernels.sharing import spread
 from baoc_compile.kernels.trace import with_exact_roots
 from torch import Tensor
 
@@ -29,10 +31,20 @@ class TorchProgram:
         for arguments in batch:
             scalars = self._scalars(arguments)
             new_scalars: dict[str, Tensor] = {}
+            sums = {o.name: self._sums(arguments, o) for o in self.graph.shared if o.written}
             for start in range(0, max(arguments.numel, 1), self.chunk_elements):
-                new_scalars = self._chunk(arguments, scalars, start)
+                new_scalars = self._chunk(arguments, scalars, start, sums)
             for name, value in new_scalars.items():
-                arguments.tensors[name].copy_(value)
+                if name in sums and arguments.numel:  # `value` is the decay
+                    shared = arguments.tensors[name]
+                    mean = sums[name] / (arguments.numel // arguments.sharing[name].cycle)
+                    shared.copy_(value * shared.to(torch.float64) + mean)
+                elif name not in sums:
+                    arguments.tensors[name].copy_(value)
+
+    @staticmethod
+    def _sums(arguments: TensorArguments, operand: Operand) -> Tensor:
+        return torch.zeros_like(arguments.tensors[operand.name], dtype=torch.float64)
 
     def _scalars(self, arguments: TensorArguments) -> dict[str, Tensor]:
         device = arguments.tensors["param"].device
@@ -44,14 +56,17 @@ class TorchProgram:
                 found[operand.name] = torch.tensor(arguments.numbers[operand.name], dtype=operand.dtype, device=device)
         return found
 
-    def _chunk(self, arguments: TensorArguments, scalars: dict[str, Tensor], start: int) -> dict[str, Tensor]:
-        """Steps elements [start, start + chunk) and returns the new scalars, which are the same for every chunk."""
+    def _chunk(
+        self, arguments: TensorArguments, scalars: dict[str, Tensor], start: int, sums: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Steps elements [start, start + chunk), adds to `sums` what is averaged, and returns the new scalars and the
+        decays, which are the same for every chunk."""
         width = self.graph.width
         stop = min(start + self.chunk_elements, arguments.numel)
         groups = -(-(stop - start) // width)
         device = arguments.tensors["param"].device
         lanes = torch.arange(start, start + groups * width, device=device).clamp(max=max(stop - 1, 0))
-        index = fold_index(lanes).view(groups, width)
+        index = fold_index(lanes + arguments.first_index).view(groups, width)
 
         def read(operand: Operand) -> Tensor:
             if operand.kind == "scalar":
@@ -59,23 +74,39 @@ class TorchProgram:
             if operand.source == "index":
                 return index
             if operand.source == "group_index":
-                return index[:, :1]
+                return index.view(-1, operand.group_size)[:, :1]
             tensor = arguments.tensors[operand.name]
-            if operand.kind == "group":
-                return tensor[start // width : start // width + groups].view(groups, 1)
+            if operand.kind == "table":
+                return tensor
+            if operand.kind == "group":  # a block's missing groups repeat its last one
+                return tensor[lanes[:: operand.group_size] // operand.group_size].view(-1, 1)
+            if operand.kind == "shared":
+                return spread(tensor, lanes, arguments.sharing[operand.name]).view(groups, width)
+            if operand.bits == 4:
+                return unpacked(tensor, lanes).view(groups, width)
             return _elements(tensor, lanes).view(groups, width)
 
         operands = self.graph.operands
         new = self.gm(*(read(o) if o.read else None for o in operands))
-        by_name = dict(zip(self.graph.outputs, new, strict=True))
+        by_name = dict(zip(self.graph.outputs, new, strict=False))
+        decays = {name: new[len(by_name) + k] for name, k in self.graph.decays.items()}
         for operand in operands:
-            if operand.written and operand.kind == "group":
-                first = start // width
-                arguments.tensors[operand.name][first : first + groups] = by_name[operand.name].reshape(-1)
-            elif operand.written and operand.kind == "element":
-                value = by_name[operand.name].to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
-                _store(arguments.tensors[operand.name], lanes[: stop - start], value)
-        return {o.name: by_name[o.name] for o in operands if o.written and o.kind == "scalar"}
+            if not operand.written or operand.kind == "scalar":
+                continue
+            value, tensor = by_name[operand.name], arguments.tensors[operand.name]
+            if operand.kind == "group":
+                first, stop_group = start // operand.group_size, -(-stop // operand.group_size)
+                tensor[first:stop_group] = value.reshape(-1)[: stop_group - first]
+                continue
+            value = value.to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
+            if operand.kind == "shared":
+                run, cycle = arguments.sharing[operand.name]
+                sums[operand.name].index_add_(0, lanes[: stop - start] // max(run, 1) % max(cycle, 1), value.double())
+            elif operand.bits == 4:
+                tensor[start // 2 : -(-stop // 2)] = packed(value)
+            else:
+                _store(tensor, lanes[: stop - start], value)
+        return {o.name: by_name[o.name] for o in operands if o.written and o.kind == "scalar"} | decays
 
 
 def _elements(tensor: Tensor, lanes: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
-from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.codec import CLOCK_DTYPE, Codec, Part, Random
 
 _GROUPS = 3  # any number that is not 1
 
@@ -27,14 +28,21 @@ def traced_decode(codec: Codec, width: int) -> fx.Graph:
 
 @cache
 def traced_encode(codec: Codec, width: int) -> fx.Graph:
-    """Inputs: values, element words, group words. Outputs: the parts in order."""
+    """Inputs: values, element words, group words, the "table" parts. Outputs: the other parts in order."""
+    tables = [part for part in codec.parts if part.per == "table"]
 
-    def encode(value: Tensor, element: Tensor, group: Tensor) -> tuple[Tensor, ...]:
-        stored = codec.encode(value, Random(element, group))
-        return tuple(stored[part.name] for part in codec.parts)
+    def encode(value: Tensor, element: Tensor, group: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        known = {part.name: table for part, table in zip(tables, given, strict=True)}
+        stored = codec.encode_with(known, value, Random(element, group))
+        return tuple(stored[part.name] for part in encoded_parts(codec))
 
     words = [torch.empty(_GROUPS, w, dtype=torch.int32) for w in (width, 1)]
-    return _trace(encode, [torch.empty(_GROUPS, width), *words])
+    return _trace(encode, [torch.empty(_GROUPS, width), *words, *(_example(part, width) for part in tables)])
+
+
+def encoded_parts(codec: Codec) -> list[Part]:
+    """The parts that storing values writes."""
+    return [part for part in codec.parts if part.per in ("element", "group")]
 
 
 @cache
@@ -49,10 +57,13 @@ def traced_words(width: int) -> fx.Graph:
     return _trace(words, [*scalars, *(torch.empty(_GROUPS, w, dtype=torch.int32) for w in (width, 1))])
 
 
-def exact_encode(codec: Codec, value: Tensor, random: Random) -> dict[str, Tensor]:
-    """`codec.encode` with the bits that the programs give."""
-    parts = _exact_encoder(codec, value.shape[-1])(value, random.element, random.group)
-    return {part.name: stored for part, stored in zip(codec.parts, parts, strict=True)}
+def exact_encode(
+    codec: Codec, value: Tensor, random: Random, tables: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """`codec.encode_with` with the bits that the programs give."""
+    given = [tables[part.name] for part in codec.parts if part.per == "table"]
+    parts = _exact_encoder(codec, value.shape[-1])(value, random.element, random.group, *given)
+    return {part.name: stored for part, stored in zip(encoded_parts(codec), parts, strict=True)}
 
 
 @cache
@@ -76,7 +87,13 @@ def with_exact_roots(source: fx.Graph) -> fx.GraphModule:
 
 
 def _stored(codec: Codec, width: int) -> list[Tensor]:
-    return [torch.empty(_GROUPS, width if part.per == "element" else 1, dtype=part.dtype) for part in codec.parts]
+    return [_example(part, width) for part in codec.parts]
+
+
+def _example(part: Part, width: int) -> Tensor:
+    if part.per == "table":
+        return torch.empty(part.count, dtype=part.dtype)
+    return torch.empty(_GROUPS, 1 if part.per == "group" else width, dtype=part.dtype)
 
 
 def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Tensor]) -> fx.Graph:
@@ -107,4 +124,6 @@ def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Tensor]) 
 
 
 def _kind(value: Tensor) -> str:
-    return "scalar" if value.ndim == 0 else "group" if value.shape[-1] == 1 else "element"
+    if value.ndim < 2:
+        return "scalar" if value.ndim == 0 else "table"
+    return "group" if value.shape[-1] == 1 else "element"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from baoc_compile.kernels.dialect import NO_OPS, is_supported, unsupported_reason
+from baoc_compile.passes.find_recurrence import prove_recurrences
 from baoc_compile.passes.prove_signs import prove_signs
 from baoc_compile.passes.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
 from baoc_compile.passes.unbatch_foreach import alias_root
@@ -190,6 +191,7 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
     new = tuple(key for key in created if key not in {i.key for i in inputs if i.kind == "slot"})
     keys = [i.key for i in kept if i.kind == "slot"]
     slots = prove_signs(canonical, kept, tuple(names), [Slot(key) for key in keys])
+    slots = prove_recurrences(canonical, kept, tuple(names), slots)
     return UpdateRule(canonical, kept, tuple(names), slots, new)
 
 

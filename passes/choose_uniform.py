@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from baoc_compile.kernels.catalogue import FORMATS, full_precision
+from baoc_compile.kernels.catalogue import AUTOMATIC, full_precision
 
 from baoc_compile.budget import DEFAULT_BUDGET, MemoryBudget
 from baoc_compile.codec import Slot
@@ -31,6 +31,7 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
         i: slots for i, slots in slots_of.items() if any(s.key not in _decided(session, table, i) for s in slots)
     }
     if not undecided:
+        _decide_gains(session, table, slots_of)
         return
     if not session.is_explicit:
         _keep_loaded(session, table, undecided)
@@ -44,6 +45,14 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
     for index, decisions in found.items():
         known = session.decisions.setdefault(table.parameters[index], {})
         known |= {key: decision for key, decision in decisions.items() if key not in known}
+    _decide_gains(session, table, slots_of)
+
+
+def _decide_gains(session: Session, table: ParameterTable, slots_of: SlotsOf) -> None:
+    for index in slots_of:
+        parameter = table.parameters[index]
+        if session.plan is not None and parameter not in session.gains:
+            session.gains[parameter] = session.plan.gain_of(index, parameter)
 
 
 def _decided(session: Session, table: ParameterTable, index: int) -> Mapping[str, Decision]:
@@ -66,9 +75,9 @@ def _decisions(plan: Plan, table: ParameterTable, slots_of: SlotsOf) -> dict[int
 def _best_fit(
     session: Session, table: ParameterTable, undecided: SlotsOf, budget: MemoryBudget, bytes_to_come: int
 ) -> Plan:
-    """Least sum of the slots' largest relative errors among the uniform configurations that fit; then fewest bytes."""
+    """Least sum of the slots' expected harm among the uniform configurations that fit; then fewest bytes."""
     settled = {p: d for p, d in session.decisions.items()}
-    fixed = sum(d.codec.storage_bytes(p.numel()) for p, slots in settled.items() for d in slots.values())
+    fixed = sum(d.codec.storage_bytes(p.shape) for p, slots in settled.items() for d in slots.values())
     counters = bytes_to_come + sum(
         bytes_of(value)
         for index in range(len(table.parameters))
@@ -76,22 +85,20 @@ def _best_fit(
         if key not in {s.key for s in undecided.get(index, ())} and key not in _decided(session, table, index)
     )
     everything = {
-        **{table.parameters[i]: len(slots) for i, slots in undecided.items()},
+        **{table.parameters[i]: sum(s.weight_dtype is None for s in slots) for i, slots in undecided.items()},
         **{p: len(s) for p, s in settled.items()},
     }
-    full = counters + sum(full_precision(p.dtype).storage_bytes(p.numel()) * n for p, n in everything.items())
+    full = counters + sum(full_precision(p.dtype).storage_bytes(p.shape) * n for p, n in everything.items())
     limit = budget.in_bytes(full, sum(p.numel() for p in everything))
-    keys = sorted({slot.key for slots in undecided.values() for slot in slots})
+    keys = sorted({slot.key for slots in undecided.values() for slot in slots if slot.weight_dtype is None})
     candidates = _candidates(session, keys)
     if session.plan is not None:  # parameters that joined later follow the others where that fits
         candidates = [session.plan, *candidates]
     sizes = {}
     for order, plan in enumerate(candidates):
         decisions = _decisions(plan, table, undecided)
-        used = sum(
-            d.codec.storage_bytes(table.parameters[i].numel()) for i, ds in decisions.items() for d in ds.values()
-        )
-        error = sum(max(ds[k].codec.relative_error for ds in decisions.values() if k in ds) for k in keys)
+        used = sum(d.codec.storage_bytes(table.parameters[i].shape) for i, ds in decisions.items() for d in ds.values())
+        error = sum(max(ds[k].codec.expected_harm for ds in decisions.values() if k in ds) for k in keys)
         follows = session.plan is not None and order == 0
         sizes[(not follows, error, fixed + counters + used, order)] = plan
     fitting = [rank for rank in sizes if rank[2] <= limit]
@@ -111,7 +118,7 @@ def _best_fit(
 
 
 def _candidates(session: Session, keys: list[str]) -> list[Plan]:
-    choices = itertools.product(FORMATS, repeat=len(keys))
+    choices = itertools.product(AUTOMATIC, repeat=len(keys))
     return [
         Plan({**dict(zip(keys, choice, strict=True)), "*": choice[-1] if choice else "fp32"}, seed=session.seed)
         for choice in choices

@@ -12,12 +12,12 @@ from baoc_compile.kernels.catalogue import codec_named, full_precision
 from baoc_compile.kernels.fused_update import Launch
 from baoc_compile.kernels.lower import lower
 from baoc_compile.passes.adopt_state import fresh, storage_tensors
-from baoc_compile.passes.compose_program import compose_program
+from baoc_compile.passes.compose_program import compose_step
 from baoc_compile.passes.extract_rules import RuleClass, Slice, slice_component
 from baoc_compile.passes.run_as_traced import AsTraced
 from torch import Tensor, fx
 
-from baoc_compile.codec import Codec
+from baoc_compile.codec import WEIGHT_KEY, Codec, Sharing
 from baoc_compile.program import Executable, ProgramGraph, Signature
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session
@@ -67,7 +67,7 @@ class _Rewriter:
                     traced.append(self._as_traced(rule_class, piece))
                 else:
                     groups[self._program_key(rule_class.rule, piece)].append((rule_class, piece))
-        launches = [self._launch(key, members) for key, members in groups.items()]
+        launches = [launch for key, members in groups.items() for launch in self._launch(key, members)]
         self.graph.output(
             fx.map_arg(tuple(self.step.outputs), lambda n: self.results[n] if n in self.results else self._input(n))
         )
@@ -114,6 +114,9 @@ class _Rewriter:
         decisions = self.session.decisions.get(parameter, {})
         exact = full_precision(parameter.dtype)
         decided = {slot.key: decisions[slot.key].codec for slot in rule.slots}
+        weight = self.step.table.state(piece.component.parameters[0]).get(WEIGHT_KEY)
+        if isinstance(weight, StateTensor) and weight.codec.kind == "weight":
+            decided[WEIGHT_KEY] = weight.codec
         return decided | {key: exact for key in rule.created}
 
     def _program_key(self, rule: UpdateRule, piece: Slice) -> Any:
@@ -121,74 +124,91 @@ class _Rewriter:
         grads = [n for n in piece.inputs if self.step.roles.get(n) and self.step.roles[n].kind == "grad"]
         grad_dtype = grads[0].meta["example_value"].dtype if grads else parameter.dtype
         state = self.step.table.state(piece.component.parameters[0])
-        counters = tuple(state[i.key].dtype for i in rule.inputs_of("counter"))
-        signature = Signature(parameter.device.type, parameter.dtype, grad_dtype, counters)
+        counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
+        has_gain = self.session.gain(parameter) != 1.0
+        signature = Signature(parameter.device.type, parameter.dtype, grad_dtype, counters, has_gain)
         configuration = self._configuration(rule, piece)
         return rule, tuple((key, codec.name) for key, codec in configuration.items()), signature
 
-    def _launch(self, key: Any, members: list[tuple[RuleClass, Slice]]) -> Launch:
+    def _launch(self, key: Any, members: list[tuple[RuleClass, Slice]]) -> list[Launch]:
+        """The launches of one configuration, in order: those that average shared slots, then the update."""
         rule, _, signature = key
-        graph, executable = program(rule, self._configuration(rule, members[0][1]), signature)
-        launch = Launch(graph, executable)
+        return [
+            self._call(Launch(graph, executable), [piece for _, piece in members])
+            for graph, executable in programs(rule, self._configuration(rule, members[0][1]), signature)
+        ]
+
+    def _call(self, launch: Launch, pieces: list[Slice]) -> Launch:
         params: list[Any] = []
         grads: list[Any] = []
         state: list[Any] = []
         scalars: dict[Any, int] = {}
-        for _, piece in members:
-            operands = self._bind(launch, rule, piece, scalars)
+        for piece in pieces:
+            operands = self._bind(launch, piece, scalars)
             params.append(operands["param"])
             grads += [operands["grad"]] if "grad" in operands else []
             state += [operands[o.name] for o in launch.state_operands]
+        verb = "average" if launch.graph.averages else "update"
         node = self.graph.call_function(
             torch.ops.baoc.fused_update.default,
             (launch.key, params, grads, state, list(scalars)),
-            name=f"update_{rule.key}",
+            name=f"{verb}_{launch.graph.rule.key}",
         )
         node.meta["baoc"] = launch
         return launch
 
-    def _bind(self, launch: Launch, rule: UpdateRule, piece: Slice, scalars: dict[Any, int]) -> dict[str, Any]:
+    def _bind(self, launch: Launch, piece: Slice, scalars: dict[Any, int]) -> dict[str, Any]:
         """Operand name -> node, for one parameter; its numbers go into the launch."""
-        index = piece.component.parameters[0]
+        graph, rule, index = launch.graph, launch.graph.rule, piece.component.parameters[0]
         name, parameter = self.step.table.short_name(index), self.step.table.parameters[index]
         live_state = self.step.table.state(index)
         nodes: dict[str, Any] = {"param": self._attribute(parameter, name)}
         numbers: dict[str, float] = {}
         varying: dict[str, int] = {}
+        sharing: dict[str, Sharing] = {}
         for node in piece.inputs:  # arguments that this step will look up by itself
             role = self.step.roles.get(node)
             if role is not None and role.kind in ("param", "state") and node.op == "placeholder":
                 self.bound[node] = self._live(node)
             if role is not None and role.kind == "grad":
                 nodes["grad"] = self._input(node)
-        for key, codec in launch.graph.configuration.items():
-            value = live_state.get(key)
-            if key in rule.created:
-                value = self._created(piece, key, parameter, codec)
-            for part, tensor in (
-                storage_tensors(value, codec).items() if not isinstance(value, fx.Node) else {"values": value}.items()
-            ):
-                nodes[f"{key}_{part}"] = (
-                    tensor if isinstance(tensor, fx.Node) else self._attribute(tensor, f"{name}_{key}_{part}")
-                )
-            if isinstance(value, StateTensor):
-                numbers[f"{key}_salt"] = float(value.salt)
+        created = {key: self._created(piece, key, parameter, graph.configuration[key]) for key in rule.created}
         by_position = {f"input {i}": node for i, node in enumerate(piece.inputs)}
         constants = {f"constant {i}": value for i, value in enumerate(piece.constants)}
-        for rule_input in rule.inputs:
-            if rule_input.kind == "counter":
-                nodes[rule_input.name] = self._attribute(live_state[rule_input.key], f"{name}_{rule_input.key}")
-            elif rule_input.kind == "scalar" and rule_input.key in constants:
-                numbers[rule_input.name] = constants[rule_input.key]
-            elif rule_input.kind == "scalar":
-                varying[rule_input.name] = scalars.setdefault(self._scalar(by_position[rule_input.key]), len(scalars))
+        keys = {i.name: i.key for i in rule.inputs}
+        for operand in graph.operands:
+            key = operand.key
+            if operand.source == "part" and key.rsplit(".", 1)[0] in created:
+                nodes[operand.name] = created[key.rsplit(".", 1)[0]]
+            elif operand.source == "part":
+                slot, part = key.rsplit(".", 1)
+                codec = graph.configuration[slot]
+                tensor = storage_tensors(live_state[slot], codec)[part]
+                nodes[operand.name] = self._attribute(tensor, f"{name}_{slot}_{part}")
+                if operand.kind == "shared":
+                    described = next(p for p in codec.parts if p.name == part)
+                    sharing[operand.name] = codec.sharing(described, parameter.shape)
+            elif operand.source == "clock":
+                nodes[operand.name] = self._attribute(live_state[key].parts["clock"], f"{name}_{key}_clock")
+            elif operand.source == "salt":
+                numbers[operand.name] = float(live_state[key].salt)
+            elif operand.source == "gain":
+                numbers[operand.name] = self.session.gain(parameter)
+            elif operand.source == "counter":
+                nodes[operand.name] = self._attribute(live_state[key], f"{name}_{key}")
+            elif operand.source == "scalar" and keys[operand.name] in constants:
+                numbers[operand.name] = constants[keys[operand.name]]
+            elif operand.source == "scalar":
+                scalar = self._scalar(by_position[keys[operand.name]])
+                varying[operand.name] = scalars.setdefault(scalar, len(scalars))
         for node, role in piece.component.new_state.items():
-            if role.key not in rule.created:
+            if role.key not in rule.created and not graph.averages:
                 self.results[node] = self._attribute(live_state[role.key], f"{name}_{role.key}")
         launch.parameters.append(self.step.table.names[index])
         launch.shapes.append(parameter.shape)
         launch.numbers.append(numbers)
         launch.varying.append(varying)
+        launch.sharing.append(sharing)
         return nodes
 
     def _created(self, piece: Slice, key: str, parameter: Tensor, codec: Codec) -> fx.Node:
@@ -252,15 +272,14 @@ def _item(values: Any, position: int) -> Any:
     return values[position]
 
 
-_PROGRAMS: dict[Any, tuple[ProgramGraph, Executable]] = {}
+_PROGRAMS: dict[Any, list[tuple[ProgramGraph, Executable]]] = {}
 
 
-def program(
+def programs(
     rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature
-) -> tuple[ProgramGraph, Executable]:
+) -> list[tuple[ProgramGraph, Executable]]:
     """Composed and lowered once per (rule, configuration, dtypes) in a process."""
     key = (rule.key, tuple((k, c.name) for k, c in configuration.items()), signature)
     if key not in _PROGRAMS:
-        graph = compose_program(rule, configuration, signature)
-        _PROGRAMS[key] = graph, lower(graph)
+        _PROGRAMS[key] = [(graph, lower(graph)) for graph in compose_step(rule, configuration, signature)]
     return _PROGRAMS[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -47,16 +48,18 @@ def test_a_plan_is_frozen(plan):
 
 GOOD = {
     "format": "baoc-plan",
-    "version": 1,
+    "version": 2,
     "seed": 0,
     "memory_budget": "28%",
+    "gain": 1.0,
     "default": {"*": "8bit"},
-    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}}],
+    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "gain": 0.5}],
 }
 
 BAD_TOP = {
     "format": ["torch-plan", 3, None],
-    "version": [0, 2, "1", None, [1]],
+    "version": [0, 1, "2", None, [2]],
+    "gain": [0, -1.0, "1", None, [1.0], True, math.inf, math.nan],
     "seed": ["x", 1.5, None, [0], True],
     "memory_budget": [5, None, ["28%"]],
     "default": ["bf16", None, [], {"*": "bf17"}, {"*": 3}, {"*": None}, {"*": ["bf16"]}, {"*": {}}],
@@ -65,6 +68,7 @@ BAD_TOP = {
 BAD_ENTRY = {
     "index": ["x", None, 1.5, -1, [0], True],
     "name": [3, None, ["w"]],
+    "gain": [0, -1.0, "1", None, [1.0], True],
     "shape": ["12", 3, None, [1.5], ["a"], [-1], [[3]], [None]],
     "slots": [None, 3, [], "bf16", {"exp_avg": "bf17"}, {"exp_avg": 3}, {"exp_avg": ["bf16"]}, {"exp_avg": None}],
 }

@@ -48,7 +48,7 @@ def graph_of(which) -> ProgramGraph:
     table = ParameterTable.of(OPTIMIZERS[optimizer]([torch.nn.Parameter(torch.zeros(3, 4, dtype=dtype))]))
     schema = discover_state(table)[0]
     configuration = {slot.key: codec_for(form, slot, dtype)[0] for slot in schema.rule.slots}
-    counters = tuple(schema.first[i.key].dtype for i in schema.rule.inputs_of("counter"))
+    counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
     return compose_program(schema.rule, configuration, Signature("cpu", dtype, grad_dtype, counters))
 
 
@@ -91,7 +91,9 @@ def table_of(which, rows) -> list[TensorArguments]:
             state = StateTensor.encoded(value, codec, key, seed)
             tensors |= {f"{key}_{part}": tensor for part, tensor in state.parts.items()}
             numbers[f"{key}_salt"] = float(state.salt)
-        for rule_input, dtype in zip(graph.rule.inputs_of("counter"), graph.signature.counter_dtypes, strict=True):
+        for rule_input, dtype in zip(
+            graph.rule.inputs_of("counter"), dict(graph.signature.counter_dtypes).values(), strict=True
+        ):
             tensors[rule_input.name] = torch.tensor(seed % 100, dtype=dtype)
         for rule_input in graph.rule.inputs_of("scalar"):
             low, high = (min(max(bound, -2.0), 2.0) for bound in rule_input.bounds)

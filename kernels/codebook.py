@@ -1,0 +1,155 @@
+"""`codebook8`, `codebook4`, `int4` for signed slots, `ucodebook8`, `ucodebook4`, `uint4` for non-negative ones.
+
+Elements are divided by their group's largest and rounded to a table of levels, stochastically, so that the stored value
+is exact on average. The table belongs to the tensor and is stored with it, as integers over a grid of 1/2048 of [-1, 1]
+or 1/4096 of [0, 1]; scales are bf16, stochastically rounded, and the group's largest element always takes the top level
+(see `companded8`, whose reasons hold here too).
+
+| name | levels | group | bytes per element |
+|---|---|---|---|
+| `codebook8`, `ucodebook8` | 255, learned | 32 | 1 + 2/32 (+ 514 a tensor) |
+| `codebook4`, `ucodebook4` | 16, learned | 64 | 1/2 + 2/64 (+ 36 a tensor) |
+| `int4:64`, `int4:128`, `uint4:64`, `uint4:128` | 16, fixed | 64, 128 | 1/2 + 2/64, 1/2 + 2/128 (+ 32 a tensor) |
+
+and 4 bytes of clock. Learned levels (`learn_levels`; Gefen, arXiv 2606.13894, learns its by exact dynamic programming)
+minimize the expected error of *stochastic* rounding over the slot's own normalized values and are learned anew when that
+pays (`refreshed`). Fixed signed levels are NF4's (QLoRA, arXiv 2305.14314, appendix E), quantiles of a normal
+distribution; fixed non-negative ones are spaced evenly in the logarithm, which bounds the relative error of the
+preconditioner 1/sqrt(v).
+
+Non-negative slots are looked up by their square roots, but the rounding is exact on average in the value itself: the
+average of the next step is taken of values, and rounding that is unbiased in the preconditioner instead drifts (its
+equilibrium lies above the mean, see docs/codecs.md). There is no level 0 for a positive value: `ucodebook8` skips it,
+the 4-bit ones have none, so values below (level_0 scale)^2 read as that.
+
+NaN: one code of the 8-bit codecs; with 4 bits the scale is NaN, and with it the group. Infinities are kept (the scale
+becomes infinite); finite values that share their group read NaN.
+
+Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; squares of scale level for non-negative
+slots; and 2^-8 (signed) or 2^-6 (1 + 2^-8) (non-negative) of the group's largest value where the scale rounds down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounds_up, truncate_to_bf16
+from torch import Tensor
+
+from baoc_compile.codec import Codec, Part, Random, Slot
+
+#: The lowest root of a positive value that the fixed 4-bit levels tell apart, relative to the group's largest.
+LOWEST_ROOT = 1 / 32
+
+
+class Codebook(Codec):
+    """`bits` 8 or 4; `signed` or for non-negative slots; `learned` or fixed levels."""
+
+    stochastic = True
+
+    def __init__(self, bits: int, signed: bool, learned: bool, group_size: int):
+        self.bits, self.signed, self.learned, self.group_size = bits, signed, learned, group_size
+        self.name = ("" if signed else "u") + (f"codebook{bits}" if learned else f"int{bits}:{group_size}")
+        #: 255 levels leave one of 256 codes for NaN.
+        self.count = 255 if bits == 8 else 16
+        self.grid = 2048 if signed else 4096
+        self.parts = (
+            Part("codes", torch.uint8, "element", bits=bits),
+            Part("scales", torch.bfloat16, "group"),
+            Part("levels", torch.int16, "table", self.count),
+        )
+        if learned:
+            self.parts += (Part("checked_at", torch.int32, "table", 1),)
+        self.expected_harm = 1.0 if bits == 8 else 3.0 if learned else 4.0
+        gaps = np.diff(self.default_levels if signed else self.default_levels**2)
+        self.relative_error = float(gaps.max()) + (2**-8 if signed else 2**-6)
+
+    @cached_property
+    def default_levels(self) -> np.ndarray:
+        """Ascending levels on the grid, float64 `[count]`: in [-1, 1], or roots in [0, 1]."""
+        if self.bits == 8:
+            k = np.arange(255)
+            levels = np.sign(k - 127) * (abs(k - 127) / (254 - abs(k - 127))) if self.signed else k / 254
+        elif self.signed:
+            quantile = np.vectorize(NormalDist().inv_cdf)
+            positive, negative = quantile(np.linspace(0.5, _OFFSET, 9))[1:], quantile(np.linspace(0.5, _OFFSET, 8))[1:]
+            levels = np.concatenate([-negative[::-1], [0.0], positive]) / positive[-1]
+            levels[0] = -1.0
+        else:
+            levels = LOWEST_ROOT ** (1 - np.arange(16) / 15)
+        return np.round(levels * self.grid) / self.grid
+
+    def initial(self, part: Part, shape: torch.Size, device: torch.device) -> Tensor:
+        if part.name != "levels":
+            return super().initial(part, shape, device)
+        return torch.from_numpy(self.as_entries(self.default_levels)).to(device)
+
+    def as_entries(self, levels: np.ndarray) -> np.ndarray:
+        """Levels -> what the "levels" part holds."""
+        return np.round(levels * self.grid).astype(np.int16)
+
+    def as_levels(self, entries: Tensor) -> np.ndarray:
+        return entries.cpu().numpy().astype(np.float64) / self.grid
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        codes, scale = stored["codes"], stored["scales"].to(torch.float32)
+        level = self._level(stored["levels"], torch.clamp_max(codes.to(torch.int32), self.count - 1))
+        value = level * scale
+        value = torch.where(torch.isinf(scale) & (torch.abs(level) < 1.0), float("nan"), value)
+        if self.bits == 8:
+            value = torch.where(codes == 255, float("nan"), value)
+        return value if self.signed else value * value
+
+    def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
+        root = value if self.signed else torch.sqrt(value)
+        magnitude, largest = torch.abs(root), group_max(root)
+        lower, upper = truncate_to_bf16(largest)
+        chance = (largest - lower) / (upper - lower)
+        if not self.signed:
+            chance = chance * ((largest + lower) / (upper + lower))
+        scale = torch.where(rounds_up(chance, random.group), upper, lower)
+        x = relative(magnitude, scale)
+        x = torch.where(root < 0.0, -x, x)
+        below = self._search(tables["levels"], x)
+        a, b = self._level(tables["levels"], below), self._level(tables["levels"], below + 1)
+        chance = (x - a) / (b - a)
+        if not self.signed:
+            chance = chance * ((x + a) / (b + a))
+        code = below + rounds_up(chance, random.element).to(torch.int32)
+        if not self.signed and self.bits == 8:
+            lowest = torch.where(torch.isinf(scale), 0, 1)
+            code = torch.where(root > 0.0, torch.maximum(code, lowest), code)
+        top = torch.where(root < 0.0, 0, self.count - 1)
+        code = torch.where((magnitude == largest) & (largest > 0.0), top, code)
+        if self.bits == 8:
+            code = torch.where(torch.isnan(root), 255, code)
+        else:
+            scale = torch.where(any_in_group(torch.isnan(root)), float("nan"), scale)
+        return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
+
+    def _level(self, levels: Tensor, index: Tensor) -> Tensor:
+        return torch.take(levels, index.to(torch.int64)).to(torch.float32) * (1.0 / self.grid)
+
+    def _search(self, levels: Tensor, x: Tensor) -> Tensor:
+        """The largest index below the last whose level is <= x (0 if none is), by bisection."""
+        position = x * float(self.grid)
+        below = torch.bitwise_and(bits_of(x), 0)  # an integer 0 for each element
+        step = 1 << (self.count - 1).bit_length() - 1
+        while step:
+            above = torch.clamp_max(below + step, self.count - 2)
+            below = torch.where(torch.take(levels, above.to(torch.int64)).to(torch.float32) <= position, above, below)
+            step //= 2
+        return below
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        if not self.signed and not slot.nonnegative:
+            return f"the rule does not prove that {slot.key!r} stays >= 0"
+        return super().refuses(slot, shape)
+
+
+#: NF4's outermost quantile: halfway between those that 15 and 16 values would have.
+_OFFSET = 0.5 * ((1 - 1 / 32) + (1 - 1 / 30))

@@ -1,0 +1,125 @@
+"""Nodes of a program graph -> C++ expressions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from baoc_compile.kernels.cpp_text import TYPES
+from baoc_compile.kernels.dialect import CPP, PREDICATES, bitcast, name_of
+from torch import fx
+
+from baoc_compile.program import Operand, ProgramGraph
+
+
+class CppExpressions:
+    """`pointers`, `numbers`: the operands in the order `run` expects them.
+
+    Expressions stand in lane j, group i of a block, over the variables that the emitter declares.
+    """
+
+    def __init__(self, graph: ProgramGraph):
+        self.width = graph.width
+        self.operand = {o.name: o for o in graph.operands}
+        self.pointers = [o for o in graph.operands if o.in_memory]
+        self.numbers = [o for o in graph.operands if o.source in ("scalar", "salt", "gain")]
+
+    def pointer(self, operand: Operand) -> int:
+        return self.pointers.index(operand)
+
+    @staticmethod
+    def ctype(node: fx.Node) -> str:
+        return TYPES[node.meta["dtype"]]
+
+    def value(self, node: fx.Node) -> str:
+        return self._placeholder(node) if node.op == "placeholder" else self._call(node)
+
+    def _placeholder(self, node: fx.Node) -> str:
+        operand = self.operand[node.target]
+        if operand.source == "index":
+            return "(low + std::min(j, last_lane)) ^ page"
+        if operand.source == "group_index":
+            return f"(low + std::min(i * {operand.group_size}, last_lane)) ^ page"
+        if operand in self.numbers:
+            return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
+        data = f"static_cast<const {self.ctype(node)}*>(at[{self.pointer(operand)}])"
+        if operand.kind == "scalar":
+            return f"*{data}"
+        if operand.kind == "group":
+            groups = self.width // operand.group_size
+            return f"{data}[block * {groups} + std::min(i, (count - 1) / {operand.group_size})]"
+        return f"{operand.name}_lanes[j]"
+
+    def _call(self, node: fx.Node) -> str:
+        name, result = name_of(node.target), self.ctype(node)
+        if bitcast(node.target):
+            source = node.args[0]
+            return f"{result}({source.name})" if result == "bf16" else f"bits_as<{result}>({source.name})"
+        if name == "view":
+            return str(node.args[0])
+        if name == "take":
+            return f"{node.args[0].name}[{node.args[1].name}]"
+        if name == "_to_copy":
+            return f"cast<{result}>({self._cast_input(node.args[0], result)})"
+        operand_type = self._operand_type(node) if name in PREDICATES else result
+        if name == "rsub":
+            return f"({self.operand_text(node.args[1], result)} - {self.operand_text(node.args[0], result)})"
+        if name == "pow" and node.args[1] in (2, 3, 0.5, -1):
+            base = self.operand_text(node.args[0], result)
+            return {
+                2: f"({base} * {base})",
+                3: f"({base} * {base} * {base})",
+                0.5: f"std::sqrt({base})",
+                -1: f"({result}(1) / {base})",
+            }[node.args[1]]
+        types = [operand_type] * len(node.args)
+        if name == "where":
+            types = ["bool", result, result]
+        texts = [self.operand_text(a, t) for a, t in zip(node.args, types, strict=True)]
+        return CPP[name].format(*texts, t=result, o=operand_type)
+
+    @staticmethod
+    def _cast_input(source: fx.Node, result: str) -> str:
+        """bf16 and fp16 convert from float, as torch does."""
+        return f"float({source.name})" if result in ("bf16", "fp16") else source.name
+
+    def _operand_type(self, node: fx.Node) -> str:
+        """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
+        nodes = [a for a in node.args if isinstance(a, fx.Node)]
+        tensors = [a for a in nodes if kind_of(a) != "scalar"] or nodes
+        dtype = tensors[0].meta["dtype"]
+        for other in tensors[1:]:
+            dtype = torch.promote_types(dtype, other.meta["dtype"])
+        return TYPES[dtype]
+
+    @staticmethod
+    def operand_text(argument: object, ctype: str) -> str:
+        if isinstance(argument, fx.Node) and is_constant(argument):
+            argument = argument.args[0]
+        if isinstance(argument, fx.Node):
+            return argument.name if TYPES[argument.meta["dtype"]] == ctype else f"cast<{ctype}>({argument.name})"
+        if isinstance(argument, bool) or not isinstance(argument, (int, float)):
+            return str(argument).lower()
+        if isinstance(argument, float) and not math.isfinite(argument):
+            limits = f"std::numeric_limits<{ctype}>"
+            if math.isnan(argument):
+                return f"{limits}::quiet_NaN()"
+            return f"{'-' if argument < 0 else ''}{limits}::infinity()"
+        return f"{ctype}({argument!r})"
+
+
+def kind_of(node: fx.Node) -> str:
+    return "output" if node.op == "output" else node.meta["kind"]
+
+
+def is_constant(node: fx.Node) -> bool:
+    return node.op == "call_function" and name_of(node.target) == "scalar_tensor"
+
+
+def is_truth(node: fx.Node) -> bool:
+    return node.meta["dtype"] == torch.bool
+
+
+def reduces(node: fx.Node) -> bool:
+    """Is it the maximum of a group?"""
+    return node.op == "call_function" and name_of(node.target) == "amax"
