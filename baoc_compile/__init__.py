@@ -11,7 +11,9 @@ if not (Path(__file__).parent / "passes").is_dir():  # in a checkout, passes/ an
     __path__.append(str(Path(__file__).parent.parent))
 
 from baoc_compile.backend import baoc
+from baoc_compile.cast_model import CastReport, cast_model
 from baoc_compile.checkpoint import export_state_dict, master_weights
+from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
 from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
 from baoc_compile.inspection import Inspection, inspect, state_bytes
 from baoc_compile.plan import Plan
@@ -22,6 +24,9 @@ __all__ = [
     "BaocError",
     "BaocWarning",
     "BudgetError",
+    "CastReport",
+    "Configuration",
+    "ConfigurationTable",
     "Inspection",
     "OptionError",
     "Plan",
@@ -30,6 +35,8 @@ __all__ = [
     "StateTensor",
     "UnsupportedStep",
     "baoc",
+    "cast_model",
+    "configurations",
     "export_state_dict",
     "inspect",
     "master_weights",

@@ -83,6 +83,19 @@ class Slot:
     weight_dtype: torch.dtype | None = None
 
 
+def sign_mismatch(name: str, signed: bool, slot: Slot) -> str:
+    """Why a codec for signed, or for non-negative, slots does not fit; empty if it does.
+
+    A quantizer for signed values has a level 0. A second moment that reads 0 beside a momentum that does not divides an
+    update by eps alone, so slots that are >= 0 need one that never rounds a positive value to 0.
+    """
+    if signed and slot.nonnegative:
+        return f"{slot.key!r} is never negative, and {name} would round its small values to 0"
+    if not signed and not slot.nonnegative:
+        return f"the rule does not prove that {slot.key!r} stays >= 0"
+    return ""
+
+
 def weight_slots(parameter: Tensor, slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
     """The slot of a low-precision weight; none for other parameters, or if the optimizer uses its key itself."""
     if parameter.dtype not in (torch.bfloat16, torch.float16) or any(s.key == WEIGHT_KEY for s in slots):

@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from baoc_compile.codec import WEIGHT_KEY, Codec, Slot
+from baoc_compile.codec import Codec, Slot
 from baoc_compile.errors import PlanError
 from baoc_compile.kernels.catalogue import (
-    KNOWN,
-    WEIGHT_FORMATS,
     codec_for,
     codec_named,
     full_precision,
     is_known,
+    known_choices,
     weight_codec_for,
 )
 from baoc_compile.step_graph import ParameterTable
@@ -175,10 +174,8 @@ def _count(value: Any, where: str) -> int:
 
 
 def _check_choice(choice: Any, where: str, slot: str) -> None:
-    is_weight = slot == WEIGHT_KEY
-    if not isinstance(choice, str) or not is_known(choice) or (choice in WEIGHT_FORMATS and not is_weight):
-        known = ", ".join((*WEIGHT_FORMATS, *KNOWN) if is_weight else KNOWN)
-        raise PlanError(f"{where}: unknown codec {choice!r}; known are {known}")
+    if not isinstance(choice, str) or not is_known(choice, slot):
+        raise PlanError(f"{where}: unknown codec {choice!r}; known are {', '.join(known_choices(slot))}")
 
 
 def _check_gain(value: Any, where: str) -> None:

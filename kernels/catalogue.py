@@ -14,7 +14,7 @@ from baoc_compile.kernels.full import Full
 from baoc_compile.kernels.sharing import Factored, Shared
 from baoc_compile.kernels.split_weight import NearestWeight, SplitWeight, StochasticWeight
 
-from baoc_compile.codec import Codec, Slot
+from baoc_compile.codec import WEIGHT_KEY, Codec, Slot
 from baoc_compile.errors import PlanError
 
 CODECS: dict[str, Codec] = {
@@ -61,13 +61,17 @@ WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
     "stochastic": ("bf16+sr", "fp16+sr"),
 }
 
-KNOWN = (*FORMATS, *CODECS, *(f"{form}:N" for form in SIZED))
+
+def known_choices(slot: str) -> tuple[str, ...]:
+    """What a plan may say for a slot; N stands for a size."""
+    formats = WEIGHT_FORMATS if slot == WEIGHT_KEY else FORMATS
+    return tuple(dict.fromkeys((*formats, *CODECS, *(f"{form}:N" for form in SIZED))))
 
 
-def is_known(name: str) -> bool:
-    """Is it a format or the name of a codec?"""
-    form, _, size = name.partition(":")
-    return name in FORMATS or name in WEIGHT_FORMATS or name in CODECS or (form in SIZED and _is_size(size))
+def is_known(choice: str, slot: str) -> bool:
+    """May a plan say this for a slot?"""
+    form, _, size = choice.partition(":")
+    return (choice in known_choices(slot) and size != "N") or (form in SIZED and _is_size(size))
 
 
 def _is_size(text: str) -> bool:
@@ -82,7 +86,7 @@ def codec_named(name: str) -> Codec:
         return CODECS[name]
     if form in SIZED and _is_size(size):
         return SIZED[form](int(size))
-    raise PlanError(f"unknown codec {name!r}; known are {', '.join(KNOWN)}")
+    raise PlanError(f"unknown codec {name!r}; known are {', '.join(known_choices(''))}")
 
 
 def full_precision(parameter_dtype: torch.dtype) -> Codec:

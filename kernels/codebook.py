@@ -40,7 +40,7 @@ import torch
 from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounds_up, truncate_to_bf16
 from torch import Tensor
 
-from baoc_compile.codec import Codec, Part, Random, Slot
+from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
 
 #: The lowest root of a positive value that the fixed 4-bit levels tell apart, relative to the group's largest.
 LOWEST_ROOT = 1 / 32
@@ -146,9 +146,7 @@ class Codebook(Codec):
         return below
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        if not self.signed and not slot.nonnegative:
-            return f"the rule does not prove that {slot.key!r} stays >= 0"
-        return super().refuses(slot, shape)
+        return super().refuses(slot, shape) or sign_mismatch(self.name, self.signed, slot)
 
 
 #: NF4's outermost quantile: halfway between those that 15 and 16 values would have.

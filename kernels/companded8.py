@@ -22,7 +22,7 @@ import torch
 from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounds_up, truncate_to_bf16
 from torch import Tensor
 
-from baoc_compile.codec import Codec, Part, Random, Slot
+from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
 
 GROUP_SIZE = 32
 
@@ -57,6 +57,9 @@ class Softsign8(Codec):
         level = torch.where((magnitude == largest) & (largest > 0.0), 127.0, level)
         code = torch.where(torch.isnan(value), -128.0, torch.where(value < 0.0, -level, level))
         return {"codes": code.to(torch.int8), "scales": as_bf16(scale)}
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        return super().refuses(slot, shape) or sign_mismatch(self.name, True, slot)
 
 
 class Sqrt8(Codec):
@@ -95,6 +98,4 @@ class Sqrt8(Codec):
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        if not slot.nonnegative:
-            return f"the rule does not prove that {slot.key!r} stays >= 0"
-        return super().refuses(slot, shape)
+        return super().refuses(slot, shape) or sign_mismatch(self.name, False, slot)

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from baoc_compile.codec import Codec, Part, Sharing, Slot
+from baoc_compile.codec import Codec, Part, Sharing, Slot, sign_mismatch
 
 
 class Shared(Codec):
@@ -89,9 +89,7 @@ class Factored(Codec):
         return {"rows": Sharing(columns, rows), "columns": Sharing(1, columns), "mean": Sharing(numel, 1)}[part.name]
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        reason = super().refuses(slot, shape) or slot.recurrence_reason
-        if not reason and not slot.nonnegative:
-            reason = f"the rule does not prove that {slot.key!r} stays >= 0"
+        reason = super().refuses(slot, shape) or slot.recurrence_reason or sign_mismatch(self.name, False, slot)
         if not reason and len(shape) < 2:
             reason = f"factored needs at least 2 dimensions, not shape {tuple(shape)}"
         return reason

@@ -107,7 +107,7 @@ def test_a_missing_field_of_a_parameter_is_named(field):
 
 
 def test_the_good_plan_is_good_and_unknown_fields_and_repeated_parameters_are_refused():
-    assert Plan.from_json(json.dumps(GOOD)).parameters[0] == ParameterPlan("w", (3, 4), {"exp_avg": "bf16"})
+    assert Plan.from_json(json.dumps(GOOD)).parameters[0] == ParameterPlan("w", (3, 4), {"exp_avg": "bf16"}, 0.5)
     with pytest.raises(PlanError, match="colour"):
         Plan.from_json(json.dumps({**GOOD, "colour": 1}))
     with pytest.raises(PlanError, match="index"):
