@@ -16,6 +16,7 @@ from baoc_compile.checkpoint import export_state_dict, master_weights
 from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
 from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
 from baoc_compile.inspection import Inspection, inspect, state_bytes
+from baoc_compile.passes.find_sharing import find_sharing
 from baoc_compile.plan import Plan
 from baoc_compile.prepare import prepare
 from baoc_compile.state_tensor import StateTensor
@@ -38,6 +39,7 @@ __all__ = [
     "cast_model",
     "configurations",
     "export_state_dict",
+    "find_sharing",
     "inspect",
     "master_weights",
     "prepare",

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 import baoc_compile
+from baoc_compile import Plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -41,20 +42,19 @@ from train_language_model import warmup_then_cosine
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REFERENCE = "fp32"  # torch's own AdamW, neither compiled nor compressed
 
-#: Name -> `plan` of `baoc_compile.prepare`: a format for all state, or slot -> format or codec.
+#: Name -> `plan` of `baoc_compile.prepare`: a format for all state, slot -> format or codec, or a plan's JSON.
 CONFIGURATIONS: dict[str, str | dict[str, str]] = {
     REFERENCE: "fp32",
     "bf16": "bf16",
     "8bit": "8bit",
     "8bit-learned": "8bit-learned",
+    "4bit m, 8bit v": {"exp_avg": "4bit", "exp_avg_sq": "8bit"},
     "8bit m, factored v": {"exp_avg": "8bit", "exp_avg_sq": "factored"},
     "8bit m, row v": {"exp_avg": "8bit", "exp_avg_sq": "row"},
-    "no m, 8bit v": {"exp_avg": "dropped", "exp_avg_sq": "8bit"},
-    "4bit": "4bit",
     "4bit-learned": "4bit-learned",
-    "4bit-learned m, factored v": {"exp_avg": "4bit-learned", "exp_avg_sq": "factored"},
-    "4bit m, factored v": {"exp_avg": "int4:64", "exp_avg_sq": "factored"},
-    "no m, factored v": {"exp_avg": "dropped", "exp_avg_sq": "factored"},
+    "4bit": "4bit",
+    "4bit m, factored v": {"exp_avg": "4bit", "exp_avg_sq": "factored"},
+    "no m, factored v, gain 0.3": Plan.uniform({"exp_avg": "dropped", "exp_avg_sq": "factored"}, gain=0.3).to_json(),
 }
 
 

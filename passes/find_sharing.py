@@ -27,12 +27,10 @@ PRICE = 4.0  # of one stored value, in units of twice the log likelihood
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """Element i shares the value at index (i // run) % cycle; run and cycle are 0 for "factored"."""
+class Structure:
+    """`name` is that of the codec in `kernels/sharing.py` which stores it."""
 
     name: str
-    run: int
-    cycle: int
     z: float  # significance, in standard deviations of a normal distribution
     explained: float  # adjusted R^2: the fraction of the variance of ln g^2, 0 on average where there is no structure
 
@@ -48,7 +46,7 @@ def find_sharing(gradient: Tensor | Sequence[Tensor], *, significance: float = 4
     return ranked[0].name if ranked else "none"
 
 
-def rank_sharing(gradient: Tensor | Sequence[Tensor], *, significance: float = 4.0) -> list[Sharing]:
+def rank_sharing(gradient: Tensor | Sequence[Tensor], *, significance: float = 4.0) -> list[Structure]:
     """The significant partitions, best first; several gradients are analysed by the mean of their ln g^2.
 
     Significant: z > sqrt(significance^2 + 2 ln m) for m candidates, which multiplies the normal tail, about
@@ -65,17 +63,17 @@ def rank_sharing(gradient: Tensor | Sequence[Tensor], *, significance: float = 4
     if total <= 1e-9 * n:  # all of one magnitude, up to rounding
         return []
     tiny = 1e-12 * total
-    ranked: list[tuple[float, Sharing]] = []
+    ranked: list[tuple[float, Structure]] = []
     tried = 0
 
-    def judge(name: str, run: int, cycle: int, values: int, effects: Sequence[tuple[float, int]]) -> None:
+    def judge(name: str, values: int, effects: Sequence[tuple[float, int]]) -> None:
         """`effects`: sum of squares and degrees of freedom of each; all must be significant given the others."""
         nonlocal tried
         tried += 1
         error, freedom = max(total - sum(s for s, _ in effects), tiny), n - values
         z = min(_paulson(s / k / (error / freedom), k, freedom) for s, k in effects)
         explained = 1.0 - error / freedom * (n - 1) / total
-        ranked.append((n * math.log(error / n) + PRICE * values, Sharing(name, run, cycle, z, explained)))
+        ranked.append((n * math.log(error / n) + PRICE * values, Structure(name, z, explained)))
 
     flat = y.flatten().cumsum(0)
     for run in _divisors(n):
@@ -83,14 +81,14 @@ def rank_sharing(gradient: Tensor | Sequence[Tensor], *, significance: float = 4
         if not 1 < n // run < n or (part and min(run, n // run) < SMALLEST_RUN):
             continue
         name = f"run:{run}" if part else "row" if height == 1 else f"head:{height}"
-        judge(name, run, n // run, n // run, [(_between(flat, run) / run, n // run - 1)])
+        judge(name, n // run, [(_between(flat, run) / run, n // run - 1)])
     if rows > 1 and columns > 1:
         across = y.sum(0).cumsum(0)
         for run in _divisors(columns)[:-1]:
-            name, cycle = "column" if run == 1 else f"column_head:{run}", columns // run
-            judge(name, run, cycle, cycle, [(_between(across, run) / (run * rows), cycle - 1)])
+            name, values = "column" if run == 1 else f"column_head:{run}", columns // run
+            judge(name, values, [(_between(across, run) / (run * rows), values - 1)])
         row, column = _between(flat, columns) / columns, _between(across, 1) / rows
-        judge("factored", 0, 0, rows + columns - 1, [(row, rows - 1), (column, columns - 1)])
+        judge("factored", rows + columns - 1, [(row, rows - 1), (column, columns - 1)])
 
     threshold = math.sqrt(significance**2 + 2.0 * math.log(max(tried, 1)))
     return [s for _, s in sorted(ranked, key=lambda r: r[0]) if s.z > threshold]
