@@ -117,7 +117,8 @@ class Codec(ABC):
     kind: ClassVar[CodecKind] = "rounding"
     #: Largest error of one storing, relative to the largest value of the group (or to the value itself, without groups).
     relative_error: float
-    #: How much a slot stored so is expected to hurt learning before anything is measured; 8 bits are 1.
+    #: How much a slot stored so is expected to hurt learning before anything is measured; 8 bits are 1 (docs/learning.md
+    #: gives the order).
     expected_harm: float = 1.0
     group_size: int | None = None
     stochastic: bool = False

@@ -51,7 +51,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 
 #: The formats that are tried when only a budget is given.
-AUTOMATIC = ("fp32", "bf16", "8bit", "factored", "4bit")
+AUTOMATIC = ("fp32", "bf16", "8bit", "4bit", "factored")
 
 #: Formats of weights: "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
 WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {

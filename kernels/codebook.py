@@ -64,7 +64,7 @@ class Codebook(Codec):
         )
         if learned:
             self.parts += (Part("checked_at", torch.int32, "table", 1),)
-        self.expected_harm = 1.0 if bits == 8 else 3.0 if learned else 4.0
+        self.expected_harm = 1.0 if bits == 8 else 2.0
         gaps = np.diff(self.default_levels if signed else self.default_levels**2)
         self.relative_error = float(gaps.max()) + (2**-8 if signed else 2**-6)
 

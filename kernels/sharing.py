@@ -77,7 +77,7 @@ class Factored(Codec):
     kind = "sharing"
     parts = tuple(Part(name, torch.float32, "shared") for name in ("rows", "columns", "mean"))
     relative_error = 1.0
-    expected_harm = 2.0
+    expected_harm = 6.0
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         mean = stored["mean"]

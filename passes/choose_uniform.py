@@ -112,7 +112,8 @@ def _best_fit(
         raise BudgetError(
             f'memory_budget: "{budget.text}" is {limit} bytes of optimizer state, but the smallest uniform configuration '
             f"of this optimizer takes {smallest} bytes ({100 * smallest / max(full, 1):.1f}% of full precision): raise the "
-            "budget to at least that"
+            "budget to at least that, or name a smaller configuration as plan= (print(baoc_compile.configurations(optimizer)) "
+            "lists them all)"
         )
     return replace(sizes[min(fitting)], memory_budget=budget.text)
 
