@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_map, tree_map_only
 
 from baoc_compile.codec import CLOCK_DTYPE, Codec, Part, Random
+from baoc_compile.eager_state import decode_run_encode, is_fake, makes_view
 from baoc_compile.errors import StateError
 from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.catalogue import codec_named
@@ -206,50 +205,12 @@ class StateTensor(Tensor):
             return args[0].like(torch.clone)
         if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
             return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
-        if _makes_view(func) and not _is_fake(args[0]):
+        if makes_view(func) and isinstance(args[0], StateTensor) and not is_fake(args[0]):
             raise StateError(
                 f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
                 "use .decode(), or operations on the whole tensor"
             )
-        return _decode_run_encode(func, args, kwargs)
-
-
-def _makes_view(func: Any) -> bool:
-    """Does the operation return memory of an argument that it does not write?"""
-    returned = [r.alias_info for r in func._schema.returns]
-    return any(alias is not None and not alias.is_write for alias in returned)
-
-
-def _is_fake(value: Any) -> bool:
-    """While torch traces, only shapes matter."""
-    return not isinstance(value, StateTensor) or any(isinstance(p, FakeTensor) for p in value.parts.values())
-
-
-def _shape_only(state: StateTensor) -> Tensor:
-    return next(iter(state.parts.values())).new_empty(state.shape, dtype=state.dtype)
-
-
-def _decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
-    """The eager fallback: exact semantics, no speed."""
-    decoded: dict[int, tuple[StateTensor, Tensor]] = {}
-
-    def unwrap(state: StateTensor) -> Tensor:
-        if id(state) not in decoded:
-            decoded[id(state)] = (state, _shape_only(state) if _is_fake(state) else state.decode())
-        return decoded[id(state)][1]
-
-    plain_args, plain_kwargs = tree_map_only(StateTensor, unwrap, (args, kwargs))
-    result = func(*plain_args, **plain_kwargs)
-    written: set[int] = set()
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[position] if position < len(args) else kwargs.get(argument.name)
-            tree_map_only(StateTensor, lambda state: written.add(id(state)), given)
-    for state, value in (decoded[key] for key in written):
-        if not _is_fake(state):
-            state.store(value)
-    wrapped = {id(value): state for key, (state, value) in decoded.items() if key in written}
-    return tree_map(lambda value: wrapped.get(id(value), value), result)
+        return decode_run_encode(cls, func, args, kwargs)
 
 
 def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:

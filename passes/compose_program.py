@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from baoc_compile.kernels.dialect import name_of
 from baoc_compile.kernels.trace import encoded_parts, traced_decode, traced_encode, traced_words
+from baoc_compile.passes.build_graph import GraphBuilder
 from baoc_compile.passes.reduce_state import DECAY_OF, decay_name, reduce_state
 from torch import fx
 
@@ -50,10 +50,10 @@ def _group_index(size: int) -> str:
     return f"group_index_{size}"
 
 
-class _Composer:
+class _Composer(GraphBuilder):
     def __init__(self, rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature, width: int):
-        self.rule, self.configuration, self.signature, self.width = rule, configuration, signature, width
-        self.graph = fx.Graph()
+        super().__init__(signature.compute_dtype, width)
+        self.rule, self.configuration, self.signature = rule, configuration, signature
         self.operands: dict[str, Operand] = {}
         self.nodes: dict[str, fx.Node] = {}  # operand -> its placeholder
         self.written: dict[str, fx.Node] = {}  # operand -> its new value
@@ -63,7 +63,7 @@ class _Composer:
     def compose(self) -> ProgramGraph:
         self._declare_operands()
         self.values = {i.name: self._read(i.name, i.kind, i.key) for i in self.rule.inputs}
-        returned = self._inline(self.rule.gm.graph, self.values, as_compute=True)
+        returned = self.inline(self.rule.gm.graph, self.values, as_compute=True)
         new = dict(zip(self.rule.outputs, returned, strict=True))
         for name, value in new.items():
             if decay_name(name) in new:
@@ -129,10 +129,10 @@ class _Composer:
         if kind == "slot" or (kind == "param" and key in self.configuration):
             codec = self.configuration[key]
             parts = [self._part(key, part) for part in codec.parts]
-            (value,) = self._inline_codec(codec, traced_decode, parts, key)
-            return self._cast(value, self.signature.compute_dtype, f"{key}_value")
-        target = torch.float64 if kind in ("counter", "scalar") else self.signature.compute_dtype
-        return self._cast(self.nodes[name], target, f"{name}_value")
+            (value,) = self.inline_codec(codec, traced_decode, parts, key)
+            return self.cast(value, self.compute_dtype, f"{key}_value")
+        target = torch.float64 if kind in ("counter", "scalar") else self.compute_dtype
+        return self.cast(self.nodes[name], target, f"{name}_value")
 
     def _part(self, key: str, part: Part) -> fx.Node:
         """A part's placeholder; that of the first part of a weight codec is the parameter."""
@@ -146,7 +146,7 @@ class _Composer:
         """shared = decay * shared + mean of the increments."""
         for part in self.configuration[key].parts:
             name = f"{key}_{part.name}"
-            self.written[name] = self._cast(increment, part.dtype, f"{key}_increment")
+            self.written[name] = self.cast(increment, part.dtype, f"{key}_increment")
             self.decays[name] = decay
 
     def _write(self, name: str, value: fx.Node) -> None:
@@ -155,7 +155,7 @@ class _Composer:
         if name == "param" and self.signature.has_gain:
             value = self._with_gain(value)
         if codec is None:
-            self.written[name] = self._cast(value, self.operands[name].dtype, f"{name}_new")
+            self.written[name] = self.cast(value, self.operands[name].dtype, f"{name}_new")
             return
         stored_dtype = next(
             (p.dtype for p in codec.parts if p.name == "values" and not codec.stochastic), torch.float32
@@ -164,11 +164,11 @@ class _Composer:
         if codec.stochastic:
             size = codec.group_size or self.width
             inputs = [self.nodes[n] for n in (f"{key}_salt", f"{key}_clock", "index", _group_index(size))]
-            *words, clock = self._inline_codec(codec, lambda _, width: traced_words(width), inputs, key)
+            *words, clock = self.inline_codec(codec, lambda _, width: traced_words(width), inputs, key)
             self.written[f"{key}_clock"] = clock
-        value = self._cast(value, stored_dtype, f"{key}_new")
+        value = self.cast(value, stored_dtype, f"{key}_new")
         tables = [self._part(key, part) for part in codec.parts if part.per == "table"]
-        stored = self._inline_codec(codec, traced_encode, [value, *words, *tables], key)
+        stored = self.inline_codec(codec, traced_encode, [value, *words, *tables], key)
         for part, node in zip(encoded_parts(codec), stored, strict=True):
             self.written[self._part_name(key, part)] = node
 
@@ -184,78 +184,3 @@ class _Composer:
             value = self.graph.call_function(target, (value, other))
             value.meta = meta
         return value
-
-    def _inline_codec(self, codec: Codec, traced: Any, values: list[Any], key: str) -> list[fx.Node]:
-        """Inlines a traced codec function, between views of the program's lanes as the codec's groups."""
-        size = codec.group_size or self.width
-        grouped = [self._view(value, size) for value in values]
-        found = self._inline(traced(codec, size), grouped, prefix=f"{key}_", group_size=size)
-        return [self._view(value, self.width) for value in found]
-
-    def _view(self, value: Any, width: int) -> Any:
-        if not isinstance(value, fx.Node) or value.meta["kind"] != "element" or width == self._width_of(value):
-            return value
-        node = self.graph.call_function(torch.ops.aten.view.default, (value, [-1, width]))
-        node.meta = {**value.meta, "width": width}
-        return node
-
-    def _width_of(self, value: fx.Node) -> int:
-        return value.meta.get("width", self.width)
-
-    def _cast(self, value: fx.Node, dtype: torch.dtype, name: str) -> fx.Node:
-        if value.meta["dtype"] == dtype:
-            return value
-        node = self.graph.create_node(
-            "call_function", torch.ops.aten._to_copy.default, (value,), {"dtype": dtype}, name=name
-        )
-        node.meta = {"kind": value.meta["kind"], "dtype": dtype}
-        return node
-
-    def _inline(
-        self, source: fx.Graph, values: Any, prefix: str = "", as_compute: bool = False, group_size: int = 0
-    ) -> list[fx.Node]:
-        """Copies `source` with its placeholders bound to `values` (a list, or a mapping by name)."""
-        bound = list(values.values() if isinstance(values, dict) else values)
-        copied: dict[fx.Node, Any] = {}
-        for node in source.nodes:
-            if node.op == "placeholder":
-                copied[node] = values[node.target] if isinstance(values, dict) else bound[len(copied)]
-            elif node.op == "output":
-                return [copied[value] for value in node.args[0]]
-            else:
-                copied[node] = self._copy(node, copied, prefix, as_compute)
-                if group_size:
-                    key = "width" if node.meta["kind"] == "element" else "group_size"
-                    copied[node].meta[key] = group_size
-        raise AssertionError("a graph without output")
-
-    def _lerp(self, start: fx.Node, end: fx.Node, weight: fx.Node) -> fx.Node:
-        """torch's lerp without its fused multiply-add: from the nearer end, start + w (end - start) or
-        end - (1 - w) (end - start), so that every lowering gives the same bits."""
-        aten, compute = torch.ops.aten, self.signature.compute_dtype
-
-        def call(target: Any, args: tuple[Any, ...], like: fx.Node, dtype: torch.dtype) -> fx.Node:
-            node = self.graph.call_function(target, args)
-            node.meta = {"kind": like.meta["kind"], "dtype": dtype}
-            return node
-
-        near = call(
-            aten.lt.Scalar, (call(aten.abs.default, (weight,), weight, weight.meta["dtype"]), 0.5), weight, torch.bool
-        )
-        beyond = call(aten.sub.Tensor, (weight, 1.0), weight, weight.meta["dtype"])
-        factor = call(aten.where.self, (near, weight, beyond), weight, weight.meta["dtype"])
-        difference = call(aten.sub.Tensor, (end, start), end, compute)
-        base = call(aten.where.self, (near, start, end), end, compute)
-        moved = call(aten.mul.Tensor, (difference, factor), end, compute)
-        return call(aten.add.Tensor, (base, moved), end, compute)
-
-    def _copy(self, node: fx.Node, copied: dict[fx.Node, Any], prefix: str, as_compute: bool) -> fx.Node:
-        meta = dict(node.meta)
-        args = fx.map_arg(node.args, lambda old: copied[old])
-        if as_compute and meta["kind"] == "element" and meta["dtype"].is_floating_point:
-            meta["dtype"] = self.signature.compute_dtype
-        if as_compute and name_of(node.target) == "lerp":
-            return self._lerp(*args)
-        new = self.graph.create_node("call_function", node.target, args, dict(node.kwargs), name=prefix + node.name)
-        new.meta = meta
-        return new
