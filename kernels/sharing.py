@@ -43,9 +43,7 @@ class Shared(Codec):
         return stored["values"]
 
     def sharing(self, part: Part, shape: torch.Size) -> Sharing:
-        numel = torch.Size(shape).numel()
-        rows = shape[0] if len(shape) else 1
-        columns = numel // max(rows, 1)
+        numel, (rows, columns) = torch.Size(shape).numel(), _as_matrix(shape)
         return {
             "row": lambda: Sharing(columns, rows),
             "column": lambda: Sharing(1, columns),
@@ -84,8 +82,7 @@ class Factored(Codec):
         return stored["rows"] / torch.where(mean > 0.0, mean, 1.0) * stored["columns"]
 
     def sharing(self, part: Part, shape: torch.Size) -> Sharing:
-        rows, numel = shape[0], torch.Size(shape).numel()
-        columns = numel // max(rows, 1)
+        numel, (rows, columns) = torch.Size(shape).numel(), _as_matrix(shape)
         return {"rows": Sharing(columns, rows), "columns": Sharing(1, columns), "mean": Sharing(numel, 1)}[part.name]
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
@@ -93,6 +90,12 @@ class Factored(Codec):
         if not reason and len(shape) < 2:
             reason = f"factored needs at least 2 dimensions, not shape {tuple(shape)}"
         return reason
+
+
+def _as_matrix(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns: the first dimension, and all others."""
+    rows = shape[0] if len(shape) else 1
+    return rows, torch.Size(shape).numel() // max(rows, 1)
 
 
 def spread(values: Tensor, lanes: Tensor, sharing: Sharing) -> Tensor:
