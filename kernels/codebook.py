@@ -97,7 +97,8 @@ class Codebook(Codec):
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         codes, scale = stored["codes"], stored["scales"].to(torch.float32)
-        level = self._level(stored["levels"], torch.clamp_max(codes.to(torch.int32), self.count - 1))
+        levels = self._levels(stored)
+        level = _at(levels, torch.clamp_max(codes.to(torch.int32), self.count - 1))
         value = level * scale
         value = torch.where(torch.isinf(scale) & (torch.abs(level) < 1.0), float("nan"), value)
         if self.bits == 8:
@@ -114,8 +115,9 @@ class Codebook(Codec):
         scale = torch.where(rounds_up(chance, random.group), upper, lower)
         x = relative(magnitude, scale)
         x = torch.where(root < 0.0, -x, x)
-        below = self._search(tables["levels"], x)
-        a, b = self._level(tables["levels"], below), self._level(tables["levels"], below + 1)
+        levels = self._levels(tables)
+        below = self._search(levels, x)
+        a, b = _at(levels, below), _at(levels, below + 1)
         chance = (x - a) / (b - a)
         if not self.signed:
             chance = chance * ((x + a) / (b + a))
@@ -131,22 +133,25 @@ class Codebook(Codec):
             scale = torch.where(any_in_group(torch.isnan(root)), float("nan"), scale)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
 
-    def _level(self, levels: Tensor, index: Tensor) -> Tensor:
-        return torch.take(levels, index.to(torch.int64)).to(torch.float32) * (1.0 / self.grid)
+    def _levels(self, tables: Mapping[str, Tensor]) -> Tensor:
+        return tables["levels"].to(torch.float32) * (1.0 / self.grid)
 
     def _search(self, levels: Tensor, x: Tensor) -> Tensor:
         """The largest index below the last whose level is <= x (0 if none is), by bisection."""
-        position = x * float(self.grid)
         below = torch.bitwise_and(bits_of(x), 0)  # an integer 0 for each element
         step = 1 << (self.count - 1).bit_length() - 1
         while step:
             above = torch.clamp_max(below + step, self.count - 2)
-            below = torch.where(torch.take(levels, above.to(torch.int64)).to(torch.float32) <= position, above, below)
+            below = torch.where(_at(levels, above) <= x, above, below)
             step //= 2
         return below
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
         return super().refuses(slot, shape) or sign_mismatch(self.name, self.signed, slot)
+
+
+def _at(levels: Tensor, index: Tensor) -> Tensor:
+    return torch.take(levels, index.to(torch.int64))
 
 
 #: NF4's outermost quantile: halfway between those that 15 and 16 values would have.

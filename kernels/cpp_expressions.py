@@ -58,7 +58,10 @@ class CppExpressions:
         if name == "view":
             return str(node.args[0])
         if name == "take":
-            return f"{node.args[0].name}[{node.args[1].name}]"
+            index = node.args[1]  # torch wants 64 bits; gathers are faster with what was widened to them
+            if name_of(index.target) == "_to_copy":
+                index = index.args[0]
+            return f"{node.args[0].name}_table[{index.name}]"
         if name == "_to_copy":
             return f"cast<{result}>({self._cast_input(node.args[0], result)})"
         operand_type = self._operand_type(node) if name in PREDICATES else result

@@ -96,7 +96,8 @@ class CppEmitter(CppStages):
         for o in self.pointers:
             if o.kind == "table":
                 ctype = TYPES[o.dtype]
-                out.append(f"  const {ctype}* const {o.name} = static_cast<const {ctype}*>(at[{self.pointer(o)}]);")
+                out.append(f"  const {ctype}* const {o.name}_table = static_cast<const {ctype}*>(at[{self.pointer(o)}]);")
+        out += self._tables()
         out += [
             "  for (int64_t block = first; block < last; ++block) {",
             "    const int64_t start = block * width;",
@@ -119,6 +120,18 @@ class CppEmitter(CppStages):
                 out.append(self._store_groups(o))
         out += [f"    {self._store(o)};" for o in lanes if o.written]
         return "\n".join([*out, "  }", "}", ""])
+
+    def _tables(self) -> list[str]:
+        """Tables that are computed from stored ones, once per tensor and thread."""
+        lines = []
+        for n in self.nodes:
+            if kind_of(n) == "table" and n.op != "placeholder":
+                given = [i for i in n.all_input_nodes if kind_of(i) == "table"]
+                lines.append(f"  {self.ctype(n)} {n.name}_table[{n.meta['count']}];")
+                lines.append(f"  for (int i = 0; i < {n.meta['count']}; ++i) {{")
+                lines += [f"    const {self.ctype(i)} {i.name} = {i.name}_table[i];" for i in given]
+                lines.append(f"    {n.name}_table[i] = {self.value(n)};\n  }}")
+        return lines
 
     def _load(self, o: Operand) -> str:
         k = self.pointer(o)

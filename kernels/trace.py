@@ -119,7 +119,10 @@ def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Tensor]) 
         if node.op == "call_function" and not is_supported(node.target):
             raise TypeError(unsupported_reason(node.target))
         copied[node] = graph.node_copy(node, lambda old: copied[old])
-        copied[node].meta = {"kind": _kind(node.meta["val"]), "dtype": node.meta["val"].dtype}
+        value = node.meta["val"]
+        copied[node].meta = {"kind": _kind(value), "dtype": value.dtype}
+        if value.ndim == 1:
+            copied[node].meta["count"] = len(value)
     return graph
 
 
