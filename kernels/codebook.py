@@ -26,7 +26,8 @@ NaN: one code of the 8-bit codecs; with 4 bits the scale is NaN, and with it the
 becomes infinite); finite values that share their group read NaN.
 
 Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; squares of scale level for non-negative
-slots; and 2^-8 (signed) or 2^-6 (1 + 2^-8) (non-negative) of the group's largest value where the scale rounds down.
+slots; and for the group's largest value, and what the scale clips, 2^-7 (signed) or 2^-6 (1 + 2^-8) (non-negative) of it.
+`relative_error` is that of the first levels; learned ones may be coarse where no values were.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Codebook(Codec):
             self.parts += (Part("checked_at", torch.int32, "table", 1),)
         self.expected_harm = 1.0 if bits == 8 else 2.0
         gaps = np.diff(self.default_levels if signed else self.default_levels**2)
-        self.relative_error = float(gaps.max()) + (2**-8 if signed else 2**-6)
+        self.relative_error = float(gaps.max()) + (2**-7 if signed else 2**-6)
 
     @cached_property
     def default_levels(self) -> np.ndarray:

@@ -96,7 +96,9 @@ class CppEmitter(CppStages):
         for o in self.pointers:
             if o.kind == "table":
                 ctype = TYPES[o.dtype]
-                out.append(f"  const {ctype}* const {o.name}_table = static_cast<const {ctype}*>(at[{self.pointer(o)}]);")
+                out.append(
+                    f"  const {ctype}* const {o.name}_table = static_cast<const {ctype}*>(at[{self.pointer(o)}]);"
+                )
         out += self._tables()
         out += [
             "  for (int64_t block = first; block < last; ++block) {",

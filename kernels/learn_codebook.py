@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from baoc_compile.kernels.codebook import Codebook
+from baoc_compile.kernels.codebook import LOWEST_ROOT, Codebook
 from baoc_compile.kernels.learn_levels import Floats, stochastic_error, stochastic_levels
 from torch import Tensor
 
@@ -47,14 +47,15 @@ def _grid_index(codec: Codebook, x: Floats) -> np.ndarray:
 
 def best_levels(codec: Codebook, weights: Floats) -> Floats:
     """The levels of least expected error under `weights` of the grid's points. 0 is a level of a signed codebook, and
-    the lowest one of 8-bit roots; 4-bit roots start where 1% of the positive values lie below."""
+    the lowest one of 8-bit roots; 4-bit roots start where 1% of the positive values lie below, at most at
+    `LOWEST_ROOT`, so that values which fall later are seen."""
     points = grid_points(codec)
     if codec.signed:
         return stochastic_levels(points, weights, codec.count, fixed=(0.0,))
     if codec.bits == 8:
         return stochastic_levels(points, weights, codec.count)
     below = np.cumsum(weights[1:]) <= BELOW_LOWEST * weights[1:].sum()
-    first = min(1 + int(below.sum()), len(points) - codec.count)
+    first = min(1 + int(below.sum()), int(LOWEST_ROOT * codec.grid))
     return stochastic_levels(points[first:], weights[first:], codec.count)
 
 
@@ -69,6 +70,9 @@ def density(codec: Codebook, codes: Tensor, levels: Floats) -> Floats:
         mass = counts[k]
         if k == zero and k > 0:  # values that are exactly 0 are no part of the density around it
             mass = min(mass, spans[k] * (counts[k - 1] / spans[k - 1] + counts[k + 1] / spans[k + 1]) / 2)
+        elif k == 0 and levels[0] > 0.0:  # all that lies below: taken to lie within a factor of 2
+            weights[(at[0] + 1) // 2 : at[0] + 1] += mass / (at[0] // 2 + 1)
+            continue
         elif k in (0, codec.count - 1):  # the largest of each group
             weights[at[k]] += mass
             continue

@@ -10,11 +10,12 @@ Splitting is FlashOptim's (arXiv 2602.23349): theta' = theta rounded to nearest,
 half a unit in the last place of theta'; the residual is r = Q e / h, and theta' + r h / Q is read back.
 
 - 8 bits, Q = 127: one unit of r is h / 127, at most 2^-8 / 127 = 3.1e-5 (bf16) or 2^-11 / 127 (fp16) of the weight. r is
-  rounded stochastically, |error| < h / 127 and 0 on average: rounded to nearest (|error| <= h / 254 = 1.5e-5 for bf16),
-  an update below half a unit would never be seen.
+  rounded stochastically, |error| < h / 127 and 0 on average: rounded to nearest (|error| <= h / 254, at most 1.54e-5 of a
+  bf16 weight), an update below half a unit would never be seen.
 - 16 bits, Q = 2^15: h / Q is at most one unit in the last place of fp32 (2^-23 = 1.2e-7 of the weight), so r is rounded
   to nearest as an fp32 master weight would be, and every fp32 number comes back exactly, save a tie that was rounded
-  down to theta' (r = 2^15 is stored as 2^15 - 1: off by h / Q). Below 2^-126 (bf16) the unit is fp32's smallest number.
+  down to theta' (r = 2^15 is stored as 2^15 - 1: off by h / Q) and, for bf16, numbers that round up to a power of 2,
+  below which fp32 is twice as fine (off by at most one unit of fp32). Below 2^-126 the unit is fp32's smallest number.
 - Stochastic rounding: |error| < 2 h, 0 on average.
 
 NaN and infinities are those of the weight, the residual is 0.
@@ -93,7 +94,8 @@ class SplitWeight(Weight):
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         weight = stored["weight"].to(torch.float32)
         unit = 2.0 ** -(self.mantissa_bits + 1) / self.steps
-        return weight + stored["residual"].to(torch.float32) * unit * self.power_below(weight)
+        residual = stored["residual"].to(torch.float32)
+        return weight + torch.where(residual == 0.0, 0.0, residual * unit * self.power_below(weight))
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         weight = value.to(self.dtype)

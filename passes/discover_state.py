@@ -119,7 +119,8 @@ def _miniature(optimizer: Any, group: int, value: Tensor, grad: Tensor, state: A
     """The optimizer with one small parameter of one of its groups; shares nothing that a step changes."""
     parameter = torch.nn.Parameter(value.clone())
     parameter.grad = grad
-    small = copy.copy(optimizer)
+    small = object.__new__(type(optimizer))  # copy.copy would lose attributes: torch pickles only state and groups
+    small.__dict__ |= {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(optimizer).items()}
     small.state = state
     options = {
         k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.param_groups[group].items() if k != "params"

@@ -72,10 +72,15 @@ def find_recurrence(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Se
         raise NoRecurrence("is read but never written by the rule")
     placeholder = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.target == name)
     affected = _reachable(placeholder, new_value)
-    if affected & {v for output, v in new_values(gm, outputs).items() if output != name}:
+    others = {value for output, value in new_values(gm, outputs).items() if output != name}
+    if affected & others:
         raise NoRecurrence("is used by the step with its old value, not only through its new one")
+    if new_value in others:
+        raise NoRecurrence("is a copy of something else that the step computes")
     affine = _Affine(gm.graph, placeholder)
     decay, increment = affine.of(new_value)
+    if decay is None:
+        raise NoRecurrence("is replaced without its old value")
     if increment is None or increment.meta["kind"] != "element":
         raise NoRecurrence("is not driven by the gradient")
     affine.graph.output((decay, increment))

@@ -150,9 +150,21 @@ def _substituted(rule: UpdateRule, name: str, value_of: Any, keep_input: bool) -
             copied[node].meta = dict(node.meta)
     graph.output(tuple(copied[value] for output, value in new.items() if output != name))
     graph.eliminate_dead_code()
+    _merge_equal_calls(graph)
     if not keep_input:
         graph.erase_node(placeholders[name])
     return graph
+
+
+def _merge_equal_calls(graph: fx.Graph) -> None:
+    """A recurrence brings copies of what the rule computes too; a slot's new value must be one node."""
+    first: dict[Any, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            same = first.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+    graph.eliminate_dead_code()
 
 
 def _as_rule(rule: UpdateRule, graph: fx.Graph, outputs: tuple[str, ...], without: str = "") -> UpdateRule:
@@ -163,7 +175,7 @@ def _as_rule(rule: UpdateRule, graph: fx.Graph, outputs: tuple[str, ...], withou
         node = next((n for n in graph.nodes if n.op == "placeholder" and n.target == rule_input.name), None)
         if node is None:
             continue
-        if not node.users and rule_input.kind != "param":
+        if not node.users and rule_input.kind != "param" and rule_input.name not in outputs:
             graph.erase_node(node)
         else:
             inputs.append(rule_input)

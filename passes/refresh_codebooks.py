@@ -1,7 +1,7 @@
 """Keep learned codebooks fit: learn levels anew when the slot's distribution has moved so far that it pays.
 
-Looked at when the slot has been stored 1, 2, 4, 8, ... times and every 1,024 times after that; when was looked last is
-stored beside the levels, so that a resumed run does the same.
+Looked at when the slot has been stored 1, 2, 4, 8, ... times and every 1,024 times after that (a refresh is a store
+too); when was looked last is stored beside the levels, so that a resumed run does the same.
 """
 
 from __future__ import annotations
@@ -31,18 +31,15 @@ class CodebookRefresh:
 
     def __post_init__(self) -> None:
         self.states = [s for s in self.states if isinstance(s.codec, Codebook) and s.codec.learned and s.numel()]
-        self._schedule()
-
-    def _schedule(self) -> None:
-        self.remaining = min((steps_until_due(s) for s in self.states), default=-1)
+        self.remaining = min((steps_until_due(s) for s in self.states), default=0)
 
     def tick(self) -> None:
         """Called before every step."""
-        if self.remaining == 0:
+        if self.states and self.remaining <= 0:
             for state in self.states:
                 if steps_until_due(state) == 0:
                     refresh_codebook(state)
-            self._schedule()
+            self.remaining = max(1, min(map(steps_until_due, self.states)))
         self.remaining -= 1
 
 

@@ -1,16 +1,19 @@
-"""An independent float64 reference of every codec, in NumPy, from the formulas in their docstrings; imports no baoc.
+"""An independent float64 reference of every rounding codec, in NumPy, from their docstrings; imports no baoc.
 
     parts = encode("sqrt8", values, slot_salt(seed=0, slot="exp_avg_sq"), clock=3)
     values = decode("sqrt8", parts, len(values))
 
-Everything is flat: `values` are float64 (rounded to float32 on entry, as the codecs take them), groups are 32
-consecutive elements, the last one may be short. bfloat16 arrays are uint16 bit patterns; `to_numpy` brings a torch
-tensor into that form. `clock` is how often the slot was stored before. `error_bound` is the docstrings' bound.
+Everything is flat: `values` are float64 (rounded to float32 on entry, as the codecs take them), groups are
+`group_size` consecutive elements, the last one may be short. bfloat16 arrays are uint16 bit patterns; `to_numpy`
+brings a torch tensor into that form. Codes are one to an entry (`unpacked` makes them so). A codebook's `levels` are
+given, as the integers that are stored. `clock` is how often the slot was stored before. `error_bound` is the
+docstrings' bound.
 """
 
 from __future__ import annotations
 
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +21,26 @@ import torch
 GROUP_SIZE = 32
 ON_LEVEL = 2.0**-13  # a probability closer than this to 0 or 1 counts as 0 or 1
 TINY_BF16 = 2.0**-133  # the smallest positive bfloat16
-CODECS = ("fp32", "fp64", "bf16", "softsign8", "sqrt8")
-STOCHASTIC = ("bf16", "softsign8", "sqrt8")
+
+
+class Codebook(NamedTuple):
+    """Which of the codebooks: `power` 1 stores values, 2 their square roots; levels are integers over `grid`."""
+
+    bits: int
+    power: int
+    group_size: int
+    grid: int
+
+
+CODEBOOKS = {
+    f"{prefix}{name}": Codebook(bits, power, size, grid)
+    for prefix, power, grid in (("", 1, 2048), ("u", 2, 4096))
+    for name, bits, size in (("codebook8", 8, 32), ("codebook4", 4, 64), ("int4:64", 4, 64), ("int4:128", 4, 128))
+}
+
+
+def group_size(codec_name: str) -> int:
+    return CODEBOOKS[codec_name].group_size if codec_name in CODEBOOKS else GROUP_SIZE
 
 
 # random words: lowbias32 over (seed, slot, step, global element index), in unsigned 32-bit arithmetic
@@ -104,14 +125,21 @@ def decode(codec_name: str, parts: dict[str, np.ndarray], numel: int) -> np.ndar
     if codec_name == "bf16":
         return from_bf16(parts["values"])[:numel]
     code = parts["codes"][:numel].astype(np.float64)
-    scale = np.repeat(from_bf16(parts["scales"]), GROUP_SIZE)[:numel]
+    scale = _spread(from_bf16(parts["scales"]), numel, group_size(codec_name))
     with np.errstate(invalid="ignore"):
         if codec_name == "softsign8":
             return np.where(code == -128, np.nan, scale * (code / (254 - abs(code))))
-        return np.where(code == 255, np.nan, (scale * code / 254) ** 2)
+        if codec_name == "sqrt8":
+            return np.where(code == 255, np.nan, (scale * code / 254) ** 2)
+        book, table = CODEBOOKS[codec_name], _table(codec_name, parts["levels"])
+        level = table[np.minimum(parts["codes"][:numel], len(table) - 1)]
+        lost = (code == 255) | np.isinf(scale) & (abs(level) < 1)
+        return np.where(lost, np.nan, (level * scale) ** book.power)
 
 
-def encode(codec_name: str, values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
+def encode(
+    codec_name: str, values: np.ndarray, salt: int, clock: int, levels: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """float64 values -> storage, with the random words of (salt, clock, index)."""
     if codec_name == "fp64":
         return {"values": np.asarray(values, dtype=np.float64)}
@@ -119,7 +147,14 @@ def encode(codec_name: str, values: np.ndarray, salt: int, clock: int) -> dict[s
         values = np.asarray(values, dtype=np.float32).astype(np.float64)
         if codec_name == "fp32":
             return {"values": values.astype(np.float32)}
+        if codec_name in CODEBOOKS:
+            return _codebook(CODEBOOKS[codec_name], values, salt, clock, _table(codec_name, levels))
         return {"bf16": _bf16, "softsign8": _softsign8, "sqrt8": _sqrt8}[codec_name](values, salt, clock)
+
+
+def unpacked(codes: np.ndarray, numel: int) -> np.ndarray:
+    """4-bit codes, two to a byte, the first in the low half."""
+    return np.stack([codes & 15, codes >> 4], axis=1).reshape(-1)[:numel]
 
 
 def _bf16(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
@@ -135,54 +170,75 @@ def _bf16(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
 
 def _softsign8(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
     """Level k of 0..127 is scale k / (254 - k); the largest magnitude takes 127; -128 is NaN."""
-    magnitude, largest = abs(values), _largest(values)
-    lower, upper = neighbours(largest)
-    chance = (largest - lower) / (upper - lower)
-    scale = np.where(rounds_up(chance, _words_of_groups(len(values), salt, clock)), upper, lower)
-    x = _relative(magnitude, _spread(scale, len(values)))
-    level = np.floor(127 * (2 * x / (1 + x)))
-    here, above = level / (254 - level), (level + 1) / (253 - level)
-    level += rounds_up((x - here) / (above - here), element_words(salt, clock, np.arange(len(values))))
-    level = np.where((magnitude == _spread(largest, len(values))) & (magnitude > 0), 127, level)
+    scale, x, is_largest = _scaled(values, GROUP_SIZE, 1, salt, clock)
+    k = np.arange(128)
+    level = np.where(is_largest, 127, _rounded(x, k / (254 - k), 1, salt, clock))
     code = np.where(np.isnan(values), -128, np.copysign(level, values))
     return {"codes": code.astype(np.int8), "scales": to_bf16(scale)}
 
 
 def _sqrt8(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
     """Level k of 0..254 is (scale k / 254)^2; the largest takes 254, positive values at least 1; 255 is NaN."""
-    root = np.sqrt(values)
-    largest = _largest(root)
+    scale, x, is_largest = _scaled(np.sqrt(values), GROUP_SIZE, 2, salt, clock)
+    level = _rounded(x, np.arange(255) / 254, 2, salt, clock)
+    level = np.where(is_largest, 254, np.where(_is_finite_positive(values, scale), np.maximum(level, 1), level))
+    return {"codes": np.where(np.isnan(values), 255, level).astype(np.uint8), "scales": to_bf16(scale)}
+
+
+def _codebook(book: Codebook, values: np.ndarray, salt: int, clock: int, table: np.ndarray) -> dict[str, np.ndarray]:
+    """Code k is (scale table[k])^power. The largest takes the end of its sign. NaN is 255, or with 4 bits the scale."""
+    scale, x, is_largest = _scaled(values ** (1 / book.power), book.group_size, book.power, salt, clock)
+    code = _rounded(np.copysign(x, values), table, book.power, salt, clock)
+    if (book.bits, book.power) == (8, 2):
+        code = np.where(_is_finite_positive(values, scale), np.maximum(code, 1), code)
+    code = np.where(is_largest, np.where(values < 0, 0, len(table) - 1), code)
+    if book.bits == 8:
+        code = np.where(np.isnan(values), 255, code)
+    else:
+        scale = np.where(_largest(np.isnan(values), book.group_size) > 0, np.nan, scale)
+    return {"codes": code.astype(np.uint8), "scales": to_bf16(scale)}
+
+
+def _table(codec_name: str, levels: np.ndarray) -> np.ndarray:
+    return np.asarray(levels, dtype=np.float64) / CODEBOOKS[codec_name].grid
+
+
+def _scaled(
+    roots: np.ndarray, width: int, power: int, salt: int, clock: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scale of each group, a bfloat16 next to its largest magnitude and exact on average in that to `power`; of each
+    element its magnitude over the scale, in [0, 1], and whether it is the largest."""
+    largest = _largest(roots, width)
     lower, upper = neighbours(largest)
-    chance = (largest - lower) * (largest + lower) / ((upper - lower) * (upper + lower))
-    scale = np.where(rounds_up(chance, _words_of_groups(len(values), salt, clock)), upper, lower)
-    y = 254 * _relative(root, _spread(scale, len(values)))
-    level = np.floor(y)
-    chance = (y**2 - level**2) / ((level + 1) ** 2 - level**2)
-    level += rounds_up(chance, element_words(salt, clock, np.arange(len(values))))
-    level = np.where(root > 0, np.maximum(level, 1), level)
-    level = np.where((root == _spread(largest, len(values))) & (root > 0), 254, level)
-    return {"codes": np.where(np.isnan(root), 255, level).astype(np.uint8), "scales": to_bf16(scale)}
+    chance = (largest**power - lower**power) / (upper**power - lower**power)
+    scale = np.where(rounds_up(chance, group_words(salt, clock, np.arange(0, len(roots), width))), upper, lower)
+    magnitude, per_element = abs(roots), _spread(scale, len(roots), width)
+    ratio = magnitude / np.where(per_element > 0, per_element, 1)  # 0 in an empty group
+    x = np.where(np.isinf(magnitude), 1, np.minimum(ratio, 1))
+    return scale, x, (magnitude == _spread(largest, len(roots), width)) & (magnitude > 0)
 
 
-def _largest(values: np.ndarray) -> np.ndarray:
+def _rounded(x: np.ndarray, table: np.ndarray, power: int, salt: int, clock: int) -> np.ndarray:
+    """Index of one of the two levels around x, exact on average in x^power; below the first level that. NaN: 0."""
+    k = np.clip(np.searchsorted(table, x, side="right") - 1, 0, len(table) - 2)
+    a, b = table[k] ** power, table[k + 1] ** power
+    up = rounds_up((x**power - a) / (b - a), element_words(salt, clock, np.arange(len(x))))
+    return np.where(np.isnan(x), 0, k + up)
+
+
+def _is_finite_positive(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return (values > 0) & ~np.isinf(_spread(scale, len(values), GROUP_SIZE))
+
+
+def _largest(values: np.ndarray, width: int) -> np.ndarray:
     """Largest magnitude of each group, NaN ignored."""
-    padded = np.zeros(-(-len(values) // GROUP_SIZE) * GROUP_SIZE)
+    padded = np.zeros(-(-len(values) // width) * width)
     padded[: len(values)] = np.where(np.isnan(values), 0, abs(values))
-    return padded.reshape(-1, GROUP_SIZE).max(axis=1)
+    return padded.reshape(-1, width).max(axis=1)
 
 
-def _spread(per_group: np.ndarray, numel: int) -> np.ndarray:
-    return np.repeat(per_group, GROUP_SIZE)[:numel]
-
-
-def _words_of_groups(numel: int, salt: int, clock: int) -> np.ndarray:
-    return group_words(salt, clock, np.arange(0, numel, GROUP_SIZE))
-
-
-def _relative(magnitude: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """magnitude / scale in [0, 1]; 0 in an empty group, 1 for infinity."""
-    ratio = magnitude / np.where(scale > 0, scale, 1)
-    return np.where(np.isinf(magnitude), 1, np.minimum(ratio, 1))
+def _spread(per_group: np.ndarray, numel: int, width: int) -> np.ndarray:
+    return np.repeat(per_group, width)[:numel]
 
 
 def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
@@ -196,11 +252,21 @@ def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray
         return magnitude * {"fp32": 2.0**-24, "fp64": 0.0}[codec_name]
     if codec_name == "bf16":
         return np.maximum(2.0**-7 * magnitude, TINY_BF16)
-    scale, largest = _spread(from_bf16(parts["scales"]), len(values)), _spread(_largest(values), len(values))
-    noise = 4 * 2.0**-24 * largest
+    width = group_size(codec_name)
+    scale, largest = (_spread(a, len(values), width) for a in (from_bf16(parts["scales"]), _largest(values, width)))
+    noise = 4 * 2.0**-24 * largest + 2.0**-149
     k = abs(parts["codes"].astype(np.float64))
     if codec_name == "softsign8":
         k = np.minimum(k, 126)  # there is no level above 127
         return scale * 254 / ((254 - k) * (253 - k)) + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
-    top = np.where(k == 254, 2.0**-6 * (1 + 2.0**-8) * largest, 0)  # the largest value's root is rounded to bf16
-    return np.maximum(scale**2 * (2 * k + 1) / 254**2, top) + noise + 2.0**-149
+    squared_root_in_bf16 = 2.0**-6 * (1 + 2.0**-8)  # error of the largest value
+    if codec_name == "sqrt8":
+        top = np.where(k == 254, squared_root_in_bf16 * largest, 0)
+        return np.maximum(scale**2 * (2 * k + 1) / 254**2, top) + noise
+    power, table = CODEBOOKS[codec_name].power, _table(codec_name, parts["levels"])
+    table = np.union1d(table, 0.0)  # values below the first level read as that
+    x = np.clip(np.copysign(magnitude ** (1 / power) / np.where(scale > 0, scale, 1), values), -1, 1)
+    below = np.clip(np.searchsorted(table, x, side="right") - 1, 0, len(table) - 2)
+    gap = table[below + 1] ** power - table[below] ** power
+    top = np.where((magnitude == largest) | (abs(x) == 1), 2.0**-7 if power == 1 else squared_root_in_bf16, 0) * largest
+    return np.maximum(scale**power * abs(gap), top) + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)

@@ -225,3 +225,28 @@ def test_other_compiled_code_is_left_alone():
         results[backend] = [step(x, y).item() for _ in range(5)]
     assert results["baoc"] == pytest.approx(results["eager"], rel=1e-5)
     assert baoc_compile.inspect(optimizer).programs
+
+
+def test_prepare_keeps_an_optimizers_own_attributes():
+    """torch's optimizers pickle, and copy, without them."""
+
+    class Scaled(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+            self.scale, self.count = 2.0, torch.zeros(())
+
+        @torch.no_grad()
+        def step(self):
+            self.count += 1
+            for p in self.param_groups[0]["params"]:
+                state = self.state[p]
+                if not state:
+                    state["m"] = torch.zeros_like(p)
+                state["m"].mul_(0.9).add_(p.grad * self.scale)
+                p.sub_(state["m"], alpha=0.01)
+
+    optimizer = Scaled([torch.nn.Parameter(torch.zeros(80, 64))])
+    baoc_compile.prepare(optimizer, plan="8bit")
+    (state,) = optimizer.state.values()
+    assert state["m"].codec.name == "softsign8"
+    assert optimizer.count == 0

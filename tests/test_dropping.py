@@ -1,0 +1,204 @@
+"""Dropped slots: the step is that of the optimizer without the slot, with the same effective step size; and gains.
+
+The measure is eager fp32 torch: baoc's error against the float64 optimizer may be twice eager's, plus half an ulp for
+each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from optimizers import Lion, ulps
+from torch import Tensor
+
+import baoc_compile
+from baoc_compile import Plan, PlanError, StateError, StateTensor
+from baoc_compile.plan import ParameterPlan
+from baoc_compile.session import session_of
+
+STEPS = 50
+SHAPES = [(96, 64), (4500,), (10, 10)]
+foreach_or_not = pytest.mark.parametrize("foreach", [False, True], ids=["", "foreach"])
+
+
+def starts(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+
+
+def run(optimizer, step: Callable, steps: int = STEPS) -> list[Tensor]:
+    parameters, generator = optimizer.param_groups[0]["params"], torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        step()
+    return [p.detach() for p in parameters]
+
+
+def compiled(optimizer, plan) -> Callable:
+    torch._dynamo.reset()
+    baoc_compile.prepare(optimizer, plan=plan)
+    return torch.compile(optimizer.step, backend="baoc", options={"plan": plan})
+
+
+def assert_as_exact_as_eager(found: list[Tensor], eager: list[Tensor], exact: list[Tensor], steps: int = STEPS) -> None:
+    for p, by_eager, wanted in zip(found, eager, exact, strict=True):
+        scale = wanted.abs().max()
+        allowed = 2 * ulps(by_eager, wanted, scale, torch.float32).max() + steps / 2
+        assert ulps(p, wanted, scale, torch.float32).max() <= allowed
+
+
+def check(plan, make: Callable, make_reduced: Callable, dropped: str) -> None:
+    """`make` under `plan` is as near to `make_reduced` in float64 as eager `make_reduced` is; 10 x 10 stays as it is."""
+    ours = make(starts())
+    found = run(ours, compiled(ours, plan))
+    eager, exact = (make_reduced(starts(dtype)) for dtype in (torch.float32, torch.float64))
+    eager, exact = run(eager, eager.step), run(exact, exact.step)
+    assert_as_exact_as_eager(found[:2], eager[:2], exact[:2])
+    small, small_exact = make(starts()), make(starts(torch.float64))
+    assert_as_exact_as_eager(found[2:], run(small, small.step)[2:], run(small_exact, small_exact.step)[2:])
+    entries = [ours.state[p][dropped] for p in ours.param_groups[0]["params"]]
+    assert [e.storage_bytes if isinstance(e, StateTensor) else "plain" for e in entries] == [0, 0, "plain"]
+    assert torch.equal(entries[0].decode(), torch.zeros(SHAPES[0]))
+
+
+@foreach_or_not
+def test_adamw_without_momentum_is_beta_0(foreach):
+    check(
+        {"exp_avg": "dropped", "exp_avg_sq": "fp32"},
+        lambda p: torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1, foreach=foreach),
+        lambda p: torch.optim.AdamW(p, lr=1e-2, betas=(0.0, 0.99), weight_decay=0.1),
+        "exp_avg",
+    )
+
+
+@foreach_or_not
+@pytest.mark.parametrize("nesterov", [False, True], ids=["heavy ball", "nesterov"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_without_momentum_keeps_its_effective_learning_rate(foreach, nesterov, weight_decay):
+    """The buffer's limit is g / (1 - mu). Nesterov's g + mu g / (1 - mu) is the same number. It counts no steps."""
+    options = {"weight_decay": weight_decay, "foreach": foreach}
+    check(
+        {"momentum_buffer": "dropped"},
+        lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=nesterov, **options),
+        lambda p: torch.optim.SGD(p, lr=1e-2 / (1 - 0.9), **options),
+        "momentum_buffer",
+    )
+
+
+def test_the_first_step_of_sgd_is_at_the_limit():
+    ours = torch.optim.SGD(starts(), lr=1e-2, momentum=0.75)
+    exact = torch.optim.SGD(starts(torch.float64), lr=4e-2)
+    found = run(ours, compiled(ours, {"momentum_buffer": "dropped"}), 1)
+    for p, wanted in zip(found[:2], run(exact, exact.step, 1)[:2], strict=True):
+        assert ulps(p, wanted, wanted.abs().max(), torch.float32).max() <= 1
+
+
+class SignLike(torch.optim.Optimizer):
+    """Adagrad with its sum in the steady state: t g^2."""
+
+    def __init__(self, params, lr, eps):
+        super().__init__(params, {"lr": lr, "eps": eps})
+        self.t = 0
+
+    @torch.no_grad()
+    def step(self):
+        self.t += 1
+        for p in self.param_groups[0]["params"]:
+            group = self.param_groups[0]
+            p.addcdiv_(p.grad, (self.t * p.grad * p.grad).sqrt_().add_(group["eps"]), value=-group["lr"])
+
+
+@foreach_or_not
+def test_adagrads_sum_is_t_times_the_last_square(foreach):
+    check(
+        {"sum": "dropped"},
+        lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=1e-3, foreach=foreach),
+        lambda p: SignLike(p, lr=1e-2, eps=1e-3),
+        "sum",
+    )
+
+
+REFUSING = {
+    "exp_inf": lambda p: torch.optim.Adamax(p),
+    "acc_delta": lambda p: torch.optim.Adadelta(p),
+    "max_exp_avg_sq": lambda p: torch.optim.AdamW(p, amsgrad=True),
+    "exp_avg": lambda p: Lion(p),
+    "square_avg": lambda p: torch.optim.RMSprop(p, centered=True),
+    "grad_avg": lambda p: torch.optim.RMSprop(p, centered=True),
+}
+
+
+@pytest.mark.parametrize("codec", ["dropped", "row", "tensor"])
+@pytest.mark.parametrize("key", REFUSING)
+def test_slots_that_are_no_recurrence_refuse_by_name(key, codec):
+    """An explicit plan raises; a uniform one keeps them in full precision and says why. Either way the rest works."""
+    ours = REFUSING[key](starts())
+    explicit = Plan(parameters={0: ParameterPlan("first", SHAPES[0], {key: codec})})
+    with pytest.raises(PlanError, match=f"'{key}' of first as {codec}, but .*{key}"):
+        baoc_compile.prepare(ours, plan=explicit)
+    assert not ours.state
+    baoc_compile.prepare(ours, plan={key: codec})
+    decision = session_of(ours).decisions[ours.param_groups[0]["params"][0]][key]
+    assert decision.codec.name == "fp32" and f"'{key}'" in decision.reason
+    if codec == "dropped":
+        run(ours, torch.compile(ours.step, backend="baoc"), 1)
+
+
+@foreach_or_not
+def test_an_uncompiled_step_on_dropped_state_raises(foreach):
+    ours = torch.optim.AdamW(starts(), foreach=foreach)
+    baoc_compile.prepare(ours, plan={"exp_avg": "dropped", "*": "fp32"})
+    with pytest.raises(StateError, match="compiled step"):
+        run(ours, ours.step, 1)
+
+
+# gains
+
+
+class Scaled:
+    """An eager optimizer whose every update is multiplied by a gain."""
+
+    def __init__(self, optimizer, gain: float):
+        self.optimizer, self.gain = optimizer, gain
+
+    @torch.no_grad()
+    def step(self) -> None:
+        parameters = self.optimizer.param_groups[0]["params"]
+        before = [p.detach().clone() for p in parameters]
+        self.optimizer.step()
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old + self.gain * (p - old))
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
+def test_a_gain_multiplies_the_updates_of_large_tensors(make):
+    ours, without, eager, exact = (make(starts(dtype)) for dtype in [torch.float32] * 3 + [torch.float64])
+    found = run(ours, compiled(ours, Plan.uniform("fp32", gain=0.3)))
+    expected = run(exact, Scaled(exact, 0.3).step)
+    assert_as_exact_as_eager(found[:2], run(eager, Scaled(eager, 0.3).step)[:2], expected[:2])
+    assert torch.equal(found[2], run(without, compiled(without, Plan.uniform("fp32")))[2])
+
+
+def test_a_gain_of_one_parameter():
+    ours, without = (torch.optim.AdamW(starts()) for _ in range(2))
+    slots = {"exp_avg": "fp32", "exp_avg_sq": "fp32"}
+    gains = {0: 1.0, 1: 2.0, 2: 0.5}
+    plan = Plan(parameters={i: ParameterPlan(str(i), SHAPES[i], slots, gain) for i, gain in gains.items()})
+    found, plain = (run(o, compiled(o, p), 1) for o, p in ((ours, plan), (without, "fp32")))
+    for p, q, start, gain in zip(found, plain, starts(), gains.values(), strict=True):
+        wanted = start.double() + gain * (q.double() - start.double())
+        assert ulps(p, wanted, start.abs().max(), torch.float32).max() <= 3
+
+
+def test_gains_survive_json_and_show_in_the_plan():
+    plan = Plan.uniform({"exp_avg": "dropped", "*": "8bit"}, gain=0.3, seed=3)
+    assert Plan.from_json(plan.to_json()) == plan
+    ours, again = (torch.optim.AdamW(starts()) for _ in range(2))
+    found = run(ours, compiled(ours, plan.to_json()), 3)
+    decided = baoc_compile.inspect(ours).plan
+    assert decided.gain == 0.3
+    assert {i: p.gain for i, p in decided.parameters.items()} == {0: 0.3, 1: 0.3, 2: 1.0}
+    assert all(map(torch.equal, run(again, compiled(again, decided.to_json()), 3), found))
