@@ -34,12 +34,6 @@ def any_in_group(condition: Tensor) -> Tensor:
     return torch.amax(condition.to(torch.int32), -1, keepdim=True) > 0
 
 
-def relative(magnitude: Tensor, scale: Tensor) -> Tensor:
-    """magnitude / scale in [0, 1]: 0 for an empty group, 1 for infinity."""
-    ratio = magnitude / torch.where(scale > 0.0, scale, 1.0)
-    return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
-
-
 def rounds_up(probability: Tensor, words: Tensor) -> Tensor:
     """True with the given probability; never below `ON_LEVEL`, always above 1 - `ON_LEVEL`."""
     threshold = torch.where(probability < ON_LEVEL, 0.0, torch.where(probability > 1.0 - ON_LEVEL, 1.0, probability))
@@ -52,6 +46,37 @@ def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
     lower = torch.bitwise_and(bits, -65536)
     upper = torch.where(bits == lower, lower, lower + 65536)
     return from_bits(lower), from_bits(upper)
+
+
+def rounded_scale(largest: Tensor, words: Tensor, squares: bool = False) -> tuple[Tensor, Tensor]:
+    """A group's bf16 scale, one of the two neighbours of its largest magnitude, and the lower one: `[groups, 1]` each.
+
+    Exact on average; with `squares` the square of the scale is.
+    """
+    lower, upper = truncate_to_bf16(largest)
+    chance = (largest - lower) / (upper - lower)
+    if squares:
+        chance = chance * ((largest + lower) / (upper + lower))
+    return torch.where(rounds_up(chance, words), upper, lower), lower
+
+
+def relative(magnitude: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, squares: bool = False) -> Tensor:
+    """magnitude / scale in [0, 1], exact on average over the rounding of the scale: 0 for an empty group, 1 for infinity.
+
+    A scale that is rounded down clips the magnitudes above it. In return one that is rounded up, which happens with
+    chance p, raises the magnitudes x above its lower neighbour to lower + (x - lower) / p, and so the largest to the
+    scale itself. With `squares`, squares take the place of all these numbers.
+    """
+    divisor = torch.where(scale > 0.0, scale, 1.0)
+    ratio, low = magnitude / divisor, lower / divisor
+    share = (magnitude - lower) / (largest - lower)
+    if squares:
+        share = share * ((magnitude + lower) / (largest + lower))
+        raised = torch.sqrt(low * low + share * (1.0 - low * low))
+    else:
+        raised = low + share * (1.0 - low)
+    ratio = torch.where((magnitude > lower) & (scale > lower), raised, ratio)
+    return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
 
 
 def as_bf16(value: Tensor) -> Tensor:

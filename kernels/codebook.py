@@ -38,7 +38,7 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounds_up, truncate_to_bf16
+from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounded_scale, rounds_up
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
@@ -109,18 +109,15 @@ class Codebook(Codec):
     def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
         root = value if self.signed else torch.sqrt(value)
         magnitude, largest = torch.abs(root), group_max(root)
-        lower, upper = truncate_to_bf16(largest)
-        chance = (largest - lower) / (upper - lower)
-        if not self.signed:
-            chance = chance * ((largest + lower) / (upper + lower))
-        scale = torch.where(rounds_up(chance, random.group), upper, lower)
-        x = relative(magnitude, scale)
+        squares = not self.signed
+        scale, lower = rounded_scale(largest, random.group, squares)
+        x = relative(magnitude, largest, scale, lower, squares)
         x = torch.where(root < 0.0, -x, x)
         levels = self._levels(tables)
         below = self._search(levels, x)
         a, b = _at(levels, below), _at(levels, below + 1)
         chance = (x - a) / (b - a)
-        if not self.signed:
+        if squares:
             chance = chance * ((x + a) / (b + a))
         code = below + rounds_up(chance, random.element).to(torch.int32)
         if not self.signed and self.bits == 8:

@@ -3,11 +3,11 @@
 The companding curves are FlashOptim's (arXiv 2602.23349). Three things differ from it, each against a measured flaw:
 
 - Rounding is stochastic and exact on average *in the stored value* (not in the companded one), so an average whose
-  change per step is a fraction of a level still moves. (Except within one bf16 step below the group's largest value:
-  there the scale may round down and clip, a bias of at most 0.2% and 0.4%.)
+  change per step is a fraction of a level still moves.
 - Scales are bf16, stochastically rounded, and the group's largest element always takes the top level: nothing
   flushes or overflows between 1e-30 and 1e30, a uniform decay is carried on average, and what was decoded encodes
-  to itself.
+  to itself. What a scale that is rounded down clips, one that is rounded up gives back on average
+  (`bits.relative`).
 - One code is NaN. In `sqrt8` a positive value never takes level 0, because a second moment that reads 0 beside a
   momentum that does not divides an update by eps alone.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounds_up, truncate_to_bf16
+from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounded_scale, rounds_up
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
@@ -48,9 +48,8 @@ class Softsign8(Codec):
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         magnitude = torch.abs(value)
         largest = group_max(value)
-        lower, upper = truncate_to_bf16(largest)
-        scale = torch.where(rounds_up((largest - lower) / (upper - lower), random.group), upper, lower)
-        ratio = relative(magnitude, scale)
+        scale, lower = rounded_scale(largest, random.group)
+        ratio = relative(magnitude, largest, scale, lower)
         level = torch.floor(ratio * 254.0 / (1.0 + ratio))
         chance = (ratio * (254.0 - level) - level) * (253.0 - level) * (1.0 / 254.0)
         level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
@@ -83,11 +82,8 @@ class Sqrt8(Codec):
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         root = torch.sqrt(value)
         largest = group_max(root)
-        lower, upper = truncate_to_bf16(largest)
-        # (b^2 - lower^2) / (upper^2 - lower^2), without squares that underflow
-        chance = (largest - lower) / (upper - lower) * ((largest + lower) / (upper + lower))
-        scale = torch.where(rounds_up(chance, random.group), upper, lower)
-        y = relative(root, scale) * 254.0
+        scale, lower = rounded_scale(largest, random.group, squares=True)
+        y = relative(root, largest, scale, lower, squares=True) * 254.0
         level = torch.floor(y)
         chance = (y - level) * (y + level) / (2.0 * level + 1.0)
         level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)

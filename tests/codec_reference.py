@@ -207,15 +207,21 @@ def _scaled(
     roots: np.ndarray, width: int, power: int, salt: int, clock: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The scale of each group, a bfloat16 next to its largest magnitude and exact on average in that to `power`; of each
-    element its magnitude over the scale, in [0, 1], and whether it is the largest."""
+    element its magnitude over the scale, in [0, 1], and whether it is the largest.
+
+    Above `lower`, where a scale that is rounded down clips, one that is rounded up makes good for it."""
     largest = _largest(roots, width)
     lower, upper = neighbours(largest)
     chance = (largest**power - lower**power) / (upper**power - lower**power)
-    scale = np.where(rounds_up(chance, group_words(salt, clock, np.arange(0, len(roots), width))), upper, lower)
-    magnitude, per_element = abs(roots), _spread(scale, len(roots), width)
+    up = rounds_up(chance, group_words(salt, clock, np.arange(0, len(roots), width)))
+    scale = np.where(up, upper, lower)
+    magnitude = abs(roots)
+    per_element, low, p = (_spread(part, len(roots), width) for part in (scale, lower, np.where(up, chance, 1)))
+    raised = (low**power + (magnitude**power - low**power) / p) ** (1 / power)
+    magnitude = np.where((magnitude > low) & (per_element > low), raised, magnitude)
     ratio = magnitude / np.where(per_element > 0, per_element, 1)  # 0 in an empty group
     x = np.where(np.isinf(magnitude), 1, np.minimum(ratio, 1))
-    return scale, x, (magnitude == _spread(largest, len(roots), width)) & (magnitude > 0)
+    return scale, x, (abs(roots) == _spread(largest, len(roots), width)) & (abs(roots) > 0)
 
 
 def _rounded(x: np.ndarray, table: np.ndarray, power: int, salt: int, clock: int) -> np.ndarray:
