@@ -86,15 +86,14 @@ def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
 
     name = _input_name(rule, key)
     graph = _substituted(rule, name, steady, keep_input=False)
-    outputs = tuple(o for o in rule.outputs if o != name)
-    return _as_rule(rule, graph, outputs, without=key)
+    return _as_rule(rule, graph, written=tuple(o for o in rule.outputs if o != name), without=key)
 
 
 def _given(rule: UpdateRule, key: str) -> UpdateRule:
     """The slot's input now stands for its new value, which the rule no longer writes."""
     name = _input_name(rule, key)
     graph = _substituted(rule, name, lambda graph, placeholders: placeholders[name], keep_input=True)
-    return _as_rule(rule, graph, tuple(o for o in rule.outputs if o != name))
+    return _as_rule(rule, graph, written=tuple(o for o in rule.outputs if o != name))
 
 
 def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRule:
@@ -108,7 +107,7 @@ def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRul
             decay.meta = {"kind": "scalar", "dtype": torch.float64}
         returned |= {key: increment, decay_name(key): decay}
     graph.output(tuple(returned.values()))
-    return _as_rule(replace(rule, created=()), graph, tuple(returned))
+    return replace(_as_rule(rule, graph, written=()), outputs=tuple(returned), created=())
 
 
 def _input_name(rule: UpdateRule, key: str) -> str:
@@ -167,19 +166,20 @@ def _merge_equal_calls(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _as_rule(rule: UpdateRule, graph: fx.Graph, outputs: tuple[str, ...], without: str = "") -> UpdateRule:
-    """Inputs that nothing reads any more go, but for the parameter and the slots."""
+def _as_rule(rule: UpdateRule, graph: fx.Graph, written: tuple[str, ...], without: str = "") -> UpdateRule:
+    """`rule` with another graph, which writes the inputs and slots `written`. Other inputs that nothing reads any more
+    go, but for the parameter."""
     graph.eliminate_dead_code()
     inputs = []
     for rule_input in rule.inputs:
         node = next((n for n in graph.nodes if n.op == "placeholder" and n.target == rule_input.name), None)
         if node is None:
             continue
-        if not node.users and rule_input.kind != "param" and rule_input.name not in outputs:
+        if not node.users and rule_input.kind != "param" and rule_input.name not in written:
             graph.erase_node(node)
         else:
             inputs.append(rule_input)
     slots = tuple(s for s in rule.slots if s.key != without and any(i.key == s.key for i in inputs))
     return replace(
-        rule, gm=fx.GraphModule(torch.nn.Module(), graph), inputs=tuple(inputs), outputs=outputs, slots=slots
+        rule, gm=fx.GraphModule(torch.nn.Module(), graph), inputs=tuple(inputs), outputs=written, slots=slots
     )
