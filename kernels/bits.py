@@ -6,9 +6,6 @@ import torch
 from baoc_compile.kernels.counter_hash import uniform
 from torch import Tensor
 
-#: Probabilities closer than this to 0 or 1 are float32 noise: such a value is on its level and stays there.
-ON_LEVEL = 2.0**-13
-
 
 def bits_of(value: Tensor) -> Tensor:
     """The bit pattern of float32 as int32."""
@@ -35,9 +32,17 @@ def any_in_group(condition: Tensor) -> Tensor:
 
 
 def rounds_up(probability: Tensor, words: Tensor) -> Tensor:
-    """True with the given probability; never below `ON_LEVEL`, always above 1 - `ON_LEVEL`."""
-    threshold = torch.where(probability < ON_LEVEL, 0.0, torch.where(probability > 1.0 - ON_LEVEL, 1.0, probability))
-    return uniform(words) < threshold
+    """True with the given probability (to 2^-24)."""
+    return uniform(words) < probability
+
+
+def takes_upper(value: Tensor, lower: Tensor, upper: Tensor, probability: Tensor, words: Tensor) -> Tensor:
+    """Stochastic rounding of `value` to one of the numbers that two neighbouring codes decode to.
+
+    A value that is one of them, bit for bit, is that one, whatever float32 makes of the probability: what was decoded
+    encodes to itself.
+    """
+    return rounds_up(torch.where(value == lower, 0.0, torch.where(value == upper, 1.0, probability)), words)
 
 
 def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +80,8 @@ def relative(magnitude: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, s
         raised = torch.sqrt(low * low + share * (1.0 - low * low))
     else:
         raised = low + share * (1.0 - low)
-    ratio = torch.where((magnitude > lower) & (scale > lower), raised, ratio)
+    above = torch.where(scale > lower, lower, float("inf"))
+    ratio = torch.where(magnitude > above, raised, ratio)
     return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
 
 

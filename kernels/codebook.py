@@ -38,7 +38,7 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounded_scale, rounds_up
+from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounded_scale, takes_upper
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
@@ -100,11 +100,8 @@ class Codebook(Codec):
         codes, scale = stored["codes"], stored["scales"].to(torch.float32)
         levels = self._levels(stored)
         level = _at(levels, torch.clamp_max(codes.to(torch.int32), self.count - 1))
-        value = level * scale
-        value = torch.where(torch.isinf(scale) & (torch.abs(level) < 1.0), float("nan"), value)
-        if self.bits == 8:
-            value = torch.where(codes == 255, float("nan"), value)
-        return value if self.signed else value * value
+        value = torch.where(torch.isinf(scale) & (torch.abs(level) < 1.0), float("nan"), self._value(level, scale))
+        return torch.where(codes == 255, float("nan"), value) if self.bits == 8 else value
 
     def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
         root = value if self.signed else torch.sqrt(value)
@@ -119,7 +116,8 @@ class Codebook(Codec):
         chance = (x - a) / (b - a)
         if squares:
             chance = chance * ((x + a) / (b + a))
-        code = below + rounds_up(chance, random.element).to(torch.int32)
+        neighbours = self._value(a, scale), self._value(b, scale)
+        code = torch.where(takes_upper(value, *neighbours, chance, random.element), below + 1, below)
         if not self.signed and self.bits == 8:
             lowest = torch.where(torch.isinf(scale), 0, 1)
             code = torch.where(root > 0.0, torch.maximum(code, lowest), code)
@@ -130,6 +128,10 @@ class Codebook(Codec):
         else:
             scale = torch.where(any_in_group(torch.isnan(root)), float("nan"), scale)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
+
+    def _value(self, level: Tensor, scale: Tensor) -> Tensor:
+        root = level * scale
+        return root if self.signed else root * root
 
     def _levels(self, tables: Mapping[str, Tensor]) -> Tensor:
         return tables["levels"].to(torch.float32) * (1.0 / self.grid)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounded_scale, rounds_up
+from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounded_scale, takes_upper
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
@@ -41,8 +41,7 @@ class Softsign8(Codec):
     stochastic = True
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
-        code = stored["codes"].to(torch.float32)
-        value = code / (254.0 - torch.abs(code)) * stored["scales"].to(torch.float32)
+        value = self._value(stored["codes"].to(torch.float32), stored["scales"].to(torch.float32))
         return torch.where(stored["codes"] == -128, float("nan"), value)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
@@ -52,10 +51,15 @@ class Softsign8(Codec):
         ratio = relative(magnitude, largest, scale, lower)
         level = torch.floor(ratio * 254.0 / (1.0 + ratio))
         chance = (ratio * (254.0 - level) - level) * (253.0 - level) * (1.0 / 254.0)
-        level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
+        neighbours = self._value(level, scale), self._value(level + 1.0, scale)
+        level = torch.where(takes_upper(magnitude, *neighbours, chance, random.element), level + 1.0, level)
         level = torch.where((magnitude == largest) & (largest > 0.0), 127.0, level)
         code = torch.where(torch.isnan(value), -128.0, torch.where(value < 0.0, -level, level))
         return {"codes": code.to(torch.int8), "scales": as_bf16(scale)}
+
+    @staticmethod
+    def _value(level: Tensor, scale: Tensor) -> Tensor:
+        return level / (254.0 - torch.abs(level)) * scale
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
         return super().refuses(slot, shape) or sign_mismatch(self.name, True, slot)
@@ -76,8 +80,8 @@ class Sqrt8(Codec):
     stochastic = True
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
-        root = stored["codes"].to(torch.float32) * stored["scales"].to(torch.float32) * (1.0 / 254.0)
-        return torch.where(stored["codes"] == 255, float("nan"), root * root)
+        value = self._value(stored["codes"].to(torch.float32), stored["scales"].to(torch.float32))
+        return torch.where(stored["codes"] == 255, float("nan"), value)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         root = torch.sqrt(value)
@@ -86,12 +90,18 @@ class Sqrt8(Codec):
         y = relative(root, largest, scale, lower, squares=True) * 254.0
         level = torch.floor(y)
         chance = (y - level) * (y + level) / (2.0 * level + 1.0)
-        level = level + torch.where(rounds_up(chance, random.element), 1.0, 0.0)
+        neighbours = self._value(level, scale), self._value(level + 1.0, scale)
+        level = torch.where(takes_upper(value, *neighbours, chance, random.element), level + 1.0, level)
         lowest = torch.where(torch.isinf(scale), 0.0, 1.0)
         level = torch.where(root > 0.0, torch.maximum(level, lowest), level)
         level = torch.where((root == largest) & (largest > 0.0), 254.0, level)
         code = torch.where(torch.isnan(root), 255.0, level)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
+
+    @staticmethod
+    def _value(level: Tensor, scale: Tensor) -> Tensor:
+        root = level * scale * (1.0 / 254.0)
+        return root * root
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
         return super().refuses(slot, shape) or sign_mismatch(self.name, False, slot)

@@ -19,6 +19,9 @@ from torch import Tensor
 #: Elements that a histogram is taken of.
 SAMPLE_ELEMENTS = 1 << 20
 
+#: A level of 8-bit roots whatever the histogram: no positive value reads as more than this times the group's largest.
+LOWEST_ROOT_8 = 1 / 256
+
 #: The share of values that may lie below the lowest level where there is no level 0.
 BELOW_LOWEST = 0.01
 
@@ -47,13 +50,13 @@ def _grid_index(codec: Codebook, x: Floats) -> np.ndarray:
 
 def best_levels(codec: Codebook, weights: Floats) -> Floats:
     """The levels of least expected error under `weights` of the grid's points. 0 is a level of a signed codebook, and
-    the lowest one of 8-bit roots; 4-bit roots start where 1% of the positive values lie below, at most at
+    the lowest one of 8-bit roots, beside `LOWEST_ROOT_8`; 4-bit roots start where 1% of the positive values lie below, at most at
     `LOWEST_ROOT`, so that values which fall later are seen."""
     points = grid_points(codec)
     if codec.signed:
         return stochastic_levels(points, weights, codec.count, fixed=(0.0,))
     if codec.bits == 8:
-        return stochastic_levels(points, weights, codec.count)
+        return stochastic_levels(points, weights, codec.count, fixed=(LOWEST_ROOT_8,))
     below = np.cumsum(weights[1:]) <= BELOW_LOWEST * weights[1:].sum()
     first = min(1 + int(below.sum()), int(LOWEST_ROOT * codec.grid))
     return stochastic_levels(points[first:], weights[first:], codec.count)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 GROUP_SIZE = 32
-ON_LEVEL = 2.0**-13  # a probability closer than this to 0 or 1 counts as 0 or 1
 TINY_BF16 = 2.0**-133  # the smallest positive bfloat16
 
 
@@ -83,8 +82,8 @@ def uniform(words: np.ndarray) -> np.ndarray:
 
 
 def rounds_up(probability: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """True with that probability, never below ON_LEVEL, always above 1 - ON_LEVEL."""
-    return (uniform(words) < probability) & (probability >= ON_LEVEL) | (probability > 1 - ON_LEVEL)
+    """True with that probability."""
+    return uniform(words) < probability
 
 
 # bfloat16
