@@ -297,7 +297,6 @@ def test_rounding_is_exact_on_average(name, magnitude):
     group = group[(group.abs() == group.abs().max()) | (group.abs() < group.abs().max() * (1 - 2**-6))]
     stored = stored_at_many_clocks(name, group, clocks)
     standard_error = stored.std(0) / clocks**0.5
-    widest_gap = CODECS[name].relative_error * group.abs().max().double()
     bias = (stored.mean(0) - group.double()).abs()
     assert (bias <= 4 * standard_error).all()
 

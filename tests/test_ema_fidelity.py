@@ -6,8 +6,11 @@ One run of the benchmark's 2,000 steps, shared by the tests; its seed is fixed, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,11 +29,21 @@ import ema_fidelity as bench
 SIGNED = ("bf16", "softsign8", "codebook8", "codebook4", "int4:64", "int4:128")
 NONNEGATIVE = ("bf16", "sqrt8", "ucodebook8", "ucodebook4", "uint4:64", "uint4:128")
 CASES = [(True, name) for name in SIGNED] + [(False, name) for name in NONNEGATIVE]
-PLANNED = [*bench.runs(2000, (0.9,), ("zero gradients",)), *bench.runs(2000, (0.999,))]
+LEARNED_8 = [case for case in CASES if "codebook8" in case[1]]  # learning 255 levels takes its time
+QUICK = tuple([*bench.runs(2000, (0.9,), ("zero gradients",)), *bench.runs(2000, (0.999,))])
+SLOW = tuple(bench.runs(2000, (0.9999,)))
 ELEMENTS = 1024  # of every state
 
-every_case = pytest.mark.parametrize("signed, name", CASES)
-every_run = pytest.mark.parametrize("run", PLANNED, ids=lambda run: f"{run.stream}-{run.beta}")
+
+def cases() -> Iterator[Any]:
+    """Every codec in every run."""
+    for runs in (QUICK, SLOW):
+        for run, (signed, name) in product(runs, CASES):
+            marks = [pytest.mark.slow] if runs is SLOW or (signed, name) in LEARNED_8 else []
+            yield pytest.param(signed, name, run, marks=marks, id=f"{name}-{run.stream}-{run.beta}")
+
+
+every_case = pytest.mark.parametrize("signed, name, run", list(cases()))
 
 
 class Limits(NamedTuple):
@@ -111,55 +124,61 @@ class Carried(NamedTuple):
     limits: dict[tuple[bool, str, bench.Run], Limits]
 
 
-@pytest.fixture(scope="module")
-def carried() -> Carried:
-    names = {(signed, f"`{name}`") for signed, name in CASES} | {(False, "FlashOptim 8-bit *")}
+@cache
+def carried(runs: tuple[bench.Run, ...], learned_8: bool) -> Carried:
+    """The 8-bit learned codebooks by themselves, as they are left out of the quick tests."""
+    chosen_cases = [case for case in CASES if (case in LEARNED_8) == learned_8]
+    names = {(signed, f"`{name}`") for signed, name in chosen_cases} | {(False, "FlashOptim 8-bit *")}
     chosen = [form for form in bench.formats() if (form.signed, form.name) in names]
     explained: dict[tuple[bool, str], Explained] = {}
     limits = {}
-    for step, courses in bench.courses(chosen, PLANNED, elements=ELEMENTS):
+    for step, courses in bench.courses(chosen, list(runs), elements=ELEMENTS):
         for course in courses:
-            for signed, name in CASES:
+            for signed, name in chosen_cases:
                 if signed != course.signed or f"`{name}`" not in course.storages:
                     continue
                 if step == 0:
                     explained[signed, name] = Explained(course, name)
                     continue
                 explained[signed, name].advance()
-                for index, run in enumerate(PLANNED):
+                for index, run in enumerate(runs):
                     if run.steps == step:
                         limits[signed, name, run] = explained[signed, name].limits(index)
     return Carried({key: result for course in courses for key, result in course.results().items()}, limits)
 
 
-@every_run
+def of(signed: bool, name: str, run: bench.Run) -> tuple[bench.Result, Limits]:
+    found = carried(SLOW if run in SLOW else QUICK, (signed, name) in LEARNED_8)
+    return found.results[signed, f"`{name}`", run], found.limits[signed, name, run]
+
+
 @every_case
-def test_no_drift(carried, signed, name, run):
+def test_no_drift(signed, name, run):
     """But for what the docstrings say of the lowest level; at the odds of 3 standard errors."""
     groups = min(bench.GROUPS, ELEMENTS // (CODECS[name].group_size or 32))
-    result, limits = carried.results[signed, f"`{name}`", run], carried.limits[signed, name, run]
+    result, limits = of(signed, name, run)
     chance = float(t.isf(norm.sf(3), groups - 1)) * result.drift_error
     assert -chance <= result.drift <= chance + limits.above
 
 
-@every_run
 @every_case
-def test_error_is_what_the_levels_explain(carried, signed, name, run):
-    assert carried.results[signed, f"`{name}`", run].end <= carried.limits[signed, name, run].error
+def test_error_is_what_the_levels_explain(signed, name, run):
+    result, limits = of(signed, name, run)
+    assert result.end <= limits.error
 
 
-@pytest.mark.parametrize("run", [r for r in PLANNED if r.stream == "zero gradients"], ids=lambda run: str(run.beta))
-def test_flashoptims_format_drifts_where_ours_do_not(carried, run):
-    result = carried.results[False, "FlashOptim 8-bit *", run]
+@pytest.mark.parametrize("run", [r for r in QUICK if r.stream == "zero gradients"], ids=lambda run: str(run.beta))
+def test_flashoptims_format_drifts_where_ours_do_not(run):
+    result = carried(QUICK, False).results[False, "FlashOptim 8-bit *", run]
     assert abs(result.drift) > 10 * result.drift_error
 
 
 @pytest.mark.parametrize("stream, beta", [("zero gradients", 0.9), ("one stays", 0.999)])
-def test_flashoptims_second_moment_stalls_at_several_times_the_true_value(carried, stream, beta):
-    run = next(run for run in PLANNED if (run.stream, run.beta) == (stream, beta))
-    result, limits = carried.results[False, "FlashOptim 8-bit *", run], carried.limits[False, "sqrt8", run]
+def test_flashoptims_second_moment_stalls_at_several_times_the_true_value(stream, beta):
+    run = next(run for run in QUICK if (run.stream, run.beta) == (stream, beta))
+    result = carried(QUICK, False).results[False, "FlashOptim 8-bit *", run]
     assert result.drift > 2
-    assert result.end > limits.error
+    assert result.end > carried(QUICK, False).limits[False, "sqrt8", run].error
 
 
 def test_the_benchmark_stores_as_state_tensors_do():

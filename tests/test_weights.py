@@ -107,8 +107,8 @@ def test_stochastic_weights_are_exact_on_average(codec):
     value = torch.randn(64, generator=generator) * 10.0 ** torch.linspace(-4, 3, 64)
     words = torch.randint(-(2**31), 2**31, (draws * 64,), generator=generator)
     error = stored(codec, value.repeat(draws), words).view(draws, 64) - value.double()
-    on_level = 2.0**-13 * error.abs().amax(0) + 2.0**-24 * value.abs()
-    assert (error.mean(0).abs() <= 4.5 * error.std(0) / draws**0.5 + on_level).all()
+    rounding = 2.0**-24 * (error.abs().amax(0) + value.abs())
+    assert (error.mean(0).abs() <= 4.5 * error.std(0) / draws**0.5 + rounding).all()
 
 
 @pytest.mark.parametrize("codec", ["bf16+16", "fp16+16", "bf16+sr", "fp16+sr"])
