@@ -88,3 +88,13 @@ def density(codec: Codebook, codes: Tensor, levels: Floats) -> Floats:
 def expected_error(codec: Codebook, weights: Floats, levels: Floats) -> float:
     """Mean squared error of stochastic rounding to `levels`, relative to the group's largest value (or root)."""
     return stochastic_error(grid_points(codec), weights, levels)
+
+
+def least_error(codec: Codebook, weights: Floats) -> float:
+    """About the least `expected_error` that any levels have, without finding them: Bennett's integral with the optimal
+    point density (Panter and Dite 1951), (sum p^(1/3))^3 / (6 count^2) for stochastic rounding, whose error is gap^2 / 6.
+
+    Good for hundreds of levels. The ends of the grid are levels and cost nothing.
+    """
+    p = weights[1:-1] / max(weights.sum(), 1.0) * codec.grid
+    return float((np.cbrt(p).sum() / codec.grid) ** 3 / (6 * codec.count**2))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from baoc_compile.kernels.bits import unpacked
 from baoc_compile.kernels.codebook import Codebook
-from baoc_compile.kernels.learn_codebook import best_levels, density, expected_error
+from baoc_compile.kernels.learn_codebook import best_levels, density, expected_error, least_error
 
 from baoc_compile.state_tensor import StateTensor
 
@@ -58,10 +58,11 @@ def refresh_codebook(state: StateTensor) -> bool:
     codes = unpacked(parts["codes"], lanes) if codec.bits == 4 else parts["codes"]
     old = codec.as_levels(parts["levels"])
     weights = density(codec, codes, old)
-    if not weights[1:-1].any():
+    enough = WORTHWHILE * expected_error(codec, weights, old)
+    if not weights[1:-1].any() or (codec.bits == 8 and least_error(codec, weights) > enough):
         return False
     new = best_levels(codec, weights)
-    if expected_error(codec, weights, new) > WORTHWHILE * expected_error(codec, weights, old):
+    if expected_error(codec, weights, new) > enough:
         return False
     value = state.decode()
     parts["levels"].copy_(torch.from_numpy(codec.as_entries(new)))

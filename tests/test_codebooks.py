@@ -11,7 +11,14 @@ import torch
 from baoc_compile.kernels.bits import unpacked
 from baoc_compile.kernels.catalogue import CODECS
 from baoc_compile.kernels.codebook import Codebook
-from baoc_compile.kernels.learn_codebook import best_levels, density, expected_error, grid_points, learn_from_values
+from baoc_compile.kernels.learn_codebook import (
+    best_levels,
+    density,
+    expected_error,
+    grid_points,
+    learn_from_values,
+    least_error,
+)
 from baoc_compile.passes import refresh_codebooks
 from baoc_compile.passes.refresh_codebooks import CodebookRefresh, refresh_codebook, steps_until_due
 from torch import Tensor
@@ -260,3 +267,13 @@ def test_a_compiled_step_learns():
     assert state.parts["checked_at"] == 1
     exact = 1.9 * parameter.grad
     assert float((state.decode() - exact).square().mean().sqrt()) < 0.1 * float(exact.abs().amax())
+
+
+@pytest.mark.parametrize("name", ["codebook8", "ucodebook8"])
+@pytest.mark.parametrize("distribution", ["normal", "laplace"])
+def test_the_least_error_is_foretold_without_learning(name, distribution):
+    """So that levels are learned only where that can pay."""
+    codec, state = CODECS[name], fresh(draw(distribution, name), name)
+    weights = density(codec, codes_of(state), levels_of(state))
+    learned = expected_error(codec, weights, best_levels(codec, weights))
+    assert least_error(codec, weights) == pytest.approx(learned, rel=0.02)
