@@ -3,16 +3,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench fidelity learning clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_language_model.py
 
+# Two processes of one thread each: a machine with 2 cores is enough. Tests of threads ask for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -22,6 +25,15 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/learn_levels.py
+
+# The tables in docs/: averages over 2,000 steps (minutes), and learning on three workloads (about an hour on 2 cores).
+fidelity: $(INSTALLED)
+	$(BIN)/python benchmarks/ema_fidelity.py
+
+learning: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/learning.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
