@@ -48,6 +48,7 @@ CONFIGURATIONS: dict[str, str | dict[str, str]] = {
     "bf16": "bf16",
     "8bit": "8bit",
     "8bit-learned": "8bit-learned",
+    "8bit m, 4bit v": {"exp_avg": "8bit", "exp_avg_sq": "4bit"},
     "4bit m, 8bit v": {"exp_avg": "4bit", "exp_avg_sq": "8bit"},
     "8bit m, factored v": {"exp_avg": "8bit", "exp_avg_sq": "factored"},
     "8bit m, row v": {"exp_avg": "8bit", "exp_avg_sq": "row"},
