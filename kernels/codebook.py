@@ -26,7 +26,8 @@ NaN: one code of the 8-bit codecs; with 4 bits the scale is NaN, and with it the
 becomes infinite); finite values that share their group read NaN.
 
 Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; squares of scale level for non-negative
-slots; and for the group's largest value, and what the scale clips, 2^-7 (signed) or 2^-6 (1 + 2^-8) (non-negative) of it.
+slots; and in addition, for values within a bf16 step of the group's largest, 2^-7 (signed) or 2^-6 (1 + 2^-8)
+(non-negative) of that, which the scale clips or raises.
 `relative_error` is that of the first levels; learned ones may be coarse where no values were.
 """
 

@@ -30,13 +30,14 @@ GROUP_SIZE = 32
 class Softsign8(Codec):
     """Signed slots. Level k of 0..127 stands for scale * k / (254 - k), that is z / (2 - z) with z = k / 127.
 
-    encode: z = 2|x| / (1 + |x|), x = value / scale; |error| < scale * 254 / ((254 - k) (253 - k)): between
-    scale/253 near 0 and scale/64 at the top. int8 codes, -128 is NaN.
+    encode: z = 2|x| / (1 + |x|), x = value / scale; |error| < scale * 254 / ((254 - k) (253 - k)), between scale/253
+    near 0 and scale/64 at the top, and for values within a bf16 step of the group's largest at most 2^-7 of it more.
+    int8 codes, -128 is NaN.
     """
 
     name = "softsign8"
     parts = (Part("codes", torch.int8, "element"), Part("scales", torch.bfloat16, "group"))
-    relative_error = 1 / 64
+    relative_error = 1 / 64 + 2**-7
     group_size = GROUP_SIZE
     stochastic = True
 
@@ -68,14 +69,14 @@ class Softsign8(Codec):
 class Sqrt8(Codec):
     """Non-negative slots. Level k of 0..254 stands for (scale * k / 254)^2.
 
-    encode: y = 254 sqrt(value) / scale, scale about the group's largest square root;
-    |error| < scale^2 (2k + 1) / 254^2, and for the group's largest value < 2^-6 (1 + 2^-8) of it (its square root is
-    rounded to bf16). uint8 codes, 255 is NaN.
+    encode: y = 254 sqrt(value) / scale, scale about the group's largest square root; |error| < scale^2 (2k + 1) / 254^2,
+    and for values within a bf16 step of the group's largest root at most 2^-6 (1 + 2^-8) of the largest more.
+    uint8 codes, 255 is NaN.
     """
 
     name = "sqrt8"
     parts = (Part("codes", torch.uint8, "element"), Part("scales", torch.bfloat16, "group"))
-    relative_error = 2**-6 * (1 + 2**-8)
+    relative_error = 2**-7 + 2**-6 * (1 + 2**-8)
     group_size = GROUP_SIZE
     stochastic = True
 

@@ -261,17 +261,17 @@ def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray
     scale, largest = (_spread(a, len(values), width) for a in (from_bf16(parts["scales"]), _largest(values, width)))
     noise = 4 * 2.0**-24 * largest + 2.0**-149
     k = abs(parts["codes"].astype(np.float64))
+    power = CODEBOOKS[codec_name].power if codec_name in CODEBOOKS else 2 if codec_name == "sqrt8" else 1
+    beside_largest = magnitude ** (1 / power) > neighbours(largest ** (1 / power))[0]
+    top = np.where(beside_largest, (2.0**-7 if power == 1 else 2.0**-6 * (1 + 2.0**-8)) * largest, 0)
     if codec_name == "softsign8":
         k = np.minimum(k, 126)  # there is no level above 127
-        return scale * 254 / ((254 - k) * (253 - k)) + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
-    squared_root_in_bf16 = 2.0**-6 * (1 + 2.0**-8)  # error of the largest value
+        return scale * 254 / ((254 - k) * (253 - k)) + top + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
     if codec_name == "sqrt8":
-        top = np.where(k == 254, squared_root_in_bf16 * largest, 0)
-        return np.maximum(scale**2 * (2 * k + 1) / 254**2, top) + noise
-    power, table = CODEBOOKS[codec_name].power, _table(codec_name, parts["levels"])
+        return scale**2 * (2 * k + 1) / 254**2 + top + noise
+    table = _table(codec_name, parts["levels"])
     table = np.union1d(table, 0.0)  # values below the first level read as that
     x = np.clip(np.copysign(magnitude ** (1 / power) / np.where(scale > 0, scale, 1), values), -1, 1)
     below = np.clip(np.searchsorted(table, x, side="right") - 1, 0, len(table) - 2)
     gap = table[below + 1] ** power - table[below] ** power
-    top = np.where((magnitude == largest) | (abs(x) == 1), 2.0**-7 if power == 1 else squared_root_in_bf16, 0) * largest
-    return np.maximum(scale**power * abs(gap), top) + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
+    return scale**power * abs(gap) + top + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
