@@ -212,6 +212,7 @@ class Row:
     error: float  # standard error of the gap; NaN for a single seed
     p: float  # two-sided, of the paired t test; NaN for a single seed
     seeds: int
+    diverged: int  # runs whose loss is not a number
 
 
 def rows_of(workload: str, runs: Mapping[str, dict[str, Any]]) -> list[Row]:
@@ -232,9 +233,13 @@ def rows_of(workload: str, runs: Mapping[str, dict[str, Any]]) -> list[Row]:
         gaps = [a - b for a, b in zip(own, exact, strict=True)]
         error = p = math.nan
         if len(seeds) > 1 and name != REFERENCE:
-            error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+            if all(map(math.isfinite, gaps)):
+                error = statistics.stdev(gaps) / math.sqrt(len(gaps))
             p = float(ttest_rel(own, exact).pvalue)
-        rows.append(Row(name, sizes[name], statistics.fmean(own), statistics.fmean(gaps), error, p, len(seeds)))
+        diverged = sum(not math.isfinite(loss) for loss in own)
+        rows.append(
+            Row(name, sizes[name], statistics.fmean(own), statistics.fmean(gaps), error, p, len(seeds), diverged)
+        )
     return sorted(rows, key=lambda row: (row.configuration != REFERENCE, -row.bytes_per_parameter))
 
 
@@ -247,6 +252,8 @@ def table(rows: list[Row]) -> str:
         gap, p = f"{row.gap:+.4f}", "–"
         if row.configuration == REFERENCE:
             gap = "–"
+        elif row.diverged:
+            gap = f"diverged in {row.diverged} of {row.seeds} runs"
         elif row.seeds > 1:
             digits = (
                 1 - math.floor(math.log10(row.error)) if row.error > 0 else 4
