@@ -50,7 +50,7 @@ class Softsign8(Codec):
         largest = group_max(value)
         scale, lower = rounded_scale(largest, random.group)
         ratio = relative(magnitude, largest, scale, lower)
-        level = torch.floor(ratio * 254.0 / (1.0 + ratio))
+        level = torch.clamp_max(torch.floor(ratio * 254.0 / (1.0 + ratio)), 126.0)
         chance = (ratio * (254.0 - level) - level) * (253.0 - level) * (1.0 / 254.0)
         neighbours = self._value(level, scale), self._value(level + 1.0, scale)
         level = torch.where(takes_upper(magnitude, *neighbours, chance, random.element), level + 1.0, level)
@@ -89,7 +89,7 @@ class Sqrt8(Codec):
         largest = group_max(root)
         scale, lower = rounded_scale(largest, random.group, squares=True)
         y = relative(root, largest, scale, lower, squares=True) * 254.0
-        level = torch.floor(y)
+        level = torch.clamp_max(torch.floor(y), 253.0)  # there is no level above 254: 255 is NaN
         chance = (y - level) * (y + level) / (2.0 * level + 1.0)
         neighbours = self._value(level, scale), self._value(level + 1.0, scale)
         level = torch.where(takes_upper(value, *neighbours, chance, random.element), level + 1.0, level)

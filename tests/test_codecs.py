@@ -478,3 +478,14 @@ def test_a_dropped_slot_reads_zero_and_refuses_values():
     assert torch.equal(state.decode(), torch.zeros(SHAPE))
     with pytest.raises(StateError, match="only the compiled step"):
         state.store(torch.ones(SHAPE))
+
+
+@pytest.mark.parametrize("name", ["softsign8", "sqrt8"])
+def test_there_is_no_level_above_the_top(name):
+    """What one level more would decode to, under the lower of two scales, is no NaN."""
+    codec = CODECS[name]
+    above = codec._value(torch.tensor(128.0 if name == "softsign8" else 255.0), torch.tensor(1.0))
+    value = torch.full((32,), 0.5)
+    value[:2] = torch.stack([above * 1.001, above])
+    for seed in range(20):
+        assert encoded(value, name, seed).decode().isfinite().all()
