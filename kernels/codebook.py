@@ -66,9 +66,7 @@ class Codebook(Codec):
         )
         if learned:
             self.parts += (Part("checked_at", torch.int32, "table", 1),)
-        # A coarse momentum beside a fine second moment is the worse half: noise in an element whose second moment is
-        # small makes a large update (docs/learning.md: 4-bit m, 8-bit v).
-        self.expected_harm = 1.0 if bits == 8 else 5.0 if signed else 1.5
+        self.expected_harm = 1.0 if bits == 8 else 2.0 if signed else 1.5
         gaps = np.diff(self.default_levels if signed else self.default_levels**2)
         self.relative_error = float(gaps.max()) + (2**-7 if signed else 2**-6)
 
