@@ -148,6 +148,7 @@ def _assert_scales(small: int, large: int) -> None:
     assert few[2] == many[2] == 1, "the number of programs does not grow"
 
 
+@pytest.mark.slow  # timed: garbage collection in a process with many tests behind it costs as much as the passes
 def test_passes_are_cheap_and_linear():
     _assert_scales(16, 64)
 
