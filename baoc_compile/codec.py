@@ -146,6 +146,9 @@ class Codec(ABC):
         """The part of a tensor of zeros."""
         return torch.zeros(self.entries(part, shape), dtype=part.dtype, device=device)
 
+    def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:  # noqa: B027  (nothing to learn is the rule)
+        """Sets "table" parts from the first full-precision values that a slot is to store; most codecs have none to learn."""
+
     @property
     def stored_parts(self) -> tuple[Part, ...]:
         """The parts that the codec keeps in optimizer state; a weight codec's first part is the parameter."""

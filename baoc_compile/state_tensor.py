@@ -18,9 +18,7 @@ from baoc_compile.eager_state import decode_run_encode, is_fake, makes_view
 from baoc_compile.errors import StateError
 from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.catalogue import codec_named
-from baoc_compile.kernels.codebook import Codebook
 from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
-from baoc_compile.kernels.learn_codebook import learn_from_values
 from baoc_compile.kernels.sharing import means, spread
 from baoc_compile.kernels.trace import encoded_parts, exact_encode
 
@@ -62,8 +60,7 @@ class StateTensor(Tensor):
     def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int) -> StateTensor:
         """`value`, stored; in chunks, so that transient memory is bounded."""
         self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed)
-        if isinstance(codec, Codebook) and codec.learned:
-            learn_from_values(codec, self.parts, value)
+        codec.learn(self.parts, value)
         self.store(value)
         return self
 

@@ -40,12 +40,10 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounded_scale, takes_upper
+from baoc_compile.kernels.learn_codebook import LOWEST_ROOT, learn_from_values
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
-
-#: The lowest root of a positive value that the fixed 4-bit levels tell apart, relative to the group's largest.
-LOWEST_ROOT = 1 / 32
 
 
 class Codebook(Codec):
@@ -89,6 +87,10 @@ class Codebook(Codec):
         if part.name != "levels":
             return super().initial(part, shape, device)
         return torch.from_numpy(self.as_entries(self.default_levels)).to(device)
+
+    def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:
+        if self.learned:
+            learn_from_values(self, parts, value)
 
     def as_entries(self, levels: np.ndarray) -> np.ndarray:
         """Levels -> what the "levels" part holds."""

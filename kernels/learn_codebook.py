@@ -9,12 +9,18 @@ back as the piecewise linear one with these counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from baoc_compile.kernels.codebook import LOWEST_ROOT, Codebook
 from baoc_compile.kernels.learn_levels import Floats, stochastic_error, stochastic_levels
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from baoc_compile.kernels.codebook import Codebook
+
+#: The lowest root of a positive value that the first 4-bit levels tell apart, relative to the group's largest.
+LOWEST_ROOT = 1 / 32
 
 #: Elements that a histogram is taken of.
 SAMPLE_ELEMENTS = 1 << 20
