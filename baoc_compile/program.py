@@ -82,6 +82,16 @@ class ProgramGraph:
         return tuple(o for o in self.operands if o.kind == "shared")
 
     @property
+    def pointers(self) -> tuple[Operand, ...]:
+        """The operands that a compiled program is given as addresses, in its order."""
+        return tuple(o for o in self.operands if o.in_memory)
+
+    @property
+    def numbers(self) -> tuple[Operand, ...]:
+        """The operands that a compiled program is given as numbers, in its order."""
+        return tuple(o for o in self.operands if o.source in ("scalar", "salt", "gain"))
+
+    @property
     def averages(self) -> bool:
         """Does it compute shared values rather than a step?"""
         return bool(self.decays)

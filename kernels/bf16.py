@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from baoc_compile.kernels.bits import bits_of
+from baoc_compile.kernels.counter_hash import upper_half
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random
@@ -33,6 +34,6 @@ class Bfloat16(Codec):
         return stored["values"].to(torch.float32)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
-        bits = bits_of(value) + torch.bitwise_and(random.element, 0xFFFF)
+        bits = bits_of(value) + upper_half(random.element)
         upper = torch.where(torch.isnan(value), 0x7FC0, torch.bitwise_right_shift(bits, 16))
         return {"values": upper.to(torch.int16).view(torch.bfloat16)}

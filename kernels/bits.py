@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
-from baoc_compile.kernels.counter_hash import uniform
+from baoc_compile.kernels.counter_hash import uniform, upper_bits
 from torch import Tensor
+
+#: Relative error that float32 makes of positions between levels, and more than that: 2^-21.5 at most is.
+TOLERANCE = 2.0**-20
 
 
 def bits_of(value: Tensor) -> Tensor:
@@ -26,6 +29,11 @@ def group_max(value: Tensor) -> Tensor:
     return from_bits(torch.amax(magnitude, -1, keepdim=True))
 
 
+def group_max_positive(value: Tensor) -> Tensor:
+    """Largest positive value of each group, 0 if there is none: `[groups, width]` -> `[groups, 1]`."""
+    return from_bits(torch.amax(bits_of(torch.where(value > 0.0, value, 0.0)), -1, keepdim=True))
+
+
 def any_in_group(condition: Tensor) -> Tensor:
     """Is it true of any element of the group? `[groups, width]` -> `[groups, 1]`."""
     return torch.amax(condition.to(torch.int32), -1, keepdim=True) > 0
@@ -36,13 +44,30 @@ def rounds_up(probability: Tensor, words: Tensor) -> Tensor:
     return uniform(words) < probability
 
 
-def takes_upper(value: Tensor, lower: Tensor, upper: Tensor, probability: Tensor, words: Tensor) -> Tensor:
-    """Stochastic rounding of `value` to one of the numbers that two neighbouring codes decode to.
+def takes_upper(distance: Tensor, gap: Tensor | float, near: Tensor, words: Tensor) -> Tensor:
+    """Stochastic rounding between two neighbours that are `gap` apart: true with chance distance / gap.
 
-    A value that is one of them, bit for bit, is that one, whatever float32 makes of the probability: what was decoded
-    encodes to itself.
+    `distance`, to the lower one, is a difference of two numbers of about the size of `near`. When it is no more than what
+    float32 makes of equal ones it counts as 0: what was decoded lies on a level and has to encode to itself. An average
+    is frozen by that only if it changes by less than 2^-20 of itself in a step. For values just below a level see
+    `floor_of`.
     """
-    return rounds_up(torch.where(value == lower, 0.0, torch.where(value == upper, 1.0, probability)), words)
+    return larger(upper_bits(words) * (gap * 2.0**-24), near * TOLERANCE) < distance
+
+
+def larger(a: Tensor, b: Tensor) -> Tensor:
+    """The larger of two numbers, `b` if one of them is NaN."""
+    return torch.where(a > b, a, b)
+
+
+def smaller(a: Tensor, b: Tensor | float) -> Tensor:
+    """The smaller of two numbers, `b` if one of them is NaN."""
+    return torch.where(a < b, a, b)
+
+
+def floor_of(position: Tensor) -> Tensor:
+    """The integer below, or the one just above if float32 may have strayed from it."""
+    return torch.floor(position * (1.0 + TOLERANCE))
 
 
 def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +81,10 @@ def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
 def rounded_scale(largest: Tensor, words: Tensor, squares: bool = False) -> tuple[Tensor, Tensor]:
     """A group's bf16 scale, one of the two neighbours of its largest magnitude, and the lower one: `[groups, 1]` each.
 
-    Exact on average; with `squares` the square of the scale is.
+    Exact on average; with `squares` the square of the scale is. No scale is below 2^-126, nor, for `squares`, below
+    2^-80, which no float32 is the square of, so that every scale has an inverse.
     """
+    largest = torch.clamp_min(largest, 2.0**-80 if squares else 2.0**-126)
     lower, upper = truncate_to_bf16(largest)
     chance = (largest - lower) / (upper - lower)
     if squares:
@@ -65,24 +92,33 @@ def rounded_scale(largest: Tensor, words: Tensor, squares: bool = False) -> tupl
     return torch.where(rounds_up(chance, words), upper, lower), lower
 
 
-def relative(magnitude: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, squares: bool = False) -> Tensor:
-    """magnitude / scale in [0, 1], exact on average over the rounding of the scale: 0 for an empty group, 1 for infinity.
+def relative(magnitude: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, top: float) -> Tensor:
+    """top * magnitude / scale in [0, top], exact on average over the rounding of the scale; top for infinity and
+    NaN.
 
     A scale that is rounded down clips the magnitudes above it. In return one that is rounded up, which happens with
     chance p, raises the magnitudes x above its lower neighbour to lower + (x - lower) / p, and so the largest to the
-    scale itself. With `squares`, squares take the place of all these numbers.
+    scale itself.
     """
-    divisor = torch.where(scale > 0.0, scale, 1.0)
-    ratio, low = magnitude / divisor, lower / divisor
-    share = (magnitude - lower) / (largest - lower)
-    if squares:
-        share = share * ((magnitude + lower) / (largest + lower))
-        raised = torch.sqrt(low * low + share * (1.0 - low * low))
-    else:
-        raised = low + share * (1.0 - low)
-    above = torch.where(scale > lower, lower, float("inf"))
-    ratio = torch.where(magnitude > above, raised, ratio)
-    return torch.where(torch.isinf(magnitude), 1.0, torch.clamp_max(ratio, 1.0))
+    inverse = top / scale
+    low = lower * inverse
+    slope = (top - low) / (largest - lower)
+    return smaller(larger(_raised(low, magnitude - lower, slope, scale > lower), magnitude * inverse), top)
+
+
+def relative_square(value: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, top: float) -> Tensor:
+    """`relative` for squares: top^2 * value / scale^2 in [0, top^2]; `largest` is the largest value, `scale` and `lower`
+    are of its root. Multiplied twice by the inverse of the scale, whose square may lie outside of float32."""
+    inverse = top / scale
+    low = lower * inverse * (lower * inverse)
+    slope = (top * top - low) / (largest - lower * lower)
+    plain = value * inverse * inverse
+    return smaller(larger(_raised(low, value - lower * lower, slope, scale > lower), plain), top * top)
+
+
+def _raised(low: Tensor, beyond: Tensor, slope: Tensor, is_upper: Tensor) -> Tensor:
+    """The line through `low` that meets the top at the largest value. It lies below the plain ratio up to `lower`."""
+    return torch.where(is_upper, low, float("-inf")) + beyond * torch.where(is_upper, slope, 0.0)
 
 
 def as_bf16(value: Tensor) -> Tensor:

@@ -39,7 +39,18 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from baoc_compile.kernels.bits import any_in_group, as_bf16, bits_of, group_max, relative, rounded_scale, takes_upper
+from baoc_compile.kernels.bits import (
+    TOLERANCE,
+    any_in_group,
+    as_bf16,
+    bits_of,
+    group_max,
+    group_max_positive,
+    relative,
+    relative_square,
+    rounded_scale,
+    takes_upper,
+)
 from baoc_compile.kernels.learn_codebook import LOWEST_ROOT, learn_from_values
 from torch import Tensor
 
@@ -107,32 +118,33 @@ class Codebook(Codec):
         return torch.where(codes == 255, float("nan"), value) if self.bits == 8 else value
 
     def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
-        root = value if self.signed else torch.sqrt(value)
-        magnitude, largest = torch.abs(root), group_max(root)
-        squares = not self.signed
-        scale, lower = rounded_scale(largest, random.group, squares)
-        x = relative(magnitude, largest, scale, lower, squares)
-        x = torch.where(root < 0.0, -x, x)
-        levels = self._levels(tables)
-        below = self._search(levels, x)
-        a, b = _at(levels, below), _at(levels, below + 1)
-        chance = (x - a) / (b - a)
-        if squares:
-            chance = chance * ((x + a) / (b + a))
-        neighbours = self._value(a, scale), self._value(b, scale)
-        code = torch.where(takes_upper(value, *neighbours, chance, random.element), below + 1, below)
+        levels, last = self._levels(tables), self.count - 1
+        if self.signed:
+            largest = group_max(value)
+            scale, lower = rounded_scale(largest, random.group)
+            x = relative(torch.abs(value), largest, scale, lower, top=1.0)
+            position = x = torch.where(value < 0.0, -x, x)
+            lost = torch.isnan(value)
+        else:
+            largest = group_max_positive(value)
+            scale, lower = rounded_scale(torch.sqrt(largest), random.group, squares=True)
+            x = relative_square(value, largest, scale, lower, top=1.0)
+            position = torch.sqrt(x)
+            lost = torch.logical_not(value >= 0.0)
+        below = self._search(levels, position + torch.abs(position) * TOLERANCE)
+        a, b = (self._value(_at(levels, code), 1.0) for code in (below, torch.clamp_max(below + 1, last)))
+        up = takes_upper(x - a, b - a, torch.abs(x), random.element)
+        code = torch.where(up, below + 1, below)
         if not self.signed and self.bits == 8:
             lowest = torch.where(torch.isinf(scale), 0, 1)
-            code = torch.where(root > 0.0, torch.maximum(code, lowest), code)
-        top = torch.where(root < 0.0, 0, self.count - 1)
-        code = torch.where((magnitude == largest) & (largest > 0.0), top, code)
+            code = torch.where(value > 0.0, torch.maximum(code, lowest), code)
         if self.bits == 8:
-            code = torch.where(torch.isnan(root), 255, code)
+            code = torch.where(lost, 255, code)
         else:
-            scale = torch.where(any_in_group(torch.isnan(root)), float("nan"), scale)
+            scale = torch.where(any_in_group(lost), float("nan"), scale)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
 
-    def _value(self, level: Tensor, scale: Tensor) -> Tensor:
+    def _value(self, level: Tensor, scale: Tensor | float) -> Tensor:
         root = level * scale
         return root if self.signed else root * root
 
@@ -140,11 +152,11 @@ class Codebook(Codec):
         return tables["levels"].to(torch.float32) * (1.0 / self.grid)
 
     def _search(self, levels: Tensor, x: Tensor) -> Tensor:
-        """The largest index below the last whose level is <= x (0 if none is), by bisection."""
+        """The largest index whose level is <= x (0 if none is), by bisection."""
         below = torch.bitwise_and(bits_of(x), 0)  # an integer 0 for each element
         step = 1 << (self.count - 1).bit_length() - 1
         while step:
-            above = torch.clamp_max(below + step, self.count - 2)
+            above = torch.clamp_max(below + step, self.count - 1)
             below = torch.where(_at(levels, above) <= x, above, below)
             step //= 2
         return below

@@ -19,7 +19,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from baoc_compile.kernels.bits import as_bf16, group_max, relative, rounded_scale, takes_upper
+from baoc_compile.kernels.bits import (
+    as_bf16,
+    floor_of,
+    group_max,
+    group_max_positive,
+    larger,
+    relative,
+    relative_square,
+    rounded_scale,
+    takes_upper,
+)
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part, Random, Slot, sign_mismatch
@@ -49,13 +59,12 @@ class Softsign8(Codec):
         magnitude = torch.abs(value)
         largest = group_max(value)
         scale, lower = rounded_scale(largest, random.group)
-        ratio = relative(magnitude, largest, scale, lower)
-        level = torch.clamp_max(torch.floor(ratio * 254.0 / (1.0 + ratio)), 126.0)
-        chance = (ratio * (254.0 - level) - level) * (253.0 - level) * (1.0 / 254.0)
-        neighbours = self._value(level, scale), self._value(level + 1.0, scale)
-        level = torch.where(takes_upper(magnitude, *neighbours, chance, random.element), level + 1.0, level)
-        level = torch.where((magnitude == largest) & (largest > 0.0), 127.0, level)
-        code = torch.where(torch.isnan(value), -128.0, torch.where(value < 0.0, -level, level))
+        ratio = relative(magnitude, largest, scale, lower, top=1.0)
+        level = floor_of(ratio * 254.0 / (1.0 + ratio))
+        rest = 253.0 - level  # the chance is (ratio (254 - level) - level) rest / 254
+        distance = (ratio * (rest + 1.0) - level) * rest
+        level = torch.where(takes_upper(distance, 254.0, level * rest, random.element), level + 1.0, level)
+        code = torch.where(torch.isnan(value), -128.0, torch.copysign(level, value))
         return {"codes": code.to(torch.int8), "scales": as_bf16(scale)}
 
     @staticmethod
@@ -85,23 +94,20 @@ class Sqrt8(Codec):
         return torch.where(stored["codes"] == 255, float("nan"), value)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
-        root = torch.sqrt(value)
-        largest = group_max(root)
-        scale, lower = rounded_scale(largest, random.group, squares=True)
-        y = relative(root, largest, scale, lower, squares=True) * 254.0
-        level = torch.clamp_max(torch.floor(y), 253.0)  # there is no level above 254: 255 is NaN
-        chance = (y - level) * (y + level) / (2.0 * level + 1.0)
-        neighbours = self._value(level, scale), self._value(level + 1.0, scale)
-        level = torch.where(takes_upper(value, *neighbours, chance, random.element), level + 1.0, level)
+        largest = group_max_positive(value)
+        scale, lower = rounded_scale(torch.sqrt(largest), random.group, squares=True)
+        square = relative_square(value, largest, scale, lower, top=254.0)
+        level = floor_of(torch.sqrt(square))
+        up = takes_upper(square - level * level, 2.0 * level + 1.0, square, random.element)
+        level = torch.where(up, level + 1.0, level)
         lowest = torch.where(torch.isinf(scale), 0.0, 1.0)
-        level = torch.where(root > 0.0, torch.maximum(level, lowest), level)
-        level = torch.where((root == largest) & (largest > 0.0), 254.0, level)
-        code = torch.where(torch.isnan(root), 255.0, level)
+        level = torch.where(value > 0.0, larger(level, lowest), level)
+        code = torch.where(value >= 0.0, level, 255.0)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
 
     @staticmethod
     def _value(level: Tensor, scale: Tensor) -> Tensor:
-        root = level * scale * (1.0 / 254.0)
+        root = level * (scale * (1.0 / 254.0))
         return root * root
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:

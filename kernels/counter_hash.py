@@ -48,8 +48,12 @@ def step_key(salt: Tensor, clock: Tensor) -> Tensor:
 
 
 def element_words(key: Tensor, counter: Tensor) -> Tensor:
-    """One word per element from the folded index."""
-    return mix(torch.bitwise_xor(counter, key))
+    """One word per element from the folded index, good in its upper 24 bits.
+
+    The key enters between two multiplications, of which the first is the same for all slots of an element.
+    """
+    x = counter * _MIX_1
+    return torch.bitwise_xor(torch.bitwise_xor(x, _shift(x, 15)), key) * _MIX_2
 
 
 def group_words(key: Tensor, counter: Tensor) -> Tensor:
@@ -57,6 +61,16 @@ def group_words(key: Tensor, counter: Tensor) -> Tensor:
     return mix(torch.bitwise_xor(mix(torch.bitwise_xor(counter, _GROUP)), key))
 
 
+def upper_half(words: Tensor) -> Tensor:
+    """The upper 16 bits of int32 words: in [0, 2^16)."""
+    return _shift(words, 16)
+
+
+def upper_bits(words: Tensor) -> Tensor:
+    """The upper 24 bits of int32 words as a whole float32 (exact)."""
+    return _shift(words, 8).to(torch.float32)
+
+
 def uniform(words: Tensor) -> Tensor:
     """int32 words -> float32 in [0, 1), a multiple of 2^-24 (exact)."""
-    return _shift(words, 8).to(torch.float32) * 2.0**-24
+    return upper_bits(words) * 2.0**-24

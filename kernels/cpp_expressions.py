@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from baoc_compile.kernels.cpp_text import TYPES
+from baoc_compile.kernels.cpp_text import MEMORY, TYPES
 from baoc_compile.kernels.dialect import CPP, PREDICATES, bitcast, name_of
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
+
+
+#: Elements that are loaded, computed and stored together: enough for full vectors of group values, too.
+BLOCK = 512
 
 
 class CppExpressions:
@@ -19,10 +23,9 @@ class CppExpressions:
     """
 
     def __init__(self, graph: ProgramGraph):
-        self.width = graph.width
+        self.width = graph.width * max(1, BLOCK // graph.width)
         self.operand = {o.name: o for o in graph.operands}
-        self.pointers = [o for o in graph.operands if o.in_memory]
-        self.numbers = [o for o in graph.operands if o.source in ("scalar", "salt", "gain")]
+        self.pointers, self.numbers = graph.pointers, graph.numbers
 
     def pointer(self, operand: Operand) -> int:
         return self.pointers.index(operand)
@@ -42,19 +45,21 @@ class CppExpressions:
             return f"(low + std::min(i * {operand.group_size}, last_lane)) ^ page"
         if operand in self.numbers:
             return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
-        data = f"static_cast<const {self.ctype(node)}*>(at[{self.pointer(operand)}])"
         if operand.kind == "scalar":
-            return f"*{data}"
-        if operand.kind == "group":
-            groups = self.width // operand.group_size
-            return f"{data}[block * {groups} + std::min(i, (count - 1) / {operand.group_size})]"
-        return f"{operand.name}_lanes[j]"
+            return f"{self.ctype(node)}(*{self.data(operand)})"
+        return f"{operand.name}_of[i]" if operand.kind == "group" else f"{operand.name}_lanes[j]"
+
+    def data(self, operand: Operand) -> str:
+        """The operand's tensor, as a typed pointer."""
+        return f"static_cast<{MEMORY[operand.dtype]}*>(at[{self.pointer(operand)}])"
 
     def _call(self, node: fx.Node) -> str:
         name, result = name_of(node.target), self.ctype(node)
         if bitcast(node.target):
             source = node.args[0]
-            return f"{result}({source.name})" if result == "bf16" else f"bits_as<{result}>({source.name})"
+            if torch.int16 in (node.meta["dtype"], source.meta["dtype"]):  # to or from bf16, both 32 bits here
+                return f"{result}({source.name})"
+            return f"bits_as<{result}>({source.name})"
         if name == "view":
             return str(node.args[0])
         if name == "take":

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from baoc_compile.kernels.build_cpp import build
 from baoc_compile.kernels.emit_cpp import CppEmitter
-from torch import Tensor
+from baoc_compile.kernels.launch_table import LaunchTable, layout_of
 
 from baoc_compile.program import ProgramGraph, TensorArguments
 
 #: Elements below which another thread does not pay.
 ELEMENTS_PER_THREAD = 1 << 14
+
+
+class CppTable(LaunchTable):
+    """`arguments`: those of the compiled function, but for the number of threads."""
+
+    def __init__(self, emitter: CppEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]]):
+        super().__init__(emitter.graph, batch, varying)
+        self.layouts = [np.array(layout_of(t), dtype=np.int64) for t in self.tensors]
+        self.layout_at = np.array([a.ctypes.data if a.size else 0 for a in self.layouts], dtype=np.uint64)
+        self.derived = np.empty((len(batch), max(1, len(emitter.derived))), dtype=np.float64)
+        self.blocks = np.concatenate([[0], np.cumsum(-(-self.numel // emitter.width))]).astype(np.int64)
+        self.most_threads = int(self.numel.sum()) // ELEMENTS_PER_THREAD
+        if not self.numbers.size:
+            self.numbers = np.zeros((len(batch), 1))
+        arrays = (self.at, self.layout_at, self.numbers, self.derived, self.numel, self.blocks)
+        pointers = (ctypes.c_void_p(a.ctypes.data) for a in (*arrays, self.first_index, self.sharing))
+        self.arguments = (ctypes.c_int64(len(batch)), *pointers)
 
 
 class CppProgram:
@@ -26,41 +44,11 @@ class CppProgram:
         self._run = build(self.source).run
         self._run.restype = None
 
+    def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> CppTable:
+        return CppTable(self.emitter, batch, varying)
+
+    def run(self, table: CppTable) -> None:
+        self._run(*table.arguments, max(1, min(torch.get_num_threads(), table.most_threads)))
+
     def __call__(self, batch: list[TensorArguments]) -> None:
-        pointers, numbers = self.emitter.pointers, self.emitter.numbers
-        layouts: list[np.ndarray] = []  # kept alive during the call
-        rows = [[a.tensors[o.name] for o in pointers] for a in batch]
-        at = np.array([[t.data_ptr() for t in row] for row in rows], dtype=np.uint64)
-        layout_at = np.array([[_layout(t, layouts) for t in row] for row in rows], dtype=np.uint64)
-        given = np.array([[a.numbers[o.name] for o in numbers] or [0.0] for a in batch], dtype=np.float64)
-        derived = np.empty((len(batch), max(1, len(self.emitter.derived))), dtype=np.float64)
-        numel = np.array([a.numel for a in batch], dtype=np.int64)
-        shared = self.graph.shared
-        sharing = np.array([[a.sharing[o.name] for o in shared] for a in batch], dtype=np.int64)
-        first_index = np.array([self._first_index(a) for a in batch], dtype=np.int64)
-        blocks = np.concatenate([[0], np.cumsum(-(-numel // self.graph.width))]).astype(np.int64)
-        threads = max(1, min(torch.get_num_threads(), int(numel.sum()) // ELEMENTS_PER_THREAD))
-        self._run(
-            ctypes.c_int64(len(batch)),
-            *map(_address, (at, layout_at, given, derived, numel, blocks, first_index, sharing)),
-            threads,
-        )
-
-    def _first_index(self, arguments: TensorArguments) -> int:
-        if arguments.first_index % self.graph.width:
-            raise ValueError(
-                f"a shard starts at element {arguments.first_index}, not at a multiple of {self.graph.width}"
-            )
-        return arguments.first_index
-
-
-def _address(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-def _layout(tensor: Tensor, keep: list[np.ndarray]) -> int:
-    """Address of {ndim, sizes, strides}; 0 for a contiguous tensor."""
-    if tensor.is_contiguous():
-        return 0
-    keep.append(np.array([tensor.ndim, *tensor.shape, *tensor.stride()], dtype=np.int64))
-    return keep[-1].ctypes.data
+        self.run(self.table(batch))

@@ -12,7 +12,7 @@ from baoc_compile.kernels.cpp_expressions import CppExpressions, is_truth, kind_
 from baoc_compile.kernels.cpp_text import TYPES
 from torch import fx
 
-from baoc_compile.program import ProgramGraph
+from baoc_compile.program import Operand, ProgramGraph
 
 
 class CppStages(CppExpressions):
@@ -29,28 +29,51 @@ class CppStages(CppExpressions):
         self.stages = range(max(self.stage.values(), default=0) + 1)
 
     def _stages(self) -> dict[fx.Node, int]:
-        """The number of group reductions that must be finished before a node can be computed."""
+        """The number of group reductions that are finished before a node is computed."""
         stage: dict[fx.Node, int] = {}
         for node in self.nodes:
             inputs = [stage[i] for i in node.all_input_nodes if kind_of(i) in ("element", "group")]
             stage[node] = max(inputs, default=0) + (1 if reduces(node) else 0)
+        for node in reversed(self.nodes):  # what only later stages read need not be kept for them
+            if kind_of(node) == "element" and node not in self.new_value.values():
+                readers = [stage[user] - (1 if reduces(user) else 0) for user in node.users if user in stage]
+                stage[node] = max(stage[node], min(readers, default=0))
         return stage
 
     def _groups(self, node: fx.Node) -> int:
         """How many groups of a group value there are in a block."""
-        return self.width // (node.meta["group_size"] or self.width)
+        return self.width // (node.meta["group_size"] or self.graph.width)
 
     def stage_lines(self) -> list[str]:
         lines = [f"    {self.ctype(n)} {n.name}_kept[width];" for n in self._carried()]
         for node in self.nodes:
-            if kind_of(node) == "group":
+            if kind_of(node) == "group" and self._outlives(node):
                 lines.append(f"    {self.ctype(node)} {node.name}_of[{self._groups(node)}];")
                 if reduces(node):
                     lowest = "std::numeric_limits<int32_t>::min()"
                     lines.append(f"    std::fill_n({node.name}_of, {self._groups(node)}, {lowest});")
+                elif self._is_loaded(node):
+                    lines.append(f"    {self._load_groups(self.operand[node.target])}")
         for stage in self.stages:
             lines += self._group_loops(stage) + self._lane_loop(stage)
         return lines
+
+    def _load_groups(self, o: Operand) -> str:
+        groups = self.width // o.group_size
+        have = f"(count - 1) / {o.group_size} + 1"
+        return f"load_groups({o.name}_of, {self.data(o)} + block * {groups}, {have}, {groups});"
+
+    def _outlives(self, node: fx.Node) -> bool:
+        """Is a group value read outside of the loop that computes it?"""
+        if reduces(node) or node.op == "placeholder" or node in self.new_value.values():
+            return True
+        return any(
+            kind_of(user) != "group"
+            or reduces(user)
+            or self.stage[user] != self.stage[node]
+            or self._groups(user) != self._groups(node)
+            for user in node.users
+        )
 
     def _group_loops(self, stage: int) -> list[str]:
         """The group values of a stage, for every group size one loop over the groups."""
@@ -63,12 +86,17 @@ class CppStages(CppExpressions):
             given = dict.fromkeys(
                 i for n in nodes for i in n.all_input_nodes if kind_of(i) == "group" and i not in nodes
             )
+            lines.append("#pragma omp simd")
             lines.append(f"    for (int i = 0; i < {groups}; ++i) {{")
             lines += [f"      const {self.ctype(n)} {n.name} = {n.name}_of[i];" for n in given]
             lines += [f"      const {self.ctype(n)} {n.name} = {self.value(n)};" for n in nodes]
-            lines += [f"      {n.name}_of[i] = {n.name};" for n in nodes]
+            stored = [n for n in nodes if self._outlives(n) and not self._is_loaded(n)]
+            lines += [f"      {n.name}_of[i] = {n.name};" for n in stored]
             lines.append("    }")
         return lines
+
+    def _is_loaded(self, node: fx.Node) -> bool:
+        return node.op == "placeholder" and self.operand[node.target].in_memory
 
     def _lane_loop(self, stage: int) -> list[str]:
         """The element values of a stage, run by run of lanes that lie in the same groups."""

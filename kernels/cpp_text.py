@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-TYPES = {
+#: In memory.
+MEMORY = {
     torch.float32: "float",
     torch.float64: "double",
-    torch.bfloat16: "bf16",
+    torch.bfloat16: "uint16_t",
     torch.float16: "fp16",
     torch.int64: "int64_t",
     torch.int32: "int32_t",
@@ -16,6 +17,8 @@ TYPES = {
     torch.uint8: "uint8_t",
     torch.bool: "bool",
 }
+#: In computations. Small types take 32 bits there, so that the vectors of all have the same number of lanes.
+TYPES = MEMORY | {torch.bfloat16: "bf16"} | dict.fromkeys((torch.int16, torch.int8, torch.uint8), "int32_t")
 
 PRELUDE = """\
 #include <algorithm>
@@ -23,9 +26,10 @@ PRELUDE = """\
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
-enum class bf16 : uint16_t {};  // its bits; a plain integer to the vectorizer
+enum class bf16 : uint32_t {};  // its bits; a plain integer to the vectorizer
 typedef _Float16 fp16;
 
 template <class To, class From> static inline To bits_as(From value) {
@@ -52,23 +56,44 @@ static inline int64_t offset_of(const int64_t* layout, int64_t index) {
   }
   return offset;
 }
-// `count` elements from `start`; missing lanes repeat the last one
-template <class T> static T* load(T* buffer, void* at, const int64_t* layout, int64_t start, int count, int width) {
-  T* const data = static_cast<T*>(at);
-  if (!layout && count == width) return data + start;
-  for (int j = 0; j < width; ++j) {
-    const int64_t index = start + std::min(j, count - 1);
-    buffer[j] = data[layout ? offset_of(layout, index) : index];
+#define INLINE static inline __attribute__((always_inline))
+// `count` elements from `start`, as lanes; missing lanes repeat the last one
+template <class Lane, class T> INLINE Lane* load(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
+  if (!layout && count == width) {
+    if constexpr (std::is_same_v<Lane, T>) return data + start;
+    for (int j = 0; j < width; ++j) buffer[j] = static_cast<Lane>(data[start + j]);
+  } else {
+    for (int j = 0; j < width; ++j) {
+      const int64_t index = start + std::min(j, count - 1);
+      buffer[j] = static_cast<Lane>(data[layout ? offset_of(layout, index) : index]);
+    }
   }
   return buffer;
 }
-template <class T> static T* destination(T* buffer, void* at, const int64_t* layout, int64_t start, int count, int width) {
-  return !layout && count == width ? static_cast<T*>(at) + start : buffer;
+template <class Lane, class T> INLINE Lane* destination(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
+  if constexpr (std::is_same_v<Lane, T>)
+    if (!layout && count == width) return data + start;
+  return buffer;
 }
-template <class T> static void store(const T* lanes, const T* buffer, void* at, const int64_t* layout, int64_t start, int count) {
+template <class Lane, class T> INLINE void store(const Lane* lanes, const Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
   if (lanes != buffer) return;
-  T* const data = static_cast<T*>(at);
-  for (int j = 0; j < count; ++j) data[layout ? offset_of(layout, start + j) : start + j] = buffer[j];
+  if (!layout && count == width)
+    for (int j = 0; j < width; ++j) data[start + j] = static_cast<T>(buffer[j]);
+  else
+    for (int j = 0; j < count; ++j) data[layout ? offset_of(layout, start + j) : start + j] = static_cast<T>(buffer[j]);
+}
+// a value for each of `groups` groups, of which the last block has only `have`
+template <class Lane, class T> INLINE void load_groups(Lane* values, const T* data, int have, int groups) {
+  if (have == groups)
+    for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[i]);
+  else
+    for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[std::min(i, have - 1)]);
+}
+template <class Lane, class T> INLINE void store_groups(const Lane* values, T* data, int have, int groups) {
+  if (have == groups)
+    for (int i = 0; i < groups; ++i) data[i] = static_cast<T>(values[i]);
+  else
+    for (int i = 0; i < have; ++i) data[i] = static_cast<T>(values[i]);
 }
 """
 
@@ -107,15 +132,22 @@ template <class T> static void accumulate(const T* lanes, double* sums, int64_t 
 
 PACKED = """
 // two elements to a byte, the first in the low half; missing lanes repeat the last one
-static uint8_t* load4(uint8_t* buffer, const void* at, int64_t start, int count, int width) {
-  const uint8_t* const data = static_cast<const uint8_t*>(at) + start / 2;
-  for (int j = 0; j < count; ++j) buffer[j] = (data[j / 2] >> (j % 2 * 4)) & 15;
-  for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
+INLINE int32_t* load4(int32_t* buffer, const uint8_t* data, int64_t start, int count, int width) {
+  data += start / 2;
+  if (count == width) {
+    for (int j = 0; j < width / 2; ++j) buffer[2 * j] = data[j] & 15, buffer[2 * j + 1] = data[j] >> 4;
+  } else {
+    for (int j = 0; j < count; ++j) buffer[j] = (data[j / 2] >> (j % 2 * 4)) & 15;
+    for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
+  }
   return buffer;
 }
-static void store4(const uint8_t* buffer, void* at, int64_t start, int count) {
-  uint8_t* const data = static_cast<uint8_t*>(at) + start / 2;
-  for (int j = 0; j < count; j += 2) data[j / 2] = buffer[j] | (j + 1 < count ? buffer[j + 1] << 4 : 0);
+INLINE void store4(const int32_t* buffer, uint8_t* data, int64_t start, int count, int width) {
+  data += start / 2;
+  if (count == width)
+    for (int j = 0; j < width / 2; ++j) data[j] = uint8_t(buffer[2 * j] | buffer[2 * j + 1] << 4);
+  else
+    for (int j = 0; j < count; j += 2) data[j / 2] = uint8_t(buffer[j] | (j + 1 < count ? buffer[j + 1] << 4 : 0));
 }
 """
 

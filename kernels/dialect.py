@@ -1,9 +1,9 @@
-"""The operations that rules and codecs are written in, and how each reads in C++.
+"""The operations that rules and codecs are written in, and how each reads in C++ and in Triton.
 
 Values have a kind: "element" (one per element), "group" (one per group of elements, for codecs with a scale), "scalar"
 (one per tensor) or "table" (entries for the whole tensor). Every operation is elementwise over its operands' kinds,
 except `amax`, which reduces a group, and `take`, which reads table entries. All of them are exact or correctly rounded
-(IEEE 754), so that torch and C++ give the same bits, except the transcendental ones at the end of the table.
+(IEEE 754), so that torch, C++ and Triton give the same bits, except the transcendental ones at the end of the tables.
 """
 
 from __future__ import annotations
@@ -71,6 +71,60 @@ CPP: dict[str, str] = {
     "erf": "std::erf({0})",
     "sigmoid": "({t}(1) / ({t}(1) + std::exp(-{0})))",
     "fmod": "std::fmod({0}, {1})",
+}
+
+#: The same in Triton: `{t}` is the result's type. Names without `tl.` are functions of `triton_words`.
+TRITON: dict[str, str] = {
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "rsub": "{1} - {0}",
+    "mul": "{0} * {1}",
+    "div": "divide({0}, {1})",
+    "neg": "-{0}",
+    "abs": "tl.abs({0})",
+    "sqrt": "square_root({0})",
+    "rsqrt": "divide(1.0, square_root({0}))",
+    "reciprocal": "divide(1.0, {0})",
+    "sign": "sign_of({0})",
+    "maximum": "larger({0}, {1})",
+    "minimum": "smaller({0}, {1})",
+    "clamp_min": "larger({0}, {1})",
+    "clamp_max": "smaller({0}, {1})",
+    "where": "tl.where({0}, {1}, {2})",
+    "floor": "tl.floor({0})",
+    "ceil": "tl.ceil({0})",
+    "trunc": "truncate({0})",
+    "round": "round_to_even({0})",
+    "copysign": "with_sign_of({0}, {1})",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "isnan": "{0} != {0}",
+    "isinf": 'tl.abs({0}) == float("inf")',
+    "logical_and": "{0} & {1}",
+    "logical_or": "{0} | {1}",
+    "logical_not": "{0} == 0",
+    "bitwise_and": "{0} & {1}",
+    "bitwise_or": "{0} | {1}",
+    "bitwise_xor": "{0} ^ {1}",
+    "bitwise_not": "~{0}",
+    "bitwise_right_shift": "{0} >> {1}",
+    "scalar_tensor": "{0}",
+    "pow": "power({0}, {1})",
+    "exp": "in_double(tl.exp, {0})",
+    "expm1": "exp_less_one({0})",
+    "log": "in_double(tl.log, {0})",
+    "log1p": "log_of_one_more({0})",
+    "log2": "in_double(tl.log2, {0})",
+    "sin": "in_double(tl.sin, {0})",
+    "cos": "in_double(tl.cos, {0})",
+    "tanh": "hyperbolic_tangent({0})",
+    "erf": "in_double(tl.erf, {0})",
+    "sigmoid": "divide(1.0, 1.0 + in_double(tl.exp, -{0}))",
+    "fmod": "{0} % {1}",
 }
 
 #: Comparisons and predicates: operands keep their own type, the result is a truth value.

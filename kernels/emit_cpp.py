@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from baoc_compile.kernels.cpp_expressions import is_constant, kind_of
 from baoc_compile.kernels.cpp_stages import CppStages
-from baoc_compile.kernels.cpp_text import AVERAGE_DRIVER, DRIVER, PACKED, PRELUDE, SHARED, TYPES
+from baoc_compile.kernels.cpp_text import AVERAGE_DRIVER, DRIVER, PACKED, MEMORY, PRELUDE, SHARED, TYPES
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
@@ -53,10 +53,7 @@ class CppEmitter(CppStages):
         for name, value in self.new_value.items():
             operand = self.operand[name]
             if operand.kind == "scalar":
-                ctype = TYPES[operand.dtype]
-                lines.append(
-                    f"  *static_cast<{ctype}*>(at[{self.pointer(operand)}]) = {self.operand_text(value, ctype)};"
-                )
+                lines.append(f"  *{self.data(operand)} = {self.operand_text(value, TYPES[operand.dtype])};")
         lines += [f"  derived[{i}] = double({node.name});" for i, node in enumerate(self.derived)]
         body = "\n".join(lines)
         return f"\nstatic void scalars(void* const* at, const double* numbers, double* derived) {{\n{body}\n}}\n"
@@ -95,10 +92,7 @@ class CppEmitter(CppStages):
         ]
         for o in self.pointers:
             if o.kind == "table":
-                ctype = TYPES[o.dtype]
-                out.append(
-                    f"  const {ctype}* const {o.name}_table = static_cast<const {ctype}*>(at[{self.pointer(o)}]);"
-                )
+                out.append(f"  const {MEMORY[o.dtype]}* const {o.name}_table = {self.data(o)};")
         out += self._tables()
         out += [
             "  for (int64_t block = first; block < last; ++block) {",
@@ -143,9 +137,9 @@ class CppEmitter(CppStages):
             )
             return spread if o.read else f"{o.name}_buffer"
         if o.bits == 4:
-            return f"load4({o.name}_buffer, at[{k}], start, count, width)" if o.read else f"{o.name}_buffer"
+            return f"load4({o.name}_buffer, {self.data(o)}, start, count, width)" if o.read else f"{o.name}_buffer"
         call = "load" if o.read else "destination"
-        return f"{call}({o.name}_buffer, at[{k}], layouts[{k}], start, count, width)"
+        return f"{call}({o.name}_buffer, {self.data(o)}, layouts[{k}], start, count, width)"
 
     def _store(self, o: Operand) -> str:
         k = self.pointer(o)
@@ -153,12 +147,10 @@ class CppEmitter(CppStages):
             s = self.graph.shared.index(o)
             return f"accumulate({o.name}_buffer, sums[{s}], first_sum[{s}], sharing + {2 * s}, start, count)"
         if o.bits == 4:
-            return f"store4({o.name}_buffer, at[{k}], start, count)"
-        return f"store({o.name}_lanes, {o.name}_buffer, at[{k}], layouts[{k}], start, count)"
+            return f"store4({o.name}_buffer, {self.data(o)}, start, count, width)"
+        return f"store({o.name}_lanes, {o.name}_buffer, {self.data(o)}, layouts[{k}], start, count, width)"
 
     def _store_groups(self, o: Operand) -> str:
-        ctype, groups = TYPES[o.dtype], self.width // o.group_size
-        return (
-            f"    for (int i = 0; i * {o.group_size} < count; ++i)\n"
-            f"      static_cast<{ctype}*>(at[{self.pointer(o)}])[block * {groups} + i] = {self.new_value[o.name].name}_of[i];"
-        )
+        groups, value = self.width // o.group_size, self.new_value[o.name].name
+        have = f"(count - 1) / {o.group_size} + 1"
+        return f"    store_groups({value}_of, {self.data(o)} + block * {groups}, {have}, {groups});"

@@ -17,12 +17,19 @@ class GraphBuilder:
     def __init__(self, compute_dtype: torch.dtype, width: int):
         self.compute_dtype, self.width = compute_dtype, width
         self.graph = fx.Graph()
+        self.made: dict[Any, fx.Node] = {}
+        self.call: tuple[str, str, str] | None = None
 
-    def inline_codec(self, codec: Codec, traced: Any, values: list[Any], key: str) -> list[fx.Node]:
-        """Inlines a traced codec function, between views of the program's lanes as the codec's groups."""
+    def inline_codec(self, codec: Codec, verb: str, traced: Any, values: list[Any], key: str) -> list[fx.Node]:
+        """Inlines a traced codec function, between views of the program's lanes as the codec's groups.
+
+        Its nodes carry `meta["call"]`: the codec's name, the verb, and the slot's key.
+        """
         size = codec.group_size or self.width
         grouped = [self.view(value, size) for value in values]
+        self.call = (codec.name, verb, key)
         found = self.inline(traced(codec, size), grouped, prefix=f"{key}_", group_size=size)
+        self.call = None
         return [self.view(value, self.width) for value in found]
 
     def view(self, value: Any, width: int) -> Any:
@@ -56,10 +63,7 @@ class GraphBuilder:
             elif node.op == "output":
                 return [copied[value] for value in node.args[0]]
             else:
-                copied[node] = self._copy(node, copied, prefix, as_compute)
-                if group_size:
-                    key = "width" if node.meta["kind"] == "element" else "group_size"
-                    copied[node].meta[key] = group_size
+                copied[node] = self._copy(node, copied, prefix, as_compute, group_size)
         raise AssertionError("a graph without output")
 
     def _lerp(self, start: fx.Node, end: fx.Node, weight: fx.Node) -> fx.Node:
@@ -82,13 +86,34 @@ class GraphBuilder:
         moved = call(aten.mul.Tensor, (difference, factor), end, compute)
         return call(aten.add.Tensor, (base, moved), end, compute)
 
-    def _copy(self, node: fx.Node, copied: dict[fx.Node, Any], prefix: str, as_compute: bool) -> fx.Node:
+    def _copy(
+        self, node: fx.Node, copied: dict[fx.Node, Any], prefix: str, as_compute: bool, group_size: int
+    ) -> fx.Node:
         meta = dict(node.meta)
+        if group_size:
+            meta["width" if meta["kind"] == "element" else "group_size"] = group_size
+        if self.call:
+            meta["call"] = self.call
         args = fx.map_arg(node.args, lambda old: copied[old])
         if as_compute and meta["kind"] == "element" and meta["dtype"].is_floating_point:
             meta["dtype"] = self.compute_dtype
         if as_compute and name_of(node.target) == "lerp":
             return self._lerp(*args)
-        new = self.graph.create_node("call_function", node.target, args, dict(node.kwargs), name=prefix + node.name)
-        new.meta = meta
-        return new
+        if as_compute and meta["kind"] == "element" and node.target is torch.ops.aten.div.Tensor:
+            return self._quotient(*args, meta)
+        return self._call(node.target, args, node.kwargs, meta, prefix + node.name)
+
+    def _call(self, target: Any, args: Any, kwargs: Any, meta: dict[str, Any], name: str) -> fx.Node:
+        """A new node, or the one that computes the same."""
+        key = target, args, tuple(kwargs.items()), meta["dtype"]
+        if key not in self.made:
+            self.made[key] = self.graph.create_node("call_function", target, args, dict(kwargs), name=name)
+            self.made[key].meta = meta
+        return self.made[key]
+
+    def _quotient(self, dividend: Any, divisor: Any, meta: dict[str, Any]) -> fx.Node:
+        """A number that a whole tensor is divided by is inverted once, in double."""
+        if isinstance(divisor, fx.Node) and divisor.meta["kind"] == "scalar" and isinstance(dividend, fx.Node):
+            inverse = self._call(torch.ops.aten.reciprocal.default, (divisor,), {}, divisor.meta, "inverse")
+            return self._call(torch.ops.aten.mul.Tensor, (dividend, inverse), {}, meta, "quotient")
+        return self._call(torch.ops.aten.div.Tensor, (dividend, divisor), {}, meta, "quotient")

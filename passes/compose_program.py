@@ -129,7 +129,7 @@ class _Composer(GraphBuilder):
         if kind == "slot" or (kind == "param" and key in self.configuration):
             codec = self.configuration[key]
             parts = [self._part(key, part) for part in codec.parts]
-            (value,) = self.inline_codec(codec, traced_decode, parts, key)
+            (value,) = self.inline_codec(codec, "decode", traced_decode, parts, key)
             return self.cast(value, self.compute_dtype, f"{key}_value")
         target = torch.float64 if kind in ("counter", "scalar") else self.compute_dtype
         return self.cast(self.nodes[name], target, f"{name}_value")
@@ -164,11 +164,11 @@ class _Composer(GraphBuilder):
         if codec.stochastic:
             size = codec.group_size or self.width
             inputs = [self.nodes[n] for n in (f"{key}_salt", f"{key}_clock", "index", _group_index(size))]
-            *words, clock = self.inline_codec(codec, lambda _, width: traced_words(width), inputs, key)
+            *words, clock = self.inline_codec(codec, "words", lambda _, width: traced_words(width), inputs, key)
             self.written[f"{key}_clock"] = clock
         value = self.cast(value, stored_dtype, f"{key}_new")
         tables = [self._part(key, part) for part in codec.parts if part.per == "table"]
-        stored = self.inline_codec(codec, traced_encode, [value, *words, *tables], key)
+        stored = self.inline_codec(codec, "encode", traced_encode, [value, *words, *tables], key)
         for part, node in zip(encoded_parts(codec), stored, strict=True):
             self.written[self._part_name(key, part)] = node
 

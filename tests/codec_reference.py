@@ -20,6 +20,7 @@ import torch
 
 GROUP_SIZE = 32
 TINY_BF16 = 2.0**-133  # the smallest positive bfloat16
+LOWEST_SCALE = {1: 2.0**-126, 2: 2.0**-80}  # of values and of their square roots
 
 
 class Codebook(NamedTuple):
@@ -69,7 +70,9 @@ def fold_index(index: np.ndarray) -> np.ndarray:
 
 
 def element_words(salt: int, clock: int, index: np.ndarray) -> np.ndarray:
-    return mix(fold_index(index) ^ step_key(salt, clock))
+    """x = index * 0x7feb352d; x ^= x >> 15; x ^= key; x *= 0x846ca68b."""
+    x = fold_index(index).astype(np.uint64) * 0x7FEB352D & 0xFFFFFFFF
+    return (x ^ x >> 15 ^ step_key(salt, clock)) * 0x846CA68B & 0xFFFFFFFF
 
 
 def group_words(salt: int, clock: int, first_index: np.ndarray) -> np.ndarray:
@@ -162,7 +165,7 @@ def _bf16(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
     lower, upper = neighbours(magnitude)
     _, exponent = np.frexp(magnitude)
     below = (magnitude - lower) / np.ldexp(1.0, np.maximum(exponent - 24, -149))
-    r = element_words(salt, clock, np.arange(len(values))) & 0xFFFF
+    r = element_words(salt, clock, np.arange(len(values))) >> 16
     rounded = np.where(below + r >= 2.0**16, upper, lower)
     return {"values": to_bf16(np.where(np.isnan(values), np.nan, np.copysign(rounded, values)))}
 
@@ -209,7 +212,7 @@ def _scaled(
     element its magnitude over the scale, in [0, 1], and whether it is the largest.
 
     Above `lower`, where a scale that is rounded down clips, one that is rounded up makes good for it."""
-    largest = _largest(roots, width)
+    largest = np.maximum(_largest(roots, width), LOWEST_SCALE[power])
     lower, upper = neighbours(largest)
     chance = (largest**power - lower**power) / (upper**power - lower**power)
     up = rounds_up(chance, group_words(salt, clock, np.arange(0, len(roots), width)))
@@ -218,8 +221,7 @@ def _scaled(
     per_element, low, p = (_spread(part, len(roots), width) for part in (scale, lower, np.where(up, chance, 1)))
     raised = (low**power + (magnitude**power - low**power) / p) ** (1 / power)
     magnitude = np.where((magnitude > low) & (per_element > low), raised, magnitude)
-    ratio = magnitude / np.where(per_element > 0, per_element, 1)  # 0 in an empty group
-    x = np.where(np.isinf(magnitude), 1, np.minimum(ratio, 1))
+    x = np.where(np.isinf(magnitude), 1, np.minimum(magnitude / per_element, 1))
     return scale, x, (abs(roots) == _spread(largest, len(roots), width)) & (abs(roots) > 0)
 
 

@@ -1,0 +1,148 @@
+"""Run a program as one launch of a Triton kernel over a batch of tensors on a GPU (or of the interpreter, on a CPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from baoc_compile.kernels.build_triton import load_module
+from baoc_compile.kernels.emit_triton import TritonEmitter
+from baoc_compile.kernels.launch_table import LaunchTable, layout_of
+from torch import Tensor
+
+from baoc_compile.program import ProgramGraph, TensorArguments
+
+#: Of tensors that are not contiguous; `MAX_DIMS` in `triton_words`.
+MAX_DIMS = 6
+
+
+@dataclass(frozen=True)
+class LaunchShape:
+    """`block`: elements that a program computes at once. `blocks`: how many such blocks it takes, one after the other."""
+
+    block: int = 1024
+    blocks: int = 8
+    warps: int = 4
+
+
+class TritonTable(LaunchTable):
+    """On the device: `rows` int64 [tensors, row_length], a row being {elements, first index, first program, programs, run and
+    cycle of each shared operand, addresses}; `on_device` float64 numbers; `programs` int32, the tensor of each program;
+    `tickets` int32, 0 between launches; `layouts` int64 [tensors, strided operands, 13].
+    """
+
+    def __init__(
+        self,
+        emitter: TritonEmitter,
+        batch: list[TensorArguments],
+        varying: Sequence[dict[str, int]],
+        shape: LaunchShape,
+    ):
+        super().__init__(emitter.graph, batch, varying)
+        self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
+        elements = shape.block * shape.blocks
+        counts = np.maximum(1, -(-self.numel // elements))
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        sharing = self.sharing.reshape(len(batch), -1)
+        head = np.stack([self.numel, self.first_index, first[:-1], counts], axis=1)
+        self._head = np.concatenate([head, sharing], axis=1).astype(np.int64)
+        self.strided = self._layouts(emitter)
+        self.layouts = torch.from_numpy(self.strided).to(self.device)
+        self.is_strided = bool(self.strided[..., 0].any())
+        self.programs = torch.from_numpy(np.repeat(np.arange(len(batch), dtype=np.int32), counts)).to(self.device)
+        self.tickets = torch.zeros(max(1, len(batch)), dtype=torch.int32, device=self.device)
+        self.rows = torch.empty((len(batch), emitter.row_length), dtype=torch.int64, device=self.device)
+        self.on_device = torch.empty(max(1, self.numbers.size), dtype=torch.float64, device=self.device)
+        self._upload_rows()
+        self._upload_numbers()
+
+    def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        changed = super().refresh(grads, values)
+        if changed:
+            self._upload_rows()
+        return changed
+
+    def take_values(self, values: Sequence[Tensor]) -> bool:
+        """Values that are on the device stay there: no synchronization, and a captured graph reads them anew."""
+        if any(v.device.type != "cpu" for v in values):
+            varying = self.varying
+            flat = [i * self.numbers.shape[1] + k for i, k in zip(varying.tensors, varying.columns, strict=True)]
+            stacked = torch.stack([v.to(self.device, torch.float64, non_blocking=True) for v in values])
+            self.on_device[torch.tensor(flat, device=self.device)] = stacked[
+                torch.tensor(varying.positions, device=self.device)
+            ]
+            return True
+        changed = super().take_values(values)
+        if changed:
+            self._upload_numbers()
+        return changed
+
+    @property
+    def is_aligned(self) -> bool:
+        """Do the contiguous elements of all operands start at 16 bytes?"""
+        columns = [k for k, o in enumerate(self.graph.pointers) if o.kind == "element"]
+        return not (self.at[:, columns] % 16).any()
+
+    def _upload_rows(self) -> None:
+        rows = np.concatenate([self._head, self.at.astype(np.int64)], axis=1)
+        self.rows.copy_(torch.from_numpy(rows), non_blocking=True)
+        self.aligned = self.is_aligned
+
+    def _upload_numbers(self) -> None:
+        if self.numbers.size:
+            self.on_device.copy_(torch.from_numpy(self.numbers.reshape(-1)), non_blocking=True)
+
+    def _layouts(self, emitter: TritonEmitter) -> np.ndarray:
+        found = np.zeros((len(self.batch), max(1, len(emitter.strided)), 1 + 2 * MAX_DIMS), dtype=np.int64)
+        found[:, :, 1:] = 1
+        for i, arguments in enumerate(self.batch):
+            for k, operand in enumerate(emitter.strided):
+                tensor = arguments.tensors[operand.name]
+                if not layout_of(tensor):
+                    continue
+                if tensor.ndim > MAX_DIMS:
+                    raise ValueError(f"{operand.name} of shape {tuple(tensor.shape)} is not contiguous and has more than {MAX_DIMS} dimensions")
+                found[i, k, 0] = tensor.ndim
+                found[i, k, 1 : 1 + tensor.ndim] = tensor.shape[::-1]
+                found[i, k, 1 + MAX_DIMS : 1 + MAX_DIMS + tensor.ndim] = tensor.stride()[::-1]
+        return found
+
+
+class TritonProgram:
+    """Executable backed by an emitted kernel. Raises CannotEmit for an operation that Triton does not have."""
+
+    def __init__(self, graph: ProgramGraph, shape: LaunchShape | None = None):
+        self.graph = graph
+        self.emitter = TritonEmitter(graph)
+        self.source = self.emitter.source
+        self.shape = shape or LaunchShape()
+        self.kernel = load_module(self.source).step_tensors
+
+    def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TritonTable:
+        return TritonTable(self.emitter, batch, varying, self.shape)
+
+    def run(self, table: TritonTable) -> None:
+        if not len(table.programs):
+            return
+        self.kernel[(len(table.programs),)](
+            table.rows,
+            table.on_device,
+            table.programs,
+            table.tickets,
+            table.layouts,
+            **self.constants(table.aligned, table.is_strided),
+            num_warps=self.shape.warps,
+            enable_fp_fusion=False,  # the bits are those of separate operations
+        )
+
+    def constants(self, aligned: bool, strided: bool) -> dict[str, int | bool]:
+        """What the kernel is specialized on."""
+        rows = max(1, self.shape.block // self.graph.width)
+        return {"ROWS": rows, "BLOCKS": self.shape.blocks, "ALIGNED": aligned, "STRIDED": strided}
+
+    def __call__(self, batch: list[TensorArguments]) -> None:
+        self.run(self.table(batch))
+
+

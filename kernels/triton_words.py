@@ -1,0 +1,263 @@
+"""What emitted Triton kernels are written in: exact arithmetic, bit patterns, addresses of elements, and loads.
+
+Only operations that the interpreter (`TRITON_INTERPRET=1`) has, too; bfloat16 is converted in integers, because the
+interpreter truncates. In computations bfloat16 is int32 with its bits in the lower half, and 8 and 16-bit integers are
+int32. Transcendental functions are taken in double and rounded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Columns of a table row before the addresses; see `TritonTable`.
+NUMEL, FIRST_INDEX, FIRST_PROGRAM, PROGRAMS = (tl.constexpr(column) for column in range(4))
+#: Dimensions of a tensor that is not contiguous.
+MAX_DIMS = tl.constexpr(6)
+#: Numbers that describe it.
+LAYOUT = tl.constexpr(13)
+_PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
+
+
+# arithmetic
+
+
+@triton.jit
+def divide(x, y):
+    """Correctly rounded x / y."""
+    if tl.to_tensor(x).dtype == tl.float64 or tl.to_tensor(y).dtype == tl.float64:
+        return x / y
+    return tl.div_rn(x, y)
+
+
+@triton.jit
+def square_root(x):
+    """Correctly rounded."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    return tl.sqrt_rn(x)
+
+
+@triton.jit
+def larger(x, y):
+    """torch.maximum: NaN if one is."""
+    return tl.where((x != x) | (x > y), x, y)
+
+
+@triton.jit
+def smaller(x, y):
+    """torch.minimum: NaN if one is."""
+    return tl.where((x != x) | (x < y), x, y)
+
+
+@triton.jit
+def sign_of(x):
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def truncate(x):
+    return tl.where(x < 0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def round_to_even(x):
+    """To the nearest integer: adding 2^23 (2^52) leaves no bits behind the point."""
+    shift: tl.constexpr = 2.0**52 if x.dtype == tl.float64 else 2.0**23
+    magnitude = tl.abs(x)
+    rounded = (magnitude + shift) - shift
+    return with_sign_of(tl.where(magnitude < shift, rounded, magnitude), x)
+
+
+@triton.jit
+def with_sign_of(x, y):
+    if x.dtype == tl.float64:
+        bits = (x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF) | ((y.to(tl.int64, bitcast=True) >> 63) << 63)
+        return bits.to(tl.float64, bitcast=True)
+    bits = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) | ((y.to(tl.int32, bitcast=True) >> 31) << 31)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def power(x, y):
+    """pow of C for any base: |x|^y through exp and log in double, with the sign of an odd whole y."""
+    base = tl.to_tensor(x).to(tl.float64)
+    exponent = tl.to_tensor(y).to(tl.float64)
+    magnitude = tl.exp(exponent * tl.log(tl.where(base == 0.0, 1.0, tl.abs(base))))
+    whole = tl.floor(exponent) == exponent
+    odd = whole & (tl.floor(exponent * 0.5) * 2.0 != exponent)
+    signed = tl.where(odd, -magnitude, tl.where(whole, magnitude, float("nan")))
+    zero = tl.where(exponent > 0.0, 0.0, float("inf"))
+    result = tl.where(base > 0.0, magnitude, tl.where(base == 0.0, zero, signed))
+    result = tl.where((base != base) | (exponent != exponent), float("nan"), result)
+    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to(tl.to_tensor(x).dtype)
+
+
+@triton.jit
+def in_double(function: tl.constexpr, x):
+    return function(x.to(tl.float64)).to(x.dtype)
+
+
+@triton.jit
+def exp_less_one(x):
+    """exp(x) - 1 without cancellation (W. Kahan)."""
+    wide = x.to(tl.float64)
+    e = tl.exp(wide)
+    small = tl.where(e == 1.0, wide, (e - 1.0) * wide / tl.log(tl.where(e <= 0.0, 1.0, e)))
+    return tl.where((e <= 0.0) | (tl.abs(wide) > 30.0), e - 1.0, small).to(x.dtype)
+
+
+@triton.jit
+def log_of_one_more(x):
+    """log(1 + x) without cancellation (W. Kahan)."""
+    wide = x.to(tl.float64)
+    one_more = 1.0 + wide
+    exact = (one_more == 1.0) | (one_more == float("inf"))
+    scaled = tl.log(one_more) * wide / tl.where(exact, 1.0, one_more - 1.0)
+    return tl.where(exact, wide, scaled).to(x.dtype)
+
+
+@triton.jit
+def hyperbolic_tangent(x):
+    wide = tl.abs(x.to(tl.float64))
+    e = exp_less_one(-2.0 * wide)
+    return with_sign_of((-e / (e + 2.0)).to(x.dtype), x)
+
+
+# bit patterns
+
+
+@triton.jit
+def bfloat16_to_float(bits):
+    return (bits << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def float_to_bfloat16(x):
+    """Rounded to nearest, ties to even."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(x != x, 0x7FC0, rounded)
+
+
+# groups and indices
+
+
+@triton.jit
+def grouped(x, SIZE: tl.constexpr):
+    """The same elements in rows of SIZE."""
+    return tl.reshape(x, (x.shape[0] * x.shape[1] // SIZE, SIZE))
+
+
+@triton.jit
+def group_max(x, mask, FULL: tl.constexpr):
+    """The largest int32 of every row; lanes without an element do not count."""
+    if not FULL:
+        x = tl.where(tl.reshape(mask, (x.shape[0], x.shape[1])), x, -2147483648)
+    return tl.max(x, axis=1, keep_dims=True)
+
+
+@triton.jit
+def fold_index(index, lanes):
+    """The 32-bit counters of elements `index` (int64, of the first one) + `lanes`."""
+    page = (index >> 32).to(tl.int32) * _PAGE
+    return (index.to(tl.int32) + lanes) ^ page
+
+
+@triton.jit
+def set_index(start, lanes, run, cycle, BLOCK: tl.constexpr):
+    """(index // run) % cycle of elements start + lanes, in 32 bits: a block meets at most one boundary of long runs."""
+    run = tl.maximum(run, 1)
+    first = (start // run) % tl.maximum(cycle, 1)
+    done = start % run
+    left = tl.minimum(run - done, BLOCK).to(tl.int32)
+    short_run = tl.minimum(run, BLOCK).to(tl.int32)
+    short_done = tl.minimum(done, BLOCK).to(tl.int32)
+    within = tl.where(run >= BLOCK, (lanes >= left).to(tl.int32), (short_done + lanes) // short_run)
+    return (first.to(tl.int32) + within) % tl.maximum(cycle, 1).to(tl.int32)
+
+
+# loads and stores
+
+
+@triton.jit
+def address(row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer in a column of a tensor's row of the table."""
+    pointer = tl.load(row + COLUMN).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+
+
+@triton.jit
+def offsets(start, lanes, layout):
+    """Where elements start + lanes lie. `layout`: {dimensions, sizes, strides}, innermost first; without dimensions, the
+    tensor is contiguous."""
+    index = start + lanes.to(tl.int64)
+    offset = tl.zeros_like(index)
+    rest = index
+    for dimension in tl.static_range(MAX_DIMS):
+        size = tl.load(layout + 1 + dimension)
+        offset += (rest % size) * tl.load(layout + 1 + MAX_DIMS + dimension)
+        rest = rest // size
+    return tl.where(tl.load(layout) == 0, index, offset)
+
+
+@triton.jit
+def load(pointer, start, lanes, mask, FULL: tl.constexpr):
+    if FULL:
+        return tl.load(pointer + start + lanes)
+    return tl.load(pointer + start + lanes, mask=mask, other=0)
+
+
+@triton.jit
+def store(pointer, start, lanes, value, mask, FULL: tl.constexpr):
+    if FULL:
+        tl.store(pointer + start + lanes, value)
+    else:
+        tl.store(pointer + start + lanes, value, mask=mask)
+
+
+@triton.jit
+def load_element(pointer, start, lanes, mask, layout, FULL: tl.constexpr, STRIDED: tl.constexpr):
+    if STRIDED:
+        return tl.load(pointer + offsets(start, lanes, layout), mask=mask, other=0)
+    return load(pointer, start, lanes, mask, FULL)
+
+
+@triton.jit
+def store_element(pointer, start, lanes, value, mask, layout, FULL: tl.constexpr, STRIDED: tl.constexpr):
+    if STRIDED:
+        tl.store(pointer + offsets(start, lanes, layout), value, mask=mask)
+    else:
+        store(pointer, start, lanes, value, mask, FULL)
+
+
+@triton.jit
+def load_packed(pointer, start, lanes, count, FULL: tl.constexpr):
+    """4-bit codes, two to a byte, the first in the lower half."""
+    half: tl.constexpr = lanes.shape[1] // 2
+    bytes_ = tl.arange(0, lanes.shape[0])[:, None] * half + tl.arange(0, half)[None, :]
+    both = load(pointer, start // 2, bytes_, 2 * bytes_ < count, FULL).to(tl.int32)
+    return tl.interleave(both & 15, both >> 4)
+
+
+@triton.jit
+def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
+    half: tl.constexpr = lanes.shape[1] // 2
+    low, high = tl.split(tl.reshape(codes, (lanes.shape[0], half, 2)))
+    bytes_ = tl.arange(0, lanes.shape[0])[:, None] * half + tl.arange(0, half)[None, :]
+    if not FULL:
+        high = tl.where(2 * bytes_ + 1 < count, high, 0)
+    store(pointer, start // 2, bytes_, (low | (high << 4)).to(tl.uint8), 2 * bytes_ < count, FULL)
+
+
+# counters
+
+
+@triton.jit
+def is_last(ticket, programs):
+    """Is this the last of a tensor's programs to come here? Resets the ticket for the next step."""
+    tl.debug_barrier()
+    last = tl.atomic_add(ticket, 1) == programs - 1
+    if last:
+        tl.store(ticket, 0)
+    return last
