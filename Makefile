@@ -24,6 +24,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy examples benchmarks
 
 bench: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench,rivals]'
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/learn_levels.py
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
 from baoc_compile.passes.adopt_state import adopt_state, state_tensors
+from baoc_compile.passes.bind_launches import bind_launches
 from baoc_compile.passes.extract_rules import RuleClass
 from baoc_compile.passes.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.rewrite_step import Rewritten, rewrite_step
@@ -30,24 +32,26 @@ class CompiledStep:
     classes: list[RuleClass]
     inner_backend: Any
     rewritten: Rewritten | None = None
+    run: Callable[..., Any] | None = None
     codebooks: CodebookRefresh | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         if self.rewritten is None or not self._is_current(arguments):
             self.bind()
-        assert self.rewritten is not None and self.codebooks is not None
+        assert self.run is not None and self.codebooks is not None
         self.codebooks.tick()
-        return self.rewritten.gm(*arguments)
+        return self.run(*arguments)
 
     def bind(self) -> Rewritten:
         """Adopts the optimizer's state and builds the rewritten graph over it."""
         for other in self.session.steps:
-            other.rewritten = None
+            other.rewritten = other.run = None
         table = self.session.table()
         self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
         adopt_state(self.session, self.step.table)
         self.codebooks = CodebookRefresh(state_tensors(self.step.table))
         self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
+        self.run = bind_launches(self.rewritten.gm).forward
         return self.rewritten
 
     def _is_current(self, arguments: tuple[Any, ...]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -120,9 +120,24 @@ class TensorArguments:
     first_index: int = 0
 
 
+class Table(Protocol):
+    """A batch of tensors as a compiled program takes it; built once for a launch."""
+
+    def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        """Takes a step's gradients and changing numbers, and what else has moved in memory."""
+        ...
+
+
 class Executable(Protocol):
-    """Runs a program in place over any number of tensors, in bounded memory."""
+    """Runs a program in place over any number of tensors, in bounded memory.
+
+    `varying[i]` of a table: operand name -> which of the changing numbers is that number of tensor i.
+    """
 
     source: str
+
+    def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> Any: ...
+
+    def run(self, table: Any) -> None: ...
 
     def __call__(self, batch: list[TensorArguments]) -> None: ...

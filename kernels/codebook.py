@@ -46,6 +46,7 @@ from baoc_compile.kernels.bits import (
     bits_of,
     group_max,
     group_max_positive,
+    larger,
     relative,
     relative_square,
     rounded_scale,
@@ -114,7 +115,8 @@ class Codebook(Codec):
         codes, scale = stored["codes"], stored["scales"].to(torch.float32)
         levels = self._levels(stored)
         level = _at(levels, torch.clamp_max(codes.to(torch.int32), self.count - 1))
-        value = torch.where(torch.isinf(scale) & (torch.abs(level) < 1.0), float("nan"), self._value(level, scale))
+        lost_below = torch.where(torch.isinf(scale), 1.0, 0.0)
+        value = torch.where(torch.abs(level) < lost_below, float("nan"), self._value(level, scale))
         return torch.where(codes == 255, float("nan"), value) if self.bits == 8 else value
 
     def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
@@ -122,22 +124,22 @@ class Codebook(Codec):
         if self.signed:
             largest = group_max(value)
             scale, lower = rounded_scale(largest, random.group)
-            x = relative(torch.abs(value), largest, scale, lower, top=1.0)
-            position = x = torch.where(value < 0.0, -x, x)
+            near = relative(torch.abs(value), largest, scale, lower, top=1.0)
+            x = torch.copysign(near, value)
+            below = self._search(levels, x + near * TOLERANCE)
             lost = torch.isnan(value)
         else:
             largest = group_max_positive(value)
             scale, lower = rounded_scale(torch.sqrt(largest), random.group, squares=True)
-            x = relative_square(value, largest, scale, lower, top=1.0)
-            position = torch.sqrt(x)
+            near = x = relative_square(value, largest, scale, lower, top=1.0)
+            below = self._search(levels, torch.sqrt(x) * (1.0 + TOLERANCE))
             lost = torch.logical_not(value >= 0.0)
-        below = self._search(levels, position + torch.abs(position) * TOLERANCE)
-        a, b = (self._value(_at(levels, code), 1.0) for code in (below, torch.clamp_max(below + 1, last)))
-        up = takes_upper(x - a, b - a, torch.abs(x), random.element)
-        code = torch.where(up, below + 1, below)
+        above = torch.clamp_max(below + 1, last)
+        a, b = (self._value(_at(levels, code), 1.0) for code in (below, above))
+        code = torch.where(takes_upper(x - a, b - a, near, random.element), above, below)
         if not self.signed and self.bits == 8:
-            lowest = torch.where(torch.isinf(scale), 0, 1)
-            code = torch.where(value > 0.0, torch.maximum(code, lowest), code)
+            lowest = torch.where(torch.isinf(scale), 0, 1).to(torch.int32)
+            code = torch.where(value > 0.0, larger(code, lowest), code)
         if self.bits == 8:
             code = torch.where(lost, 255, code)
         else:

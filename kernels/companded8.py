@@ -107,7 +107,7 @@ class Sqrt8(Codec):
 
     @staticmethod
     def _value(level: Tensor, scale: Tensor) -> Tensor:
-        root = level * (scale * (1.0 / 254.0))
+        root = level * (scale / 254.0)  # so divided, level 254 is the scale exactly
         return root * root
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:

@@ -1,6 +1,6 @@
 """`baoc::fused_update`: the one operator that a rewritten step calls, once for every program.
 
-    fused_update(str launch, Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] state, Tensor[] scalars) -> ()
+    fused_update(str launch, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, Tensor[] scalars) -> ()
 
 `launch` names a `Launch`; `state` holds, tensor after tensor, the stored parts, clocks and counters of each parameter;
 `scalars` are the numbers that change from step to step, such as a scheduled learning rate.
@@ -12,6 +12,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Launch:
     """A program and the tensors it is launched over.
 
     `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`. `sharing[i]`: which
-    elements of tensor i have shared values in common.
+    elements of tensor i have shared values in common. `count`: how often it was launched.
     """
 
     graph: ProgramGraph
@@ -38,6 +39,7 @@ class Launch:
     varying: list[dict[str, int]] = field(default_factory=list)
     sharing: list[dict[str, Sharing]] = field(default_factory=list)
     key: str = field(default_factory=lambda: f"launch_{next(_COUNT)}")
+    count: int = 0
 
     def __post_init__(self) -> None:
         _LAUNCHES[self.key] = self
@@ -45,27 +47,48 @@ class Launch:
     @property
     def state_operands(self) -> list[Operand]:
         """The operands that `state` holds for each tensor, in this order."""
-        return [o for o in self.graph.operands if o.in_memory and o.source not in ("param", "grad")]
+        return [o for o in self.graph.pointers if o.source not in ("param", "grad")]
 
-    def run(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]
-    ) -> None:
+    def table(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor]) -> Any:
+        """The table of the executable for these tensors; see `Table`."""
         names = [o.name for o in self.state_operands]
-        values = [float(s) for s in scalars]
         batch = []
         for i, param in enumerate(params):
             tensors = dict(zip(names, state[i * len(names) : (i + 1) * len(names)], strict=True))
             tensors |= {"param": param, "grad": grads[i] if grads else param}
-            numbers = self.numbers[i] | {name: values[position] for name, position in self.varying[i].items()}
-            batch.append(TensorArguments(param.numel(), tensors, numbers, self.sharing[i]))
-        self.executable(batch)
+            batch.append(TensorArguments(param.numel(), tensors, dict(self.numbers[i]), self.sharing[i]))
+        return self.executable.table(batch, self.varying)
+
+    def run(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]
+    ) -> None:
+        self.launch(self.table(params, grads, state), grads, scalars)
+
+    def launch(self, table: Any, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+        table.refresh(grads, scalars)
+        self.executable.run(table)
+        self.count += 1
+
+
+class BoundLaunch:
+    """A launch over parameters and state that stay the same tensors; its table is built at the first call."""
+
+    def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
+        self.launch, self.params, self.state = launch, params, state
+        self.table: Any = None
+        self.__name__ = f"launch_{launch.graph.rule.key}"
+
+    def __call__(self, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+        if self.table is None:
+            self.table = self.launch.table(self.params, grads, self.state)
+        self.launch.launch(self.table, grads, scalars)
 
 
 _LAUNCHES: weakref.WeakValueDictionary[str, Launch] = weakref.WeakValueDictionary()
 
 _library = torch.library.Library("baoc", "DEF")
 _library.define(
-    "fused_update(str launch, Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] state, Tensor[] scalars) -> ()"
+    "fused_update(str launch, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, Tensor[] scalars) -> ()"
 )
 
 

@@ -5,6 +5,9 @@ Transient memory is bounded by `CHUNK_ELEMENTS` times the number of live values,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.counter_hash import fold_index
@@ -17,6 +20,21 @@ from baoc_compile.program import Operand, ProgramGraph, TensorArguments
 CHUNK_ELEMENTS = 1 << 16
 
 
+@dataclass
+class TorchTable:
+    """The batch itself."""
+
+    batch: list[TensorArguments]
+    varying: Sequence[dict[str, int]]
+
+    def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        for arguments, grad in zip(self.batch, grads, strict=False):
+            arguments.tensors["grad"] = grad
+        for arguments, names in zip(self.batch, self.varying, strict=False):
+            arguments.numbers |= {name: float(values[position]) for name, position in names.items()}
+        return False
+
+
 class TorchProgram:
     """Executable that interprets `graph` in eager torch."""
 
@@ -26,9 +44,15 @@ class TorchProgram:
         self.source = self.gm.code
         self.chunk_elements = max(graph.width, chunk_elements // graph.width * graph.width)
 
-    @torch.no_grad()
+    def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TorchTable:
+        return TorchTable(batch, varying)
+
     def __call__(self, batch: list[TensorArguments]) -> None:
-        for arguments in batch:
+        self.run(self.table(batch))
+
+    @torch.no_grad()
+    def run(self, table: TorchTable) -> None:
+        for arguments in table.batch:
             scalars = self._scalars(arguments)
             new_scalars: dict[str, Tensor] = {}
             sums = {o.name: self._sums(arguments, o) for o in self.graph.shared if o.written}

@@ -22,8 +22,8 @@ MAX_DIMS = 6
 class LaunchShape:
     """`block`: elements that a program computes at once. `blocks`: how many such blocks it takes, one after the other."""
 
-    block: int = 1024
-    blocks: int = 8
+    block: int = 512
+    blocks: int = 16
     warps: int = 4
 
 

@@ -25,9 +25,12 @@ _PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
 @triton.jit
 def divide(x, y):
     """Correctly rounded x / y."""
-    if tl.to_tensor(x).dtype == tl.float64 or tl.to_tensor(y).dtype == tl.float64:
+    if tl.to_tensor(x).dtype == tl.float64:
         return x / y
-    return tl.div_rn(x, y)
+    elif tl.to_tensor(y).dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
 
 
 @triton.jit
@@ -35,7 +38,8 @@ def square_root(x):
     """Correctly rounded."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
-    return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -74,8 +78,9 @@ def with_sign_of(x, y):
     if x.dtype == tl.float64:
         bits = (x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF) | ((y.to(tl.int64, bitcast=True) >> 63) << 63)
         return bits.to(tl.float64, bitcast=True)
-    bits = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) | ((y.to(tl.int32, bitcast=True) >> 31) << 31)
-    return bits.to(tl.float32, bitcast=True)
+    else:
+        bits = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) | ((y.to(tl.int32, bitcast=True) >> 31) << 31)
+        return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -205,7 +210,8 @@ def offsets(start, lanes, layout):
 def load(pointer, start, lanes, mask, FULL: tl.constexpr):
     if FULL:
         return tl.load(pointer + start + lanes)
-    return tl.load(pointer + start + lanes, mask=mask, other=0)
+    else:
+        return tl.load(pointer + start + lanes, mask=mask, other=0)
 
 
 @triton.jit
@@ -220,7 +226,8 @@ def store(pointer, start, lanes, value, mask, FULL: tl.constexpr):
 def load_element(pointer, start, lanes, mask, layout, FULL: tl.constexpr, STRIDED: tl.constexpr):
     if STRIDED:
         return tl.load(pointer + offsets(start, lanes, layout), mask=mask, other=0)
-    return load(pointer, start, lanes, mask, FULL)
+    else:
+        return load(pointer, start, lanes, mask, FULL)
 
 
 @triton.jit

@@ -72,9 +72,8 @@ class GraphBuilder:
         aten, compute = torch.ops.aten, self.compute_dtype
 
         def call(target: Any, args: tuple[Any, ...], like: fx.Node, dtype: torch.dtype) -> fx.Node:
-            node = self.graph.call_function(target, args)
-            node.meta = {"kind": like.meta["kind"], "dtype": dtype}
-            return node
+            meta = {"kind": like.meta["kind"], "dtype": dtype}
+            return self._call(target, args, {}, meta, f"lerp_{name_of(target)}")
 
         near = call(
             aten.lt.Scalar, (call(aten.abs.default, (weight,), weight, weight.meta["dtype"]), 0.5), weight, torch.bool
@@ -104,12 +103,21 @@ class GraphBuilder:
         return self._call(node.target, args, node.kwargs, meta, prefix + node.name)
 
     def _call(self, target: Any, args: Any, kwargs: Any, meta: dict[str, Any], name: str) -> fx.Node:
-        """A new node, or the one that computes the same."""
+        """A new node, or the one that computes the same. Scalars meet elements in the elements' type."""
+        if meta["kind"] == "element":
+            args = fx.map_arg(args, self._in_lanes)
         key = target, args, tuple(kwargs.items()), meta["dtype"]
         if key not in self.made:
             self.made[key] = self.graph.create_node("call_function", target, args, dict(kwargs), name=name)
             self.made[key].meta = meta
         return self.made[key]
+
+    def _in_lanes(self, value: fx.Node) -> fx.Node:
+        is_wide = value.meta["kind"] == "scalar" and value.meta["dtype"] == torch.float64 != self.compute_dtype
+        if not is_wide or name_of(value.target) == "scalar_tensor":
+            return value
+        meta, kwargs = {"kind": "scalar", "dtype": self.compute_dtype}, {"dtype": self.compute_dtype}
+        return self._call(torch.ops.aten._to_copy.default, (value,), kwargs, meta, f"{value.name}_in_lanes")
 
     def _quotient(self, dividend: Any, divisor: Any, meta: dict[str, Any]) -> fx.Node:
         """A number that a whole tensor is divided by is inverted once, in double."""

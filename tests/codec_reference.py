@@ -209,7 +209,7 @@ def _scaled(
     roots: np.ndarray, width: int, power: int, salt: int, clock: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The scale of each group, a bfloat16 next to its largest magnitude and exact on average in that to `power`; of each
-    element its magnitude over the scale, in [0, 1], and whether it is the largest.
+    element its magnitude over the scale, in [0, 1] (infinity and NaN: 1), and whether it is the largest.
 
     Above `lower`, where a scale that is rounded down clips, one that is rounded up makes good for it."""
     largest = np.maximum(_largest(roots, width), LOWEST_SCALE[power])
@@ -221,16 +221,16 @@ def _scaled(
     per_element, low, p = (_spread(part, len(roots), width) for part in (scale, lower, np.where(up, chance, 1)))
     raised = (low**power + (magnitude**power - low**power) / p) ** (1 / power)
     magnitude = np.where((magnitude > low) & (per_element > low), raised, magnitude)
-    x = np.where(np.isinf(magnitude), 1, np.minimum(magnitude / per_element, 1))
+    x = np.where(np.isfinite(magnitude), np.minimum(magnitude / per_element, 1), 1)
     return scale, x, (abs(roots) == _spread(largest, len(roots), width)) & (abs(roots) > 0)
 
 
 def _rounded(x: np.ndarray, table: np.ndarray, power: int, salt: int, clock: int) -> np.ndarray:
-    """Index of one of the two levels around x, exact on average in x^power; below the first level that. NaN: 0."""
+    """Index of one of the two levels around x, exact on average in x^power; below the first level that."""
     k = np.clip(np.searchsorted(table, x, side="right") - 1, 0, len(table) - 2)
     a, b = table[k] ** power, table[k + 1] ** power
     up = rounds_up((x**power - a) / (b - a), element_words(salt, clock, np.arange(len(x))))
-    return np.where(np.isnan(x), 0, k + up)
+    return k + up
 
 
 def _is_finite_positive(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -252,7 +252,7 @@ def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray
     """The largest error of each finite value that the docstrings allow, given what was stored at level k.
 
     On top of them, what arithmetic in float32 adds: 4 roundings of numbers as large as the group's largest, and the
-    coarseness of subnormal scales and values.
+    coarseness of subnormal values.
     """
     magnitude = abs(values)
     if codec_name in ("fp32", "fp64"):
@@ -268,12 +268,12 @@ def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray
     top = np.where(beside_largest, (2.0**-7 if power == 1 else 2.0**-6 * (1 + 2.0**-8)) * largest, 0)
     if codec_name == "softsign8":
         k = np.minimum(k, 126)  # there is no level above 127
-        return scale * 254 / ((254 - k) * (253 - k)) + top + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
+        return scale * 254 / ((254 - k) * (253 - k)) + top + noise
     if codec_name == "sqrt8":
         return scale**2 * (2 * k + 1) / 254**2 + top + noise
     table = _table(codec_name, parts["levels"])
     table = np.union1d(table, 0.0)  # values below the first level read as that
-    x = np.clip(np.copysign(magnitude ** (1 / power) / np.where(scale > 0, scale, 1), values), -1, 1)
+    x = np.clip(np.copysign(magnitude ** (1 / power) / scale, values), -1, 1)
     below = np.clip(np.searchsorted(table, x, side="right") - 1, 0, len(table) - 2)
     gap = table[below + 1] ** power - table[below] ** power
-    return scale**power * abs(gap) + top + noise + np.where(scale < 2.0**-126, TINY_BF16, 0)
+    return scale**power * abs(gap) + top + noise

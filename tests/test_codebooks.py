@@ -92,15 +92,20 @@ def test_learned_levels_lower_the_measured_error(name, distribution):
 
 @pytest.mark.parametrize("name", SIGNED)
 def test_the_expected_error_is_the_measured_one(name):
-    """Beside what the rounding of the scale adds: values whose largest is a bf16 number have none."""
+    """Beside what the rounding of the scale adds: values whose largest is a bf16 number have none. Values lie on the
+    grid that weights are given on, and are stored 16 times: one rounding of all of them varies by 1.3 %."""
     value = draw("laplace", name)
     value.view(-1, CODECS[name].group_size)[:, 0] = 8.0
-    value.clamp_(-8.0, 8.0)
+    value = torch.round(value.clamp_(-8.0, 8.0) / 8.0 * CODECS[name].grid) * (8.0 / CODECS[name].grid)
     state = StateTensor.encoded(value, CODECS[name], "slot", 0)
     points = grid_points(state.codec)
     weights = np.histogram(relative(value, state.codec), bins=np.append(points - np.diff(points)[0] / 2, 2.0))[0]
     expected = expected_error(state.codec, weights.astype(np.float64), levels_of(state))
-    assert squared_error(state, value) == pytest.approx(expected, rel=0.03)
+    errors = []
+    for _ in range(16):
+        state.store(value)
+        errors.append(squared_error(state, value))
+    assert np.mean(errors) == pytest.approx(expected, rel=0.01)
 
 
 @every_learned

@@ -110,14 +110,15 @@ def test_error_is_within_the_bounds_of_the_docstring(name, value, seed):
 @every_codec
 @given(value=values(), seed=st.integers(0, 1000))
 def test_error_is_within_relative_error_of_the_groups_largest_value(name, value, seed):
-    """With the levels that a codebook starts with."""
+    """With the levels that a codebook starts with. A group's scale is that of 2^-126 if all of it lies below that."""
     codec, value = CODECS[name], storable(value, name)
     state = encoded(value, name, seed)
     exact = value.double().numpy()
     error = abs(state.decode().double().numpy() - exact)
     width = codec.group_size or 1
     padded = np.pad(abs(exact), (0, -len(exact) % width)).reshape(-1, width)
-    largest = np.repeat(padded.max(1), width)[: len(exact)]
+    lowest = reference.LOWEST_SCALE[1] if codec.group_size else 0.0
+    largest = np.repeat(np.maximum(padded.max(1), lowest), width)[: len(exact)]
     assert (error - codec.relative_error * largest * (1 + 2**-20)).max(initial=0) <= reference.TINY_BF16
 
 
@@ -221,6 +222,7 @@ def test_random_words_equal_the_reference(seed, slot, clock):
 @every_codec
 @pytest.mark.parametrize("clock", [0, 1, 1000])
 def test_equals_the_float64_reference(name, clock):
+    """What is decoded has at most 5 roundings: those of `sqrt8`'s scale / 254 and of a level times that count twice."""
     width = reference.group_size(name)
     numel = width * 5_000 + 7
     generator = torch.Generator().manual_seed(clock)
@@ -229,7 +231,7 @@ def test_equals_the_float64_reference(name, clock):
     value = storable(value, name).to(dtype_of(name))
     state, expected, stored = beside_reference(value, name, 3, clock, levels_seed=clock)
     decoded, wanted = state.decode().double().numpy(), reference.decode(name, stored, numel)
-    assert np.all(abs(decoded - wanted) <= 4 * 2.0**-24 * abs(wanted))
+    assert np.all(abs(decoded - wanted) <= 5 * 2.0**-24 * abs(wanted))
     agreeing = np.ones(numel, dtype=bool)
     for part in sorted(expected, reverse=True):  # scales before codes
         difference = abs(as_order(stored[part]) - as_order(expected[part]))
