@@ -93,32 +93,32 @@ def rounded_scale(largest: Tensor, words: Tensor, squares: bool = False) -> tupl
 
 
 def relative(magnitude: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, top: float) -> Tensor:
-    """top * magnitude / scale in [0, top], exact on average over the rounding of the scale; top for infinity and
-    NaN.
+    """top * magnitude / scale in [0, top], exact on average over the rounding of the scale; top for infinity and NaN.
 
     A scale that is rounded down clips the magnitudes above it. In return one that is rounded up, which happens with
     chance p, raises the magnitudes x above its lower neighbour to lower + (x - lower) / p, and so the largest to the
     scale itself.
     """
     inverse = top / scale
-    low = lower * inverse
-    slope = (top - low) / (largest - lower)
-    return smaller(larger(_raised(low, magnitude - lower, slope, scale > lower), magnitude * inverse), top)
+    return _raised(magnitude * inverse, largest * inverse, lower * inverse, scale > lower, top)
 
 
 def relative_square(value: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, top: float) -> Tensor:
     """`relative` for squares: top^2 * value / scale^2 in [0, top^2]; `largest` is the largest value, `scale` and `lower`
     are of its root. Multiplied twice by the inverse of the scale, whose square may lie outside of float32."""
     inverse = top / scale
-    low = lower * inverse * (lower * inverse)
-    slope = (top * top - low) / (largest - lower * lower)
-    plain = value * inverse * inverse
-    return smaller(larger(_raised(low, value - lower * lower, slope, scale > lower), plain), top * top)
+    root = lower * inverse
+    return _raised(value * inverse * inverse, largest * inverse * inverse, root * root, scale > lower, top * top)
 
 
-def _raised(low: Tensor, beyond: Tensor, slope: Tensor, is_upper: Tensor) -> Tensor:
-    """The line through `low` that meets the top at the largest value. It lies below the plain ratio up to `lower`."""
-    return torch.where(is_upper, low, float("-inf")) + beyond * torch.where(is_upper, slope, 0.0)
+def _raised(x: Tensor, largest: Tensor, low: Tensor, is_upper: Tensor, top: float) -> Tensor:
+    """Positions `x`, those above `low` raised if the scale is the upper one, and none above `top`.
+
+    The line from `low` to the largest, which it takes to the top exactly, lies below x up to `low`.
+    """
+    slope = torch.where(is_upper, (top - low) / (largest - smaller(low, largest)), 1.0)
+    raised = top - (torch.where(is_upper, largest, float("inf")) - x) * slope
+    return smaller(larger(x, raised), top)
 
 
 def as_bf16(value: Tensor) -> Tensor:

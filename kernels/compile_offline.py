@@ -25,6 +25,14 @@ TARGETS = {
 }
 #: The kernel's arguments; the arrays of the table are allocated by torch, whose memory is aligned.
 _TYPES = {"table": "*i64", "numbers": "*fp64", "programs": "*i32", "tickets": "*i32", "layouts": "*i64"}
+_AVERAGE_TYPES = {
+    "table": "*i64",
+    "numbers": "*fp64",
+    "tasks": "*i64",
+    "tickets": "*i32",
+    "layouts": "*i64",
+    "partial_sums": "*fp64",
+}
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,14 @@ class Compiled:
 def compile_offline(program: TritonProgram, target: str, aligned: bool = True, strided: bool = False) -> Compiled:
     """Raises what Triton and the assembler raise. Not under TRITON_INTERPRET=1."""
     constants = program.constants(aligned, strided)
-    signature = _TYPES | dict.fromkeys(constants, "constexpr")
+    types = _AVERAGE_TYPES if program.graph.averages else _TYPES
+    signature = types | dict.fromkeys(constants, "constexpr")
     names = list(signature)
     source = ASTSource(
         program.kernel,
         signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(_TYPES))},
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(types))},
     )
     options = {"num_warps": program.shape.warps, "enable_fp_fusion": False}
     built = triton.compile(source, target=TARGETS[target], options=options)

@@ -62,12 +62,13 @@ template <class Lane, class T> INLINE Lane* load(Lane* buffer, T* data, const in
   if (!layout && count == width) {
     if constexpr (std::is_same_v<Lane, T>) return data + start;
     for (int j = 0; j < width; ++j) buffer[j] = static_cast<Lane>(data[start + j]);
-  } else {
-    for (int j = 0; j < width; ++j) {
-      const int64_t index = start + std::min(j, count - 1);
-      buffer[j] = static_cast<Lane>(data[layout ? offset_of(layout, index) : index]);
-    }
+    return buffer;
   }
+  if (!layout)
+    for (int j = 0; j < count; ++j) buffer[j] = static_cast<Lane>(data[start + j]);
+  else
+    for (int j = 0; j < count; ++j) buffer[j] = static_cast<Lane>(data[offset_of(layout, start + j)]);
+  for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
   return buffer;
 }
 template <class Lane, class T> INLINE Lane* destination(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
@@ -79,8 +80,10 @@ template <class Lane, class T> INLINE void store(const Lane* lanes, const Lane* 
   if (lanes != buffer) return;
   if (!layout && count == width)
     for (int j = 0; j < width; ++j) data[start + j] = static_cast<T>(buffer[j]);
+  else if (!layout)
+    for (int j = 0; j < count; ++j) data[start + j] = static_cast<T>(buffer[j]);
   else
-    for (int j = 0; j < count; ++j) data[layout ? offset_of(layout, start + j) : start + j] = static_cast<T>(buffer[j]);
+    for (int j = 0; j < count; ++j) data[offset_of(layout, start + j)] = static_cast<T>(buffer[j]);
 }
 // a value for each of `groups` groups, of which the last block has only `have`
 template <class Lane, class T> INLINE void load_groups(Lane* values, const T* data, int have, int groups) {

@@ -51,18 +51,18 @@ class TritonEmitter:
         block = UPDATE.format(
             arguments=", ".join(self._block_arguments()),
             width=self.graph.width,
-            loads=_indented(self._loads()),
-            body=_indented(body),
-            stores=_indented(self._stores()),
+            loads=indented(self._loads()),
+            body=indented(body),
+            stores=indented(self._stores()),
         )
         step = STEP.format(
             row_length=self.row_length,
-            pointers=_indented(self._addresses()),
-            scalars=_indented(self._scalars()),
+            pointers=indented(self._addresses()),
+            scalars=indented(self._scalars()),
             width=self.graph.width,
             strided=len(self.strided),
             arguments=", ".join(self._block_arguments()),
-            counters=_indented(self._counters()),
+            counters=indented(self._counters()),
         )
         return HEAD.format(title=self.graph.title) + "".join(self.calls.values()) + block + step
 
@@ -81,7 +81,7 @@ class TritonEmitter:
             if kind_of(node) != "scalar" or is_constant(node):
                 continue
             if node.op != "placeholder":
-                lines.append(f"{_name(node)} = {expression(node, _name)}")
+                lines.append(f"{variable(node)} = {expression(node, variable)}")
                 continue
             operand = self.operand[node.target]
             if operand.in_memory:
@@ -90,7 +90,7 @@ class TritonEmitter:
                 position = self.graph.numbers.index(operand)
                 text = f"tl.load(numbers + tensor * {len(self.graph.numbers)} + {position})"
                 text = text if TYPES[operand.dtype] == "tl.float64" else f"{text}.to({TYPES[operand.dtype]})"
-            lines.append(f"{_name(node)} = {text}")
+            lines.append(f"{variable(node)} = {text}")
         return lines
 
     def _counters(self) -> list[str]:
@@ -100,7 +100,7 @@ class TritonEmitter:
             return []
         lines = ["if is_last(tickets + tensor, tl.load(row + PROGRAMS)):"]
         for operand, value in written:
-            text = narrowed(argument(value, operand.dtype, _name), operand.dtype)
+            text = narrowed(argument(value, operand.dtype, variable), operand.dtype)
             lines.append(f"    tl.store({operand.name}_ptr, {text})")
         return lines
 
@@ -120,7 +120,7 @@ class TritonEmitter:
     def _block_arguments(self) -> list[str]:
         pointers = [f"{o.name}_ptr" for o in self.graph.pointers if o.kind != "scalar"]
         sets = [f"{o.name}_{what}" for o in self.graph.shared for what in ("run", "cycle")]
-        return [*pointers, *sets, *map(_name, self.derived)]
+        return [*pointers, *sets, *map(variable, self.derived)]
 
     # lanes
 
@@ -134,7 +134,7 @@ class TritonEmitter:
         for node in self.nodes:
             if node.op == "placeholder" and self.operand[node.target].kind in ("element", "group", "shared"):
                 if self.operand[node.target].read:
-                    lines.append(f"{_name(node)} = {self._load(self.operand[node.target])}")
+                    lines.append(f"{variable(node)} = {self._load(self.operand[node.target])}")
         return lines
 
     def _load(self, o: Operand) -> str:
@@ -176,7 +176,7 @@ class TritonEmitter:
         return lines
 
     def _stored_text(self, value: fx.Node, o: Operand) -> str:
-        text = argument(value, o.dtype, _name)
+        text = argument(value, o.dtype, variable)
         if kind_of(value) == o.kind:
             return text
         return f"tl.zeros_like(lanes).to({TYPES[o.dtype]}) + {text}"
@@ -187,7 +187,7 @@ class TritonEmitter:
         lines: list[str] = []
         for call, members in groupby(nodes, lambda n: n.meta.get("call")):
             if call is None:
-                lines += [f"{_name(n)} = {expression(n, _name)}" for n in members]
+                lines += [f"{variable(n)} = {expression(n, variable)}" for n in members]
             else:
                 lines.append(self._called(call, list(members)))
         return lines
@@ -204,21 +204,22 @@ class TritonEmitter:
         body = [f"{local[n]} = {expression(n, lambda i: local[i])}" for n in members]
         body.append(f"return {', '.join(local[n] for n in returned)}")
         name = self._function_name(f"{_identifier(codec)}_{verb}", parameters, body)
-        given = [_name(n) for n in outside]
+        given = [variable(n) for n in outside]
         given += ["mask", "FULL"] if masked else []
-        return f"{', '.join(map(_name, returned))} = {name}({', '.join(given)})"
+        return f"{', '.join(map(variable, returned))} = {name}({', '.join(given)})"
 
     def _function_name(self, wanted: str, parameters: list[str], body: list[str]) -> str:
         """A new function, or the one of the same text."""
         for suffix in range(1, len(self.calls) + 2):
             name = wanted if suffix == 1 else f"{wanted}_{suffix}"
-            text = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n{_indented(body)}\n\n"
+            text = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n{indented(body)}\n\n"
             if self.calls.setdefault(name, text) == text:
                 return name
         raise AssertionError("unreachable: the last name is free")
 
 
-def _name(node: fx.Node) -> str:
+def variable(node: fx.Node) -> str:
+    """The name of a value in the kernel."""
     name = f"{node.name}_" if node.name in RESERVED else node.name
     return f"{name}_ptr" if kind_of(node) == "table" else name
 
@@ -249,7 +250,7 @@ def _identifier(text: str) -> str:
     return re.sub(r"\W+", "_", text).strip("_")
 
 
-def _indented(lines: Iterable[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines)
+def indented(lines: Iterable[str], levels: int = 1) -> str:
+    return "\n".join("    " * levels + line for line in lines)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from baoc_compile.kernels.build_triton import load_module
 from baoc_compile.kernels.emit_triton import TritonEmitter
+from baoc_compile.kernels.emit_triton_average import TASK, TritonAverageEmitter
 from baoc_compile.kernels.launch_table import LaunchTable, layout_of
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from baoc_compile.program import ProgramGraph, TensorArguments
 
 #: Of tensors that are not contiguous; `MAX_DIMS` in `triton_words`.
 MAX_DIMS = 6
+
+#: Blocks of a set that one program sums.
+PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -110,28 +114,56 @@ class TritonTable(LaunchTable):
         return found
 
 
+class AverageTable(TritonTable):
+    """`tasks` int64 [programs, 9], see `TASK`: tensor, number of the shared operand, first set, first and last element of the
+    sets, number of the piece and of the pieces that these sets are summed in, and where their sums and their ticket are."""
+
+    def __init__(self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], block: int):
+        super().__init__(emitter, batch, varying, LaunchShape(block))
+        tasks, partials, tickets = [], 0, 0
+        for tensor, arguments in enumerate(batch):
+            for operand, (run, cycle) in enumerate(self.sharing[tensor] if arguments.numel else ()):
+                if emitter.graph.shared[operand].name not in emitter.graph.decays:
+                    continue
+                sets = block if run == 1 else 16 if run < block else 1
+                each = arguments.numel // cycle
+                length = PIECE * block // sets
+                pieces = -(-each // length)
+                for first_set in range(0, cycle, sets):
+                    for piece in range(pieces):
+                        first, last = piece * length, min(each, (piece + 1) * length)
+                        tasks.append((tensor, operand, first_set, first, last, piece, pieces, partials, tickets))
+                    partials += pieces * sets
+                    tickets += 1
+        self.programs = torch.tensor(tasks, dtype=torch.int64, device=self.device).view(-1, len(TASK))
+        self.partials = torch.empty(max(1, partials), dtype=torch.float64, device=self.device)
+        self.tickets = torch.zeros(max(1, tickets), dtype=torch.int32, device=self.device)
+
+
 class TritonProgram:
     """Executable backed by an emitted kernel. Raises CannotEmit for an operation that Triton does not have."""
 
     def __init__(self, graph: ProgramGraph, shape: LaunchShape | None = None):
         self.graph = graph
-        self.emitter = TritonEmitter(graph)
+        self.emitter = TritonAverageEmitter(graph) if graph.averages else TritonEmitter(graph)
         self.source = self.emitter.source
         self.shape = shape or LaunchShape()
-        self.kernel = load_module(self.source).step_tensors
+        module = load_module(self.source)
+        self.kernel = module.average_tensors if graph.averages else module.step_tensors
 
     def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TritonTable:
+        if self.graph.averages:
+            return AverageTable(self.emitter, batch, varying, self.shape.block)
         return TritonTable(self.emitter, batch, varying, self.shape)
 
     def run(self, table: TritonTable) -> None:
         if not len(table.programs):
             return
+        arrays = [table.rows, table.on_device, table.programs, table.tickets, table.layouts]
+        if isinstance(table, AverageTable):
+            arrays.append(table.partials)
         self.kernel[(len(table.programs),)](
-            table.rows,
-            table.on_device,
-            table.programs,
-            table.tickets,
-            table.layouts,
+            *arrays,
             **self.constants(table.aligned, table.is_strided),
             num_warps=self.shape.warps,
             enable_fp_fusion=False,  # the bits are those of separate operations
@@ -139,10 +171,10 @@ class TritonProgram:
 
     def constants(self, aligned: bool, strided: bool) -> dict[str, int | bool]:
         """What the kernel is specialized on."""
-        rows = max(1, self.shape.block // self.graph.width)
-        return {"ROWS": rows, "BLOCKS": self.shape.blocks, "ALIGNED": aligned, "STRIDED": strided}
+        layouts = {"ALIGNED": aligned, "STRIDED": strided}
+        if self.graph.averages:
+            return {"BLOCK": self.shape.block, **layouts}
+        return {"ROWS": max(1, self.shape.block // self.graph.width), "BLOCKS": self.shape.blocks, **layouts}
 
     def __call__(self, batch: list[TensorArguments]) -> None:
         self.run(self.table(batch))
-
-

@@ -248,6 +248,13 @@ def load_packed(pointer, start, lanes, count, FULL: tl.constexpr):
 
 
 @triton.jit
+def load_half_byte(pointer, index, mask):
+    """`load_packed` of single elements."""
+    both = tl.load(pointer + index // 2, mask=mask, other=0).to(tl.int32)
+    return (both >> ((index % 2) * 4).to(tl.int32)) & 15
+
+
+@triton.jit
 def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
     half: tl.constexpr = lanes.shape[1] // 2
     low, high = tl.split(tl.reshape(codes, (lanes.shape[0], half, 2)))

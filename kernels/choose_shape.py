@@ -1,0 +1,76 @@
+"""The launch shape of a kernel, measured once on the GPU it runs on and remembered on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import Any
+
+import torch
+from baoc_compile.kernels.build_cpp import cache_dir
+from baoc_compile.kernels.triton_program import LaunchShape, TritonProgram
+
+from baoc_compile.codec import Sharing
+from baoc_compile.program import Operand, ProgramGraph, TensorArguments
+
+log = logging.getLogger("baoc")
+
+#: The first is what is used unmeasured: no register is spilled on any target (docs/kernels.md).
+CANDIDATES = (
+    LaunchShape(512, 16, 4),
+    LaunchShape(512, 4, 4),
+    LaunchShape(1024, 8, 8),
+    LaunchShape(1024, 8, 4),
+    LaunchShape(2048, 4, 8),
+)
+_ELEMENTS = 1 << 23
+_ROUNDS = 5
+
+
+def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
+    """The fastest of the candidates over 8 million elements of scratch memory (no more than 200 MB)."""
+    path = cache_dir() / "launch_shapes.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    source = TritonProgram(graph).source
+    key = f"{torch.cuda.get_device_name(device)}/{hashlib.sha256(source.encode()).hexdigest()[:24]}"
+    if key not in known:
+        seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in CANDIDATES}
+        best = min(seconds, key=lambda shape: seconds[shape])
+        log.info("%s: %s, of %s", graph.title, best, seconds)
+        known[key] = [best.block, best.blocks, best.warps]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known, indent=1))
+    return LaunchShape(*known[key])
+
+
+def _milliseconds(program: TritonProgram, device: torch.device) -> float:
+    table = program.table([_scratch(program.graph, device)])
+    program.run(table)
+    times = []
+    for _ in range(_ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        program.run(table)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return sorted(times)[_ROUNDS // 2]
+
+
+def _scratch(graph: ProgramGraph, device: torch.device) -> TensorArguments:
+    """One tensor with zeros for everything: the same instructions and bytes as real ones."""
+
+    def entries(operand: Operand) -> tuple[int, ...]:
+        if operand.kind == "scalar":
+            return ()
+        if operand.kind == "table":
+            slot, part = operand.key.rsplit(".", 1)
+            return (next(p.count for p in graph.configuration[slot].parts if p.name == part),)
+        if operand.kind == "shared":
+            return (1,)
+        return (_ELEMENTS // (operand.group_size if operand.kind == "group" else 8 // operand.bits),)
+
+    tensors = {o.name: torch.zeros(entries(o), dtype=o.dtype, device=device) for o in graph.pointers}
+    sharing = {o.name: Sharing(_ELEMENTS, 1) for o in graph.shared}
+    return TensorArguments(_ELEMENTS, tensors, {}, sharing)
