@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from baoc_compile.kernels.build_cpp import cache_dir
-from baoc_compile.kernels.triton_program import LaunchShape, TritonProgram
+from baoc_compile.kernels.triton_program import LaunchShape, TritonProgram, default_shape
 
 from baoc_compile.codec import Sharing
 from baoc_compile.program import Operand, ProgramGraph, TensorArguments
 
 log = logging.getLogger("baoc")
 
-#: The first is what is used unmeasured: no register is spilled on any target (docs/kernels.md).
+#: Beside the one that is used unmeasured.
 CANDIDATES = (
-    LaunchShape(512, 16, 4),
     LaunchShape(512, 4, 4),
     LaunchShape(1024, 8, 8),
     LaunchShape(1024, 8, 4),
@@ -35,7 +34,7 @@ def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
     source = TritonProgram(graph).source
     key = f"{torch.cuda.get_device_name(device)}/{hashlib.sha256(source.encode()).hexdigest()[:24]}"
     if key not in known:
-        seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in CANDIDATES}
+        seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in {default_shape(graph), *CANDIDATES}}
         best = min(seconds, key=lambda shape: seconds[shape])
         log.info("%s: %s, of %s", graph.title, best, seconds)
         known[key] = [best.block, best.blocks, best.warps]

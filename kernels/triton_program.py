@@ -26,9 +26,16 @@ PIECE = 64
 class LaunchShape:
     """`block`: elements that a program computes at once. `blocks`: how many such blocks it takes, one after the other."""
 
-    block: int = 512
-    blocks: int = 16
-    warps: int = 4
+    block: int
+    blocks: int
+    warps: int
+
+
+def default_shape(graph: ProgramGraph, warp_size: int = 32) -> LaunchShape:
+    """A shape at which no target spills registers (docs/kernels.md): look-ups in tables take more of them."""
+    has_table = any(o.kind == "table" for o in graph.operands)
+    threads = 256 if has_table else 128
+    return LaunchShape(max(512, graph.width), 16, threads // warp_size)
 
 
 class TritonTable(LaunchTable):
@@ -119,7 +126,7 @@ class AverageTable(TritonTable):
     sets, number of the piece and of the pieces that these sets are summed in, and where their sums and their ticket are."""
 
     def __init__(self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], block: int):
-        super().__init__(emitter, batch, varying, LaunchShape(block))
+        super().__init__(emitter, batch, varying, LaunchShape(block, 1, 1))
         tasks, partials, tickets = [], 0, 0
         for tensor, arguments in enumerate(batch):
             for operand, (run, cycle) in enumerate(self.sharing[tensor] if arguments.numel else ()):
@@ -147,7 +154,7 @@ class TritonProgram:
         self.graph = graph
         self.emitter = TritonAverageEmitter(graph) if graph.averages else TritonEmitter(graph)
         self.source = self.emitter.source
-        self.shape = shape or LaunchShape()
+        self.shape = shape or default_shape(graph)
         module = load_module(self.source)
         self.kernel = module.average_tensors if graph.averages else module.step_tensors
 
