@@ -139,6 +139,9 @@ class StateTensor(Tensor):
             return
         width = self.codec.group_size or 1
         one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
+        for part in self.codec.parts:
+            if part.per == "table":  # the group is encoded with this tensor's own levels
+                one.parts[part.name].copy_(self.parts[part.name])
         one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
         for part in encoded_parts(self.codec):
             self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))

@@ -2,8 +2,9 @@
 
 Elements are divided by their group's largest and rounded to a table of levels, stochastically, so that the stored value
 is exact on average. The table belongs to the tensor and is stored with it, as integers over a grid of 1/2048 of [-1, 1]
-or 1/4096 of [0, 1]; scales are bf16, stochastically rounded, and the group's largest element always takes the top level
-(see `companded8`, whose reasons hold here too).
+or 1/4096 of [0, 1]; scales are bf16, stochastically rounded, and the group's largest element takes the top level, or the
+lowest if it is negative. Values within 2^-20 of a level, relative to it, are on it; no scale is below 2^-126 (2^-80 of
+roots). See `companded8`, whose reasons hold here too.
 
 | name | levels | group | bytes per element |
 |---|---|---|---|
@@ -28,7 +29,8 @@ becomes infinite); finite values that share their group read NaN.
 Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; squares of scale level for non-negative
 slots; and in addition, for values within a bf16 step of the group's largest, 2^-7 (signed) or 2^-6 (1 + 2^-8)
 (non-negative) of that, which the scale clips or raises.
-`relative_error` is that of the first levels; learned ones may be coarse where no values were.
+`relative_error` is that of the first levels, relative to 2^-126 in groups whose largest is less; learned ones may be
+coarse where no values were.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """`softsign8` and `sqrt8`: 8 bits per element, one bf16 scale per group of 32 (1.0625 bytes per element).
 
-The companding curves are FlashOptim's (arXiv 2602.23349). Three things differ from it, each against a measured flaw:
+The companding curves are FlashOptim's (arXiv 2602.23349). Four things differ from it, each against a measured flaw:
 
 - Rounding is stochastic and exact on average *in the stored value* (not in the companded one), so an average whose
   change per step is a fraction of a level still moves.
-- Scales are bf16, stochastically rounded, and the group's largest element always takes the top level: nothing
-  flushes or overflows between 1e-30 and 1e30, a uniform decay is carried on average, and what was decoded encodes
-  to itself. What a scale that is rounded down clips, one that is rounded up gives back on average
-  (`bits.relative`).
+- Scales are bf16, stochastically rounded, and the group's largest element takes the top level: nothing flushes or
+  overflows between 1e-30 and 1e30, and a uniform decay is carried on average. What a scale that is rounded down clips,
+  one that is rounded up gives back on average (`bits.relative`). No scale is below 2^-126 (`sqrt8`: 2^-80, whose square
+  is 0 in float32); elements of a group that lies below take lower levels.
+- What was decoded encodes to itself: values within 2^-20 of a level, relative to it, are on it (`bits.takes_upper`).
 - One code is NaN. In `sqrt8` a positive value never takes level 0, because a second moment that reads 0 beside a
   momentum that does not divides an update by eps alone.
 

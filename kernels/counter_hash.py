@@ -1,7 +1,8 @@
 """Random words from a counter: the same bits in torch, C++ and Triton, for every launch shape, order and shard.
 
 The finalizer is lowbias32 (Chris Wellons, "Prospecting for Hash Functions", 2018): two multiplications and three
-xor-shifts in wrapping 32-bit arithmetic. torch has no unsigned shift for int32, hence `_shift`.
+xor-shifts in wrapping 32-bit arithmetic. The words of elements leave out its outer xor-shifts, so their low bits are
+weak: read the upper ones. torch has no unsigned shift for int32, hence `_shift`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def step_key(salt: Tensor, clock: Tensor) -> Tensor:
 def element_words(key: Tensor, counter: Tensor) -> Tensor:
     """One word per element from the folded index, good in its upper 24 bits.
 
-    The key enters between two multiplications, of which the first is the same for all slots of an element.
+    The key enters between the two multiplications of lowbias32; what comes before is the same for all slots and steps.
     """
     x = counter * _MIX_1
     return torch.bitwise_xor(torch.bitwise_xor(x, _shift(x, 15)), key) * _MIX_2
