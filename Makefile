@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-all lint bench fidelity learning clean
+.PHONY: demo test test-all lint bench fidelity registers learning clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_language_model.py
@@ -31,6 +31,10 @@ bench: $(INSTALLED)
 # The tables in docs/: averages over 2,000 steps (minutes), and learning on three workloads (about an hour on 2 cores).
 fidelity: $(INSTALLED)
 	$(BIN)/python benchmarks/ema_fidelity.py
+
+# Registers and spills of the Triton kernels for four GPUs, none of which is needed (a minute).
+registers: $(INSTALLED)
+	$(BIN)/python benchmarks/registers.py
 
 learning: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'

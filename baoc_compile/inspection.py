@@ -22,12 +22,15 @@ from baoc_compile.step_text import step_text
 
 @dataclass(frozen=True)
 class ProgramView:
-    """One program of the current step: its title, its source text, and the names of the parameters it serves."""
+    """One program of the current step: its title, its source text, and the names of the parameters it serves.
+
+    `launches`: how often it has been launched since the step was bound to its state."""
 
     title: str
     source: str
     parameters: tuple[str, ...]
     graph: fx.GraphModule
+    launches: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def state_bytes(optimizer: Any) -> int:
 
 
 def _view(launch: Launch) -> ProgramView:
-    return ProgramView(launch.graph.title, launch.executable.source, tuple(launch.parameters), launch.graph.gm)
+    graph = launch.graph
+    return ProgramView(graph.title, launch.executable.source, tuple(launch.parameters), graph.gm, launch.count)
 
 
 def _sessions_behind(value: Any) -> Iterator[Session]:

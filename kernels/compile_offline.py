@@ -1,6 +1,5 @@
 """Compile an emitted kernel for a GPU that need not be there, and read what the assembler says of it.
-
-    python -m baoc_compile.kernels.compile_offline   (see `benchmarks/registers.py`)
+See `benchmarks/registers.py`.
 """
 
 from __future__ import annotations
@@ -83,14 +82,17 @@ def _widths(ptx: str, verb: str) -> dict[int, int]:
     return dict(Counter(int(lanes or 1) * int(bits) for lanes, bits in found))
 
 
+_AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
+_AMD_BITS |= {"ushort": 16, "sshort": 16, "short": 16, "ubyte": 8, "sbyte": 8, "byte": 8}
+
+
 def _amd(assembly: str) -> Compiled:
     registers = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
     spilled = re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)
     assert registers is not None and spilled is not None
-    bits = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "short": 16, "ubyte": 8, "byte": 8}
-    bits |= {"sbyte": 8, "sshort": 16, "short_d16": 16, "short_d16_hi": 16, "byte_d16_hi": 8}
 
     def count(verb: str) -> dict[int, int]:
-        return dict(Counter(bits.get(kind, 0) for kind in re.findall(rf"global_{verb}_(\w+)", assembly)))
+        kinds = re.findall(rf"\b(?:global|buffer|flat)_{verb}_(\w+)", assembly)
+        return dict(Counter(_AMD_BITS[re.sub(r"_d16(_hi)?$", "", kind)] for kind in kinds))
 
     return Compiled(int(registers[1]), int(spilled[1]), count("load"), count("store"))

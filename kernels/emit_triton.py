@@ -21,7 +21,6 @@ from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
 
-
 #: Columns of a table row before the sharing of shared operands and the addresses: those named in `triton_words`.
 HEADER = 4
 
@@ -132,16 +131,17 @@ class TritonEmitter:
         for size in self._sizes():
             lines.append(f"groups_{size} = tl.arange(0, ROWS * {self.graph.width // size})[:, None]")
         for node in self.nodes:
-            if node.op == "placeholder" and self.operand[node.target].kind in ("element", "group", "shared"):
-                if self.operand[node.target].read:
-                    lines.append(f"{variable(node)} = {self._load(self.operand[node.target])}")
+            operand = self.operand[node.target] if node.op == "placeholder" else None
+            if operand is not None and operand.read and operand.kind in ("element", "group", "shared"):
+                lines.append(f"{variable(node)} = {self._load(operand)}")
         return lines
 
     def _load(self, o: Operand) -> str:
         if o.source == "index":
-            return "fold_index(first_index + start, lanes)"
+            return f"fold_index(first_index + start, lanes, tl.arange(0, ROWS)[:, None] * {self.graph.width})"
         if o.source == "group_index":
-            return f"fold_index(first_index + start, groups_{o.group_size} * {o.group_size})"
+            groups = f"groups_{o.group_size} * {o.group_size}"
+            return f"fold_index(first_index + start, {groups}, {groups})"
         if o.kind == "shared":
             return f"tl.load({o.name}_ptr + set_index(start, lanes, {o.name}_run, {o.name}_cycle, ROWS * {self.graph.width}))"
         if o.kind == "group":
@@ -252,5 +252,3 @@ def _identifier(text: str) -> str:
 
 def indented(lines: Iterable[str], levels: int = 1) -> str:
     return "\n".join("    " * levels + line for line in lines)
-
-

@@ -14,7 +14,7 @@ from baoc_compile.kernels.dialect import name_of
 from baoc_compile.kernels.emit_triton import HEADER, TritonEmitter, indented, variable
 from baoc_compile.kernels.triton_expressions import CannotEmit, argument, widened
 from baoc_compile.kernels.triton_text import AVERAGE, HEAD
-from torch import fx, float32, float64
+from torch import float32, float64, fx
 
 from baoc_compile.program import Operand, ProgramGraph
 
@@ -56,7 +56,9 @@ class TritonAverageEmitter(TritonEmitter):
         return "".join(f"{text} if operand == {k} else " for k, text in others) + last[1]
 
     def _block_arguments(self) -> list[str]:
-        decays = [variable(n) for n in self.decays.values() if n.op != "call_function" or name_of(n.target) != "scalar_tensor"]
+        decays = [
+            variable(n) for n in self.decays.values() if n.op != "call_function" or name_of(n.target) != "scalar_tensor"
+        ]
         return list(dict.fromkeys([*super()._block_arguments(), *decays]))
 
     def _loads(self) -> list[str]:

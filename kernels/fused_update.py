@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from baoc_compile.kernels.launch_table import LayoutChanged
 from torch import Tensor
 
 from baoc_compile.codec import Sharing
+from baoc_compile.errors import StateError
 from baoc_compile.program import Executable, Operand, ProgramGraph, TensorArguments
 
 _COUNT = itertools.count()
@@ -50,7 +52,19 @@ class Launch:
         return [o for o in self.graph.pointers if o.source not in ("param", "grad")]
 
     def table(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor]) -> Any:
-        """The table of the executable for these tensors; see `Table`."""
+        """The table of the executable for these tensors; see `Table`. Raises StateError for parameters of another shape,
+        type or device than those that the step was compiled for."""
+        signature = self.graph.signature
+        for i, param in enumerate(params):
+            if (param.shape, param.dtype, param.device.type) != (
+                self.shapes[i],
+                signature.param_dtype,
+                signature.device,
+            ):
+                raise StateError(
+                    f"{self.parameters[i]} is now {str(param.dtype).removeprefix('torch.')} of shape {tuple(param.shape)} on "
+                    f"{param.device}, which is not what its step was compiled for: compile it again"
+                )
         names = [o.name for o in self.state_operands]
         batch = []
         for i, param in enumerate(params):
@@ -71,17 +85,31 @@ class Launch:
 
 
 class BoundLaunch:
-    """A launch over parameters and state that stay the same tensors; its table is built at the first call."""
+    """A launch over parameters and state that stay the same tensors; its table is built at the first call, and again when
+    a tensor's layout has changed.
+
+    A table that a CUDA graph has captured stays as it is, for the graph's replays: the next launch that is no part of a
+    capture has one of its own.
+    """
 
     def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
         self.launch, self.params, self.state = launch, params, state
         self.table: Any = None
+        self.captured: list[Any] = []
+        self.is_on_gpu = launch.graph.signature.device == "cuda"
         self.__name__ = f"launch_{launch.graph.rule.key}"
 
     def __call__(self, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
-        if self.table is None:
+        is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
+        if self.table is None or (self.captured and self.captured[-1] is self.table and not is_captured):
             self.table = self.launch.table(self.params, grads, self.state)
-        self.launch.launch(self.table, grads, scalars)
+        try:
+            self.launch.launch(self.table, grads, scalars)
+        except LayoutChanged:
+            self.table = self.launch.table(self.params, grads, self.state)
+            self.launch.launch(self.table, grads, scalars)
+        if is_captured and not (self.captured and self.captured[-1] is self.table):
+            self.captured.append(self.table)
 
 
 _LAUNCHES: weakref.WeakValueDictionary[str, Launch] = weakref.WeakValueDictionary()

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from baoc_compile.kernels.addresses import read_addresses
 from torch import Tensor
 
 from baoc_compile.program import ProgramGraph, TensorArguments
+
+
+class LayoutChanged(Exception):
+    """A tensor now has other strides, another size or type: the table has to be built anew."""
 
 
 @dataclass
@@ -35,7 +40,7 @@ class LaunchTable:
     def __init__(self, graph: ProgramGraph, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()):
         self.graph, self.batch = graph, batch
         pointers, numbers = graph.pointers, graph.numbers
-        self.tensors = [a.tensors[o.name] for a in batch for o in pointers]
+        self.tensors: list[Any] = [a.tensors[o.name] for a in batch for o in pointers]
         self.at = np.array([t.data_ptr() for t in self.tensors], dtype=np.uint64).reshape(len(batch), len(pointers))
         self.numbers = np.array([[a.numbers.get(o.name, 0.0) for o in numbers] for a in batch], dtype=np.float64)
         self.numel = np.array([a.numel for a in batch], dtype=np.int64)
@@ -53,13 +58,26 @@ class LaunchTable:
         grads = [k for k, o in enumerate(pointers) if o.source == "grad"]
         self._grads = slice(grads[0], None, len(pointers)) if grads else slice(0, 0)
         self._values: tuple[float, ...] = ()
+        self._descriptions = [_description(t) for t in self.tensors]
+        self._contiguous_grads = all(t.is_contiguous() for t in self.tensors[self._grads])
+        self._column = grads[0] if grads else len(pointers)
+        self._lasting_at = self._lasting()
 
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
-        """Takes this step's gradients and values. True if an address has changed."""
+        """Takes this step's gradients and values. True if an address has changed. Raises LayoutChanged.
+
+        Gradients are not kept alive: those that the table was built with are let go here.
+        """
         if self._grads.step:
+            if self.batch:
+                self.batch, self.tensors[self._grads] = [], [None] * len(grads)
+            self._check_gradients(grads)
             self._objects[self._grads] = np.fromiter(map(id, grads), np.uint64, len(grads))
         self.take_values(values)
-        return read_addresses(self._objects, self.at)
+        changed = read_addresses(self._objects, self.at)
+        if changed:
+            self._check_moved()
+        return changed
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         """Enters this step's values. True if one has changed."""
@@ -72,12 +90,40 @@ class LaunchTable:
         self.numbers[self.varying.tensors, self.varying.columns] = np.array(now)[self.varying.positions]
         return True
 
+    def _check_gradients(self, grads: Sequence[Tensor]) -> None:
+        """Every step brings others, at addresses that may have been used before."""
+        if self._contiguous_grads:
+            lie_as_before = all(map(Tensor.is_contiguous, grads))
+        else:
+            lie_as_before = [g.stride() for g in grads] == [d[1] for d in self._descriptions[self._grads]]
+        if not lie_as_before:
+            raise LayoutChanged
+
+    def _check_moved(self) -> None:
+        """Looks closer when a parameter or state has been given other memory."""
+        now = self._lasting()
+        if np.array_equal(now, self._lasting_at):
+            return
+        self._lasting_at = now
+        for tensor, description in zip(self.tensors, self._descriptions, strict=True):
+            if tensor is not None and _description(tensor) != description:
+                raise LayoutChanged
+
+    def _lasting(self) -> np.ndarray:
+        """The addresses of all but the gradients."""
+        return np.delete(self.at, self._column, axis=1) if self._grads.step else self.at.copy()
+
     def _first_index(self, arguments: TensorArguments) -> int:
         if arguments.first_index % self.graph.width:
             raise ValueError(
                 f"a shard starts at element {arguments.first_index}, not at a multiple of {self.graph.width}"
             )
         return arguments.first_index
+
+
+def _description(tensor: Tensor) -> tuple[Any, ...]:
+    """What a table takes for granted beside the address."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def layout_of(tensor: Tensor) -> list[int]:

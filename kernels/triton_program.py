@@ -31,11 +31,15 @@ class LaunchShape:
     warps: int
 
 
-def default_shape(graph: ProgramGraph, warp_size: int = 32) -> LaunchShape:
-    """A shape at which no target spills registers (docs/kernels.md): look-ups in tables take more of them."""
-    has_table = any(o.kind == "table" for o in graph.operands)
-    threads = 256 if has_table else 128
-    return LaunchShape(max(512, graph.width), 16, threads // warp_size)
+def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchShape:
+    """A shape at which no target spills registers (docs/kernels.md), of 4 elements a thread: 16 bytes of fp32.
+
+    Steps that look values up need more registers, which fewer and larger programs leave them. `warp_size`: threads of a
+    warp, by default of the GPUs that this torch is built for.
+    """
+    looks_up = not graph.averages and any(o.kind in ("table", "shared") for o in graph.operands)
+    threads = 512 if looks_up else 128
+    return LaunchShape(4 * threads, 8192 // (4 * threads), threads // (warp_size or (64 if torch.version.hip else 32)))
 
 
 class TritonTable(LaunchTable):
@@ -56,7 +60,7 @@ class TritonTable(LaunchTable):
         elements = shape.block * shape.blocks
         counts = np.maximum(1, -(-self.numel // elements))
         first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        sharing = self.sharing.reshape(len(batch), -1)
+        sharing = self.sharing.reshape(len(batch), 2 * len(self.graph.shared))
         head = np.stack([self.numel, self.first_index, first[:-1], counts], axis=1)
         self._head = np.concatenate([head, sharing], axis=1).astype(np.int64)
         self.strided = self._layouts(emitter)
@@ -114,7 +118,8 @@ class TritonTable(LaunchTable):
                 if not layout_of(tensor):
                     continue
                 if tensor.ndim > MAX_DIMS:
-                    raise ValueError(f"{operand.name} of shape {tuple(tensor.shape)} is not contiguous and has more than {MAX_DIMS} dimensions")
+                    shape = tuple(tensor.shape)
+                    raise ValueError(f"{operand.name} of shape {shape} has strides and more than {MAX_DIMS} dimensions")
                 found[i, k, 0] = tensor.ndim
                 found[i, k, 1 : 1 + tensor.ndim] = tensor.shape[::-1]
                 found[i, k, 1 + MAX_DIMS : 1 + MAX_DIMS + tensor.ndim] = tensor.stride()[::-1]
@@ -125,7 +130,9 @@ class AverageTable(TritonTable):
     """`tasks` int64 [programs, 9], see `TASK`: tensor, number of the shared operand, first set, first and last element of the
     sets, number of the piece and of the pieces that these sets are summed in, and where their sums and their ticket are."""
 
-    def __init__(self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], block: int):
+    def __init__(
+        self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], block: int
+    ):
         super().__init__(emitter, batch, varying, LaunchShape(block, 1, 1))
         tasks, partials, tickets = [], 0, 0
         for tensor, arguments in enumerate(batch):

@@ -25,7 +25,7 @@ _PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
 @triton.jit
 def divide(x, y):
     """Correctly rounded x / y."""
-    if tl.to_tensor(x).dtype == tl.float64:
+    if tl.to_tensor(x).dtype == tl.float64:  # noqa: SIM114  (Triton has no `or` of types)
         return x / y
     elif tl.to_tensor(y).dtype == tl.float64:
         return x / y
@@ -40,6 +40,12 @@ def square_root(x):
         return tl.sqrt(x)
     else:
         return tl.sqrt_rn(x)
+
+
+@triton.jit
+def negative(x):
+    """-x; Triton's own minus makes 0 of 0, not -0."""
+    return x * -1
 
 
 @triton.jit
@@ -86,16 +92,18 @@ def with_sign_of(x, y):
 @triton.jit
 def power(x, y):
     """pow of C for any base: |x|^y through exp and log in double, with the sign of an odd whole y."""
-    base = tl.to_tensor(x).to(tl.float64)
-    exponent = tl.to_tensor(y).to(tl.float64)
-    magnitude = tl.exp(exponent * tl.log(tl.where(base == 0.0, 1.0, tl.abs(base))))
+    one = tl.full((), 1.0, tl.float64)  # a plain number times this is a double, too
+    base, exponent = tl.broadcast(x * one, y * one)
+    size = tl.abs(base)
+    magnitude = tl.exp(exponent * tl.log(tl.where(size == 0.0, 1.0, size)))
+    magnitude = tl.where(size == 0.0, tl.where(exponent > 0.0, 0.0, float("inf")), magnitude)
+    magnitude = tl.where((size == 1.0) | (exponent == 0.0), 1.0, magnitude)
     whole = tl.floor(exponent) == exponent
     odd = whole & (tl.floor(exponent * 0.5) * 2.0 != exponent)
-    signed = tl.where(odd, -magnitude, tl.where(whole, magnitude, float("nan")))
-    zero = tl.where(exponent > 0.0, 0.0, float("inf"))
-    result = tl.where(base > 0.0, magnitude, tl.where(base == 0.0, zero, signed))
+    result = tl.where(odd, with_sign_of(magnitude, base), magnitude)
+    result = tl.where((base < 0.0) & (size < float("inf")) & (whole == 0), float("nan"), result)
     result = tl.where((base != base) | (exponent != exponent), float("nan"), result)
-    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to(tl.to_tensor(x).dtype)
+    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to((tl.to_tensor(x) + y).dtype)
 
 
 @triton.jit
@@ -163,10 +171,12 @@ def group_max(x, mask, FULL: tl.constexpr):
 
 
 @triton.jit
-def fold_index(index, lanes):
-    """The 32-bit counters of elements `index` (int64, of the first one) + `lanes`."""
-    page = (index >> 32).to(tl.int32) * _PAGE
-    return (index.to(tl.int32) + lanes) ^ page
+def fold_index(index, lanes, rows):
+    """The 32-bit counters of elements `index` (int64, of the first one) + `lanes`. `rows`: where rows of lanes start; only
+    between them may be a multiple of 2^32."""
+    page = (index >> 32).to(tl.int32)
+    left = tl.minimum((1 << 32) - (index & 0xFFFFFFFF), 0x7FFFFFFF).to(tl.int32)
+    return (index.to(tl.int32) + lanes) ^ tl.where(rows < left, page * _PAGE, (page + 1) * _PAGE)
 
 
 @triton.jit

@@ -33,7 +33,7 @@ def bind_launches(gm: fx.GraphModule) -> fx.GraphModule:
 
 def _is_constant(node: fx.Node) -> bool:
     _, params, _, state, _ = node.args
-    return all(n.op == "get_attr" for n in (*params, *state))
+    return all(n.op == "get_attr" for nodes in (params, state) for n in nodes)
 
 
 def _tensors(gm: fx.GraphModule, nodes: list[fx.Node]) -> list[torch.Tensor]:

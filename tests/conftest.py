@@ -1,4 +1,8 @@
-"""Shared test setup: hypothesis profiles, a private compile cache, a clean Dynamo for every test."""
+"""Shared test setup: hypothesis profiles, Triton's interpreter, a clean Dynamo for every test.
+
+Whether a kernel is compiled or interpreted is decided once, when it is defined: for the whole process. With a GPU it is
+compiled, and the tests marked `interpreted` run in a process that does not see the GPU.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined, so before baoc_compile is imported
+
 from hypothesis import HealthCheck, settings
 
 import baoc_compile  # noqa: F401  (registers nothing by itself; the entry point does)
@@ -28,3 +36,5 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        if "interpreted" in item.keywords and torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="runs in a process that does not see the GPU"))

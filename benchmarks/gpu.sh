@@ -1,0 +1,24 @@
+#!/bin/sh
+# All that needs a GPU, in one go: the tests, then the benchmarks. PYTHON names an interpreter that has torch for CUDA,
+# Triton, this package and its extras "test" and "bench"; nothing is installed. Results go to OUT, by default docs/.
+#
+#     PYTHON=python3 OUT=docs sh benchmarks/gpu.sh
+cd "$(dirname "$0")/.." || exit 1
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-docs}
+failed=
+mkdir -p "$OUT"
+
+run() {
+    echo "== $*"
+    "$@" || failed="$failed
+    $*"
+}
+
+"$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no GPU"' || exit 1
+run "$PYTHON" -m pytest -m gpu -ra
+run "$PYTHON" benchmarks/host_time.py --device cuda --out "$OUT"
+run "$PYTHON" benchmarks/first_call.py --device cuda --out "$OUT/first_call_cuda.json"
+run "$PYTHON" benchmarks/step_time.py --device cuda --out "$OUT"
+[ -z "$failed" ] || echo "failed:$failed"
+[ -z "$failed" ]

@@ -1,0 +1,70 @@
+"""Kernels compiled for GPUs that are not here: no spilled registers, wide accesses; and every operation compiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from baoc_compile.kernels.build_cpp import cache_dir
+
+_SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "registers.py"
+_SPEC = importlib.util.spec_from_file_location("registers", _SCRIPT)
+assert _SPEC is not None and _SPEC.loader is not None
+registers = importlib.util.module_from_spec(_SPEC)
+sys.modules["registers"] = registers  # its dataclasses look for their module
+_SPEC.loader.exec_module(registers)
+
+every_target = pytest.mark.parametrize("target", registers.TARGETS)
+measured = cache(registers.measured_apart)
+
+
+@every_target
+def test_no_kernel_spills_registers_at_its_default_shape(target):
+    rows = measured(target)
+    assert len(rows) > len(registers.CONFIGURATIONS)  # one of them averages first
+    assert {row.title: row.spills for row in rows if row.spills} == {}
+
+
+@every_target
+def test_contiguous_fp32_tensors_are_loaded_and_stored_in_128_bits(target):
+    for row in measured(target):
+        assert row.loads.get("128", 0) >= row.wide_loads, row.title
+        assert row.stores.get("128", 0) >= row.wide_stores, row.title
+        assert "averages" in row.title or "bf16+8" in row.title or row.wide_loads >= 2
+
+
+def compile_all_operations(target: str) -> None:
+    """Run in a process of its own."""
+    from baoc_compile.kernels.compile_offline import compile_offline
+    from baoc_compile.kernels.triton_program import TritonProgram
+    from test_triton_steps import OPERATIONS, TRANSCENDENTAL, program_graph
+
+    def everything(p, g):
+        return sum(function(p, g) for function in [*OPERATIONS.values(), *TRANSCENDENTAL.values()])
+
+    program = TritonProgram(program_graph(everything, "cuda"))
+    for strided in (False, True):
+        assert compile_offline(program, target, aligned=not strided, strided=strided).registers
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_every_operation_compiles(target):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache_dir() / "offline" / target)
+    command = [sys.executable, "-c", f"import test_offline; test_offline.compile_all_operations({target!r})"]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.gpu
+def test_interpreted_kernels_in_a_process_without_the_gpu():
+    """What conftest.py skips here."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "interpreted and not slow", str(Path(__file__).parent)]
+    done = subprocess.run(command, env=os.environ | hidden, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
