@@ -77,8 +77,10 @@ def prepare(
                 entries[key] = fresh(parameter, entry.dtype, entry.value, decisions[key].codec, key, session.seed)
             elif isinstance(entry, Filled):
                 entries[key] = torch.full_like(parameter, entry.value, dtype=entry.dtype).detach()
+            elif isinstance(entry, torch.Tensor):  # where a compiled step has its counters; Dynamo moves "step" itself
+                entries[key] = entry.clone().to(parameter.device)
             else:
-                entries[key] = entry.clone() if isinstance(entry, torch.Tensor) else copy.deepcopy(entry)
+                entries[key] = copy.deepcopy(entry)
         if entries:
             optimizer.state[parameter] = entries
     adopt_weights(session, table)

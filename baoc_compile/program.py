@@ -45,13 +45,18 @@ class Operand:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a program is specialized on, besides rule and configuration. `counter_dtypes`: by the rule's input name."""
+    """What a program is specialized on, besides rule and configuration. `device`: of one launch, such as "cpu" or "cuda:0".
+    `counter_dtypes`: by the rule's input name."""
 
     device: str
     param_dtype: torch.dtype
     grad_dtype: torch.dtype
     counter_dtypes: tuple[tuple[str, torch.dtype], ...] = ()
     has_gain: bool = False
+
+    @property
+    def device_type(self) -> str:
+        return torch.device(self.device).type
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +19,8 @@ from baoc_compile.program import Operand, ProgramGraph, TensorArguments
 
 log = logging.getLogger("baoc")
 
-#: Beside the one that is used unmeasured.
-CANDIDATES = (
-    LaunchShape(512, 4, 4),
-    LaunchShape(1024, 8, 8),
-    LaunchShape(1024, 8, 4),
-    LaunchShape(2048, 4, 8),
-)
+#: Beside the one that is used unmeasured: elements of a block, blocks of a program, threads.
+CANDIDATES = ((512, 4, 128), (1024, 8, 256), (1024, 8, 128), (2048, 4, 256))
 _ELEMENTS = 1 << 23
 _ROUNDS = 5
 
@@ -30,17 +28,34 @@ _ROUNDS = 5
 def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
     """The fastest of the candidates over 8 million elements of scratch memory (no more than 200 MB)."""
     path = cache_dir() / "launch_shapes.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = _known(path)
     source = TritonProgram(graph).source
     key = f"{torch.cuda.get_device_name(device)}/{hashlib.sha256(source.encode()).hexdigest()[:24]}"
     if key not in known:
-        seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in {default_shape(graph), *CANDIDATES}}
+        warp = 64 if torch.version.hip else 32
+        others = (
+            LaunchShape(max(block, graph.width), blocks, threads // warp) for block, blocks, threads in CANDIDATES
+        )
+        shapes = dict.fromkeys((default_shape(graph), *others))
+        with torch.cuda.device(device):
+            seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in shapes}
         best = min(seconds, key=lambda shape: seconds[shape])
         log.info("%s: %s, of %s", graph.title, best, seconds)
         known[key] = [best.block, best.blocks, best.warps]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1))
+        _write(path, _known(path) | known)
     return LaunchShape(*known[key])
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What other processes may have written meanwhile, too."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as text:
+        json.dump(known, text, indent=1)
+    os.replace(text.name, path)
 
 
 def _milliseconds(program: TritonProgram, device: torch.device) -> float:

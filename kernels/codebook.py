@@ -142,9 +142,8 @@ class Codebook(Codec):
         if not self.signed and self.bits == 8:
             lowest = torch.where(torch.isinf(scale), 0, 1).to(torch.int32)
             code = torch.where(value > 0.0, larger(code, lowest), code)
-        if self.bits == 8:
-            code = torch.where(lost, 255, code)
-        else:
+        code = torch.where(lost, 255 if self.bits == 8 else last, code)
+        if self.bits == 4:
             scale = torch.where(any_in_group(lost), float("nan"), scale)
         return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
 

@@ -1,4 +1,5 @@
 """Compile an emitted kernel for a GPU that need not be there, and read what the assembler says of it.
+
 See `benchmarks/registers.py`.
 """
 

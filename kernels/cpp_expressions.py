@@ -11,7 +11,6 @@ from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
 
-
 #: Elements that are loaded, computed and stored together: enough for full vectors of group values, too.
 BLOCK = 512
 

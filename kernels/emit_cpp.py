@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from baoc_compile.kernels.cpp_expressions import is_constant, kind_of
 from baoc_compile.kernels.cpp_stages import CppStages
-from baoc_compile.kernels.cpp_text import AVERAGE_DRIVER, DRIVER, PACKED, MEMORY, PRELUDE, SHARED, TYPES
+from baoc_compile.kernels.cpp_text import AVERAGE_DRIVER, DRIVER, MEMORY, PACKED, PRELUDE, SHARED, TYPES
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph

@@ -54,13 +54,9 @@ class Launch:
     def table(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor]) -> Any:
         """The table of the executable for these tensors; see `Table`. Raises StateError for parameters of another shape,
         type or device than those that the step was compiled for."""
-        signature = self.graph.signature
+        expected = (self.graph.signature.param_dtype, self.graph.signature.device)
         for i, param in enumerate(params):
-            if (param.shape, param.dtype, param.device.type) != (
-                self.shapes[i],
-                signature.param_dtype,
-                signature.device,
-            ):
+            if param.shape != self.shapes[i] or (param.dtype, str(param.device)) != expected:
                 raise StateError(
                     f"{self.parameters[i]} is now {str(param.dtype).removeprefix('torch.')} of shape {tuple(param.shape)} on "
                     f"{param.device}, which is not what its step was compiled for: compile it again"
@@ -96,7 +92,7 @@ class BoundLaunch:
         self.launch, self.params, self.state = launch, params, state
         self.table: Any = None
         self.captured: list[Any] = []
-        self.is_on_gpu = launch.graph.signature.device == "cuda"
+        self.is_on_gpu = launch.graph.signature.device_type == "cuda"
         self.__name__ = f"launch_{launch.graph.rule.key}"
 
     def __call__(self, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
@@ -108,6 +104,7 @@ class BoundLaunch:
         except LayoutChanged:
             self.table = self.launch.table(self.params, grads, self.state)
             self.launch.launch(self.table, grads, scalars)
+        torch.autograd.graph.increment_version(self.params)  # as any operation in place does
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
 

@@ -55,29 +55,31 @@ class LaunchTable:
                     self.varying.columns.append(column[name])
                     self.varying.positions.append(position)
         self._objects = np.array([id(t) for t in self.tensors], dtype=np.uint64)
-        grads = [k for k, o in enumerate(pointers) if o.source == "grad"]
-        self._grads = slice(grads[0], None, len(pointers)) if grads else slice(0, 0)
+        #: The column of the gradients; -1 without.
+        self.passing = next((k for k, o in enumerate(pointers) if o.source == "grad"), -1)
         self._values: tuple[float, ...] = ()
         self._descriptions = [_description(t) for t in self.tensors]
         self._contiguous_grads = all(t.is_contiguous() for t in self.tensors[self._grads])
-        self._column = grads[0] if grads else len(pointers)
-        self._lasting_at = self._lasting()
+
+    @property
+    def _grads(self) -> slice:
+        return slice(self.passing, None, self.at.shape[1]) if self.passing >= 0 else slice(0, 0)
 
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
         """Takes this step's gradients and values. True if an address has changed. Raises LayoutChanged.
 
         Gradients are not kept alive: those that the table was built with are let go here.
         """
-        if self._grads.step:
+        if self.passing >= 0:
             if self.batch:
                 self.batch, self.tensors[self._grads] = [], [None] * len(grads)
             self._check_gradients(grads)
             self._objects[self._grads] = np.fromiter(map(id, grads), np.uint64, len(grads))
         self.take_values(values)
-        changed = read_addresses(self._objects, self.at)
-        if changed:
+        moved = read_addresses(self._objects, self.at, self.passing)
+        if moved.lasting:
             self._check_moved()
-        return changed
+        return moved.any
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         """Enters this step's values. True if one has changed."""
@@ -101,17 +103,9 @@ class LaunchTable:
 
     def _check_moved(self) -> None:
         """Looks closer when a parameter or state has been given other memory."""
-        now = self._lasting()
-        if np.array_equal(now, self._lasting_at):
-            return
-        self._lasting_at = now
         for tensor, description in zip(self.tensors, self._descriptions, strict=True):
             if tensor is not None and _description(tensor) != description:
                 raise LayoutChanged
-
-    def _lasting(self) -> np.ndarray:
-        """The addresses of all but the gradients."""
-        return np.delete(self.at, self._column, axis=1) if self._grads.step else self.at.copy()
 
     def _first_index(self, arguments: TensorArguments) -> int:
         if arguments.first_index % self.graph.width:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
+from baoc_compile.kernels import addresses
 from baoc_compile.kernels.build_cpp import CompilerMissing
 from baoc_compile.kernels.cpp_program import CppProgram
 from baoc_compile.kernels.torch_program import TorchProgram
@@ -18,14 +21,21 @@ from baoc_compile.program import Executable, ProgramGraph
 log = logging.getLogger("baoc")
 
 
+def lower_all(graphs: Sequence[ProgramGraph]) -> list[Executable]:
+    """`lower`, with the compilers running side by side."""
+    with ThreadPoolExecutor(max(1, len(graphs))) as pool:
+        pool.submit(addresses.warm_up)
+        return list(pool.map(lower, graphs))
+
+
 def lower(graph: ProgramGraph) -> Executable:
     """Never fails: what can't be compiled runs in torch, slower, and a warning says why, once."""
     try:
-        if graph.signature.device == "cpu":
+        if graph.signature.device_type == "cpu":
             return CppProgram(graph)
-        if graph.signature.device == "cuda":  # that of AMD's GPUs, too
+        if graph.signature.device_type == "cuda":  # that of AMD's GPUs, too
             return _for_gpu(graph)
-        reason = f"there are no kernels for devices of type {graph.signature.device}"
+        reason = f"there are no kernels for devices of type {graph.signature.device_type}"
     except (CompilerMissing, CannotEmit, ImportError) as error:
         reason = str(error)
     log.warning("%s runs as torch operations: %s", graph.title, reason)
@@ -40,7 +50,7 @@ def _for_gpu(graph: ProgramGraph) -> Executable:
 
     if graph.averages:
         return TritonProgram(graph)
-    return TritonProgram(graph, choose_shape(graph, torch.device("cuda", torch.cuda.current_device())))
+    return TritonProgram(graph, choose_shape(graph, torch.device(graph.signature.device)))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from baoc_compile.kernels.emit_triton_average import TASK, TritonAverageEmitter
 from baoc_compile.kernels.launch_table import LaunchTable, layout_of
 from torch import Tensor
 
+from baoc_compile.errors import StateError
 from baoc_compile.program import ProgramGraph, TensorArguments
 
 #: Of tensors that are not contiguous; `MAX_DIMS` in `triton_words`.
@@ -57,57 +59,68 @@ class TritonTable(LaunchTable):
     ):
         super().__init__(emitter.graph, batch, varying)
         self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
+        self._kept: list[Tensor] = []
+        for k, tensor in enumerate(self.tensors):
+            if tensor.device != self.device:
+                name = self.graph.pointers[k % len(self.graph.pointers)].name
+                raise StateError(f"{name} is on {tensor.device}, its parameter on {self.device}: move it there")
         elements = shape.block * shape.blocks
         counts = np.maximum(1, -(-self.numel // elements))
         first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         sharing = self.sharing.reshape(len(batch), 2 * len(self.graph.shared))
         head = np.stack([self.numel, self.first_index, first[:-1], counts], axis=1)
         self._head = np.concatenate([head, sharing], axis=1).astype(np.int64)
-        self.strided = self._layouts(emitter)
-        self.layouts = torch.from_numpy(self.strided).to(self.device)
-        self.is_strided = bool(self.strided[..., 0].any())
-        self.programs = torch.from_numpy(np.repeat(np.arange(len(batch), dtype=np.int32), counts)).to(self.device)
+        strided = self._layouts(emitter)
+        self.is_strided = bool(strided[..., 0].any())
+        self.layouts = self._on_device(strided)
+        self.programs = self._on_device(np.repeat(np.arange(len(batch), dtype=np.int32), counts))
         self.tickets = torch.zeros(max(1, len(batch)), dtype=torch.int32, device=self.device)
-        self.rows = torch.empty((len(batch), emitter.row_length), dtype=torch.int64, device=self.device)
-        self.on_device = torch.empty(max(1, self.numbers.size), dtype=torch.float64, device=self.device)
-        self._upload_rows()
-        self._upload_numbers()
+        self.rows = self._on_device(self._rows())
+        self.on_device = self._on_device(self.numbers.reshape(-1) if self.numbers.size else np.zeros(1))
+        self.aligned = self._is_aligned()
+        flat = np.array(self.varying.tensors, dtype=np.int64) * self.numbers.shape[-1] + self.varying.columns
+        self._varying_at = self._on_device(flat.astype(np.int64))
+        self._varying_from = self._on_device(np.array(self.varying.positions, dtype=np.int64))
 
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
         changed = super().refresh(grads, values)
         if changed:
-            self._upload_rows()
+            self.rows.copy_(self._pinned(self._rows()), non_blocking=True)
+            self.aligned = self._is_aligned()
         return changed
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         """Values that are on the device stay there: no synchronization, and a captured graph reads them anew."""
-        if any(v.device.type != "cpu" for v in values):
-            varying = self.varying
-            flat = [i * self.numbers.shape[1] + k for i, k in zip(varying.tensors, varying.columns, strict=True)]
+        if self.varying.positions and any(v.device.type != "cpu" for v in values):
             stacked = torch.stack([v.to(self.device, torch.float64, non_blocking=True) for v in values])
-            self.on_device[torch.tensor(flat, device=self.device)] = stacked[
-                torch.tensor(varying.positions, device=self.device)
-            ]
+            self.on_device.index_copy_(0, self._varying_at, stacked.index_select(0, self._varying_from))
             return True
         changed = super().take_values(values)
         if changed:
-            self._upload_numbers()
+            self.on_device.copy_(self._pinned(self.numbers.reshape(-1)), non_blocking=True)
         return changed
 
-    @property
-    def is_aligned(self) -> bool:
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return self._pinned(array).to(self.device, non_blocking=True)
+
+    def _pinned(self, array: np.ndarray) -> Tensor:
+        """A copy that the device may read whenever it gets to it: kept for good if a graph that is being captured reads it
+        at every replay, and by torch until the copy is done otherwise."""
+        copy = torch.from_numpy(array.copy())
+        if self.device.type != "cuda":
+            return copy
+        copy = copy.pin_memory()
+        if torch.cuda.is_current_stream_capturing():
+            self._kept.append(copy)
+        return copy
+
+    def _rows(self) -> np.ndarray:
+        return np.concatenate([self._head, self.at.astype(np.int64)], axis=1)
+
+    def _is_aligned(self) -> bool:
         """Do the contiguous elements of all operands start at 16 bytes?"""
         columns = [k for k, o in enumerate(self.graph.pointers) if o.kind == "element"]
         return not (self.at[:, columns] % 16).any()
-
-    def _upload_rows(self) -> None:
-        rows = np.concatenate([self._head, self.at.astype(np.int64)], axis=1)
-        self.rows.copy_(torch.from_numpy(rows), non_blocking=True)
-        self.aligned = self.is_aligned
-
-    def _upload_numbers(self) -> None:
-        if self.numbers.size:
-            self.on_device.copy_(torch.from_numpy(self.numbers.reshape(-1)), non_blocking=True)
 
     def _layouts(self, emitter: TritonEmitter) -> np.ndarray:
         found = np.zeros((len(self.batch), max(1, len(emitter.strided)), 1 + 2 * MAX_DIMS), dtype=np.int64)
@@ -149,7 +162,7 @@ class AverageTable(TritonTable):
                         tasks.append((tensor, operand, first_set, first, last, piece, pieces, partials, tickets))
                     partials += pieces * sets
                     tickets += 1
-        self.programs = torch.tensor(tasks, dtype=torch.int64, device=self.device).view(-1, len(TASK))
+        self.programs = self._on_device(np.array(tasks, dtype=np.int64).reshape(-1, len(TASK)))
         self.partials = torch.empty(max(1, partials), dtype=torch.float64, device=self.device)
         self.tickets = torch.zeros(max(1, tickets), dtype=torch.int32, device=self.device)
 
@@ -176,12 +189,13 @@ class TritonProgram:
         arrays = [table.rows, table.on_device, table.programs, table.tickets, table.layouts]
         if isinstance(table, AverageTable):
             arrays.append(table.partials)
-        self.kernel[(len(table.programs),)](
-            *arrays,
-            **self.constants(table.aligned, table.is_strided),
-            num_warps=self.shape.warps,
-            enable_fp_fusion=False,  # the bits are those of separate operations
-        )
+        with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+            self.kernel[(len(table.programs),)](
+                *arrays,
+                **self.constants(table.aligned, table.is_strided),
+                num_warps=self.shape.warps,
+                enable_fp_fusion=False,  # the bits are those of separate operations
+            )
 
     def constants(self, aligned: bool, strided: bool) -> dict[str, int | bool]:
         """What the kernel is specialized on."""

@@ -10,7 +10,7 @@ from baoc_compile.kernels.triton_words import *  # noqa: F403
 
 '''
 
-UPDATE = '''@triton.jit
+UPDATE = """@triton.jit
 def step_block({arguments}, start, count, first_index, layout, ROWS: tl.constexpr, FULL: tl.constexpr, STRIDED: tl.constexpr):
     lanes = tl.arange(0, ROWS)[:, None] * {width} + tl.arange(0, {width})[None, :]
     mask = lanes < count
@@ -19,9 +19,9 @@ def step_block({arguments}, start, count, first_index, layout, ROWS: tl.constexp
 {stores}
 
 
-'''
+"""
 
-STEP = '''@triton.jit
+STEP = """@triton.jit
 def step_tensors(
     table, numbers, programs, tickets, layouts,
     ROWS: tl.constexpr, BLOCKS: tl.constexpr, ALIGNED: tl.constexpr, STRIDED: tl.constexpr,
@@ -45,9 +45,9 @@ def step_tensors(
         else:
             step_block({arguments}, start, (numel - start).to(tl.int32), first_index, layout, ROWS, False, STRIDED)
 {counters}
-'''
+"""
 
-AVERAGE = '''@triton.jit
+AVERAGE = """@triton.jit
 def average(
     {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
     SETS: tl.constexpr, ELEMENTS: tl.constexpr, STRIDED: tl.constexpr,
@@ -113,11 +113,48 @@ def average_tensors(
             {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
             1, BLOCK, STRIDED,
         )
-'''
+"""
 
 #: Names that the texts above use, which values of a rule must not take.
 RESERVED = frozenset(
-    "table numbers programs tickets layouts program tensor row numel first_index layout first block start count lanes mask "
-    "triton tl step_block step_tensors task tasks operand sets element index total value piece pieces partials ticket run "
-    "cycle average finish other".split()
+    [
+        "table",
+        "numbers",
+        "programs",
+        "tickets",
+        "layouts",
+        "program",
+        "tensor",
+        "row",
+        "numel",
+        "first_index",
+        "layout",
+        "first",
+        "block",
+        "start",
+        "count",
+        "lanes",
+        "mask",
+        "triton",
+        "tl",
+        "step_block",
+        "step_tensors",
+        "task",
+        "tasks",
+        "operand",
+        "sets",
+        "element",
+        "index",
+        "total",
+        "value",
+        "piece",
+        "pieces",
+        "partials",
+        "ticket",
+        "run",
+        "cycle",
+        "average",
+        "finish",
+        "other",
+    ]
 )

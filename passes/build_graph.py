@@ -99,7 +99,8 @@ class GraphBuilder:
         if as_compute and name_of(node.target) == "lerp":
             return self._lerp(*args)
         if as_compute and meta["kind"] == "element" and node.target is torch.ops.aten.div.Tensor:
-            return self._quotient(*args, meta)
+            dividend, divisor = args
+            return self._quotient(dividend, divisor, meta)
         return self._call(node.target, args, node.kwargs, meta, prefix + node.name)
 
     def _call(self, target: Any, args: Any, kwargs: Any, meta: dict[str, Any], name: str) -> fx.Node:

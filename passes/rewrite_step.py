@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from baoc_compile.kernels.catalogue import full_precision
 from baoc_compile.kernels.fused_update import Launch
-from baoc_compile.kernels.lower import lower
+from baoc_compile.kernels.lower import lower_all
 from baoc_compile.passes.bind_operands import OperandBinder
 from baoc_compile.passes.compose_program import compose_step
 from baoc_compile.passes.extract_rules import RuleClass, Slice, slice_component
@@ -62,7 +62,12 @@ class _Rewriter(OperandBinder):
                     traced.append(self._as_traced(rule_class, piece))
                 else:
                     groups[self._program_key(rule_class.rule, piece)].append((rule_class, piece))
-        launches = [launch for key, members in groups.items() for launch in self._launch(key, members)]
+        lowered = programs([(rule, self._configuration(rule, m[0][1]), sig) for (rule, _, sig), m in groups.items()])
+        launches = [
+            self._call(Launch(graph, executable), [piece for _, piece in members])
+            for members, made in zip(groups.values(), lowered, strict=True)
+            for graph, executable in made
+        ]
         self.graph.output(
             fx.map_arg(tuple(self.step.outputs), lambda n: self.results[n] if n in self.results else self.input(n))
         )
@@ -88,17 +93,9 @@ class _Rewriter(OperandBinder):
         state = self.step.table.state(piece.component.parameters[0])
         counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
         has_gain = self.session.gain(parameter) != 1.0
-        signature = Signature(parameter.device.type, parameter.dtype, grad_dtype, counters, has_gain)
+        signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, has_gain)
         configuration = self._configuration(rule, piece)
         return rule, tuple((key, codec.name) for key, codec in configuration.items()), signature
-
-    def _launch(self, key: Any, members: list[tuple[RuleClass, Slice]]) -> list[Launch]:
-        """The launches of one configuration, in order: those that average shared slots, then the update."""
-        rule, _, signature = key
-        return [
-            self._call(Launch(graph, executable), [piece for _, piece in members])
-            for graph, executable in programs(rule, self._configuration(rule, members[0][1]), signature)
-        ]
 
     def _call(self, launch: Launch, pieces: list[Slice]) -> Launch:
         params: list[Any] = []
@@ -151,10 +148,16 @@ _PROGRAMS: dict[Any, list[tuple[ProgramGraph, Executable]]] = {}
 
 
 def programs(
-    rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature
-) -> list[tuple[ProgramGraph, Executable]]:
-    """Composed and lowered once per (rule, configuration, dtypes) in a process."""
-    key = (rule.key, tuple((k, c.name) for k, c in configuration.items()), signature)
-    if key not in _PROGRAMS:
-        _PROGRAMS[key] = [(graph, lower(graph)) for graph in compose_step(rule, configuration, signature)]
-    return _PROGRAMS[key]
+    wanted: Sequence[tuple[UpdateRule, Mapping[str, Codec], Signature]],
+) -> list[list[tuple[ProgramGraph, Executable]]]:
+    """For every (rule, configuration, dtypes) its programs in the order they are launched in: those that average shared
+    slots, then the update. Composed and lowered once in a process."""
+    keys = [
+        (rule.key, tuple((k, c.name) for k, c in configuration.items()), signature)
+        for rule, configuration, signature in wanted
+    ]
+    missing = {key: compose_step(*what) for key, what in zip(keys, wanted, strict=True) if key not in _PROGRAMS}
+    executables = iter(lower_all([graph for graphs in missing.values() for graph in graphs]))
+    for key, graphs in missing.items():
+        _PROGRAMS[key] = [(graph, next(executables)) for graph in graphs]
+    return [_PROGRAMS[key] for key in keys]

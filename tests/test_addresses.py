@@ -48,35 +48,37 @@ def tensors_of_many_kinds() -> list[torch.Tensor]:
 def test_addresses_are_those_of_data_ptr(way):
     tensors = tensors_of_many_kinds()
     found = np.zeros((2, 5), dtype=np.uint64)
-    assert addresses.read_addresses(objects_of(tensors), found)
+    assert addresses.read_addresses(objects_of(tensors), found).any
     assert found.reshape(-1).tolist() == [t.data_ptr() for t in tensors]
 
 
 def test_it_tells_whether_an_address_has_changed(way):
     tensors = tensors_of_many_kinds()
-    objects, found = objects_of(tensors), np.zeros(10, dtype=np.uint64)
+    objects, found = objects_of(tensors), np.zeros((2, 5), dtype=np.uint64)
     addresses.read_addresses(objects, found)
-    assert not addresses.read_addresses(objects, found)
+    assert not addresses.read_addresses(objects, found).any
     old = tensors[4].data
     tensors[4].data = old.clone()
-    assert addresses.read_addresses(objects, found)
-    assert found[4] == tensors[4].data_ptr() != old.data_ptr()
-    assert not addresses.read_addresses(objects, found)
+    assert addresses.read_addresses(objects, found).any
+    assert found[0, 4] == tensors[4].data_ptr() != old.data_ptr()
+    assert not addresses.read_addresses(objects, found).any
 
 
-@pytest.mark.parametrize("index", range(5))
-def test_one_change_anywhere_is_seen(way, index):
-    tensors = [torch.ones(3) for _ in range(5)]
-    objects, found = objects_of(tensors), np.zeros(5, dtype=np.uint64)
-    addresses.read_addresses(objects, found)
+@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("passing", [-1, 0, 2])
+def test_one_change_anywhere_is_seen_and_told_from_one_that_was_to_come(way, index, passing):
+    tensors = [torch.ones(3) for _ in range(6)]
+    objects, found = objects_of(tensors), np.zeros((2, 3), dtype=np.uint64)
+    addresses.read_addresses(objects, found, passing)
     other = torch.ones(3)
     objects[index] = id(other)
-    assert addresses.read_addresses(objects, found)
-    assert found[index] == other.data_ptr()
+    assert addresses.read_addresses(objects, found, passing) == addresses.Moved(True, index % 3 != passing)
+    assert found.reshape(-1)[index] == other.data_ptr()
 
 
 def test_no_tensors(way):
-    assert not addresses.read_addresses(np.zeros(0, dtype=np.uint64), np.zeros((0, 3), dtype=np.uint64))
+    nothing = np.zeros(0, dtype=np.uint64)
+    assert not addresses.read_addresses(nothing, nothing.reshape(0, 3)).any
 
 
 def test_reading_keeps_nothing_alive(way):
@@ -85,7 +87,7 @@ def test_reading_keeps_nothing_alive(way):
 
     tensor = torch.ones(3)
     watched = weakref.ref(tensor)
-    addresses.read_addresses(objects_of([tensor]), np.zeros(1, dtype=np.uint64))
+    addresses.read_addresses(objects_of([tensor]), np.zeros((1, 1), dtype=np.uint64))
     del tensor
     gc.collect()
     assert watched() is None
