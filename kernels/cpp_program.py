@@ -29,7 +29,8 @@ class CppTable(LaunchTable):
         for first, numel in zip(self.first_index.tolist(), self.numel.tolist(), strict=True):
             if first % emitter.width and (first + numel - 1) >> 32 != first >> 32:
                 raise ValueError(
-                    f"a shard that spans a multiple of 2^32 elements has to start at a multiple of {emitter.width}, not at {first}"
+                    f"a shard that spans a multiple of 2^32 elements has to start at a multiple of {emitter.width}, "
+                    f"not at {first}"
                 )
         self.most_threads = int(self.numel.sum()) // ELEMENTS_PER_THREAD
         if not self.numbers.size:

@@ -58,7 +58,8 @@ static inline int64_t offset_of(const int64_t* layout, int64_t index) {
 }
 #define INLINE static inline __attribute__((always_inline))
 // `count` elements from `start`, as lanes; missing lanes repeat the last one
-template <class Lane, class T> INLINE Lane* load(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
+template <class Lane, class T>
+INLINE Lane* load(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
   if (!layout && count == width) {
     if constexpr (std::is_same_v<Lane, T>) return data + start;
     for (int j = 0; j < width; ++j) buffer[j] = static_cast<Lane>(data[start + j]);
@@ -71,12 +72,15 @@ template <class Lane, class T> INLINE Lane* load(Lane* buffer, T* data, const in
   for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
   return buffer;
 }
-template <class Lane, class T> INLINE Lane* destination(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
+template <class Lane, class T>
+INLINE Lane* destination(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
   if constexpr (std::is_same_v<Lane, T>)
     if (!layout && count == width) return data + start;
   return buffer;
 }
-template <class Lane, class T> INLINE void store(const Lane* lanes, const Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
+template <class Lane, class T>
+INLINE void store(const Lane* lanes, const Lane* buffer, T* data, const int64_t* layout, int64_t start, int count,
+                  int width) {
   if (lanes != buffer) return;
   if (!layout && count == width)
     for (int j = 0; j < width; ++j) data[start + j] = static_cast<T>(buffer[j]);
