@@ -34,10 +34,11 @@ class CppStages(CppExpressions):
         for node in self.nodes:
             inputs = [stage[i] for i in node.all_input_nodes if kind_of(i) in ("element", "group")]
             stage[node] = max(inputs, default=0) + (1 if reduces(node) else 0)
-        for node in reversed(self.nodes):  # what only later stages read need not be kept for them
-            if kind_of(node) == "element" and node not in self.new_value.values():
+        last = max(stage.values(), default=0)
+        for node in reversed(self.nodes):  # as late as possible: what only later stages read need not be kept for them
+            if kind_of(node) == "element":
                 readers = [stage[user] - (1 if reduces(user) else 0) for user in node.users if user in stage]
-                stage[node] = max(stage[node], min(readers, default=0))
+                stage[node] = max(stage[node], min(readers, default=last))
         return stage
 
     def _groups(self, node: fx.Node) -> int:
@@ -104,7 +105,7 @@ class CppStages(CppExpressions):
         carried, recalled = self._carried(), self._recalled(stage)
         here = [n for n in self.nodes if kind_of(n) == "element" and self.stage[n] == stage]
         for n in recalled:
-            body.append(f"const {self.ctype(n)} {n.name} = {self.value(n) if is_truth(n) else n.name + '_kept[j]'};")
+            body.append(f"const {self.ctype(n)} {n.name} = {self.value(n) if _is_free(n) else n.name + '_kept[j]'};")
         for n in here:
             body.append(f"const {self.ctype(n)} {n.name} = {self.value(n)};")
             if n in carried:
@@ -140,16 +141,22 @@ class CppStages(CppExpressions):
         return self.stage[value] if kind_of(value) != "scalar" else 0
 
     def _recalled(self, stage: int) -> list[fx.Node]:
-        """Element values of earlier stages that `stage` reads, in order. Truth values are computed again from theirs."""
+        """Element values of earlier stages that `stage` reads, in order. Truth values are computed again from theirs, and
+        loaded ones read again."""
         recalled: set[fx.Node] = set()
         stack = [n for n in self.nodes if kind_of(n) == "element" and self.stage[n] == stage]
         while stack:
             for i in stack.pop().all_input_nodes:
                 if kind_of(i) == "element" and self.stage[i] < stage and i not in recalled:
                     recalled.add(i)
-                    stack += [i] if is_truth(i) else []
+                    stack += [i] if _is_free(i) else []
         return [n for n in self.nodes if n in recalled]
 
     def _carried(self) -> list[fx.Node]:
         """Element values that some later stage reads."""
-        return list(dict.fromkeys(n for stage in self.stages for n in self._recalled(stage) if not is_truth(n)))
+        return list(dict.fromkeys(n for stage in self.stages for n in self._recalled(stage) if not _is_free(n)))
+
+
+def _is_free(node: fx.Node) -> bool:
+    """Is it computed again rather than kept? What a block loads stays as it is until the last stage stores."""
+    return is_truth(node) or node.op == "placeholder"
