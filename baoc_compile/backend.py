@@ -10,6 +10,7 @@ from torch import fx
 from torch._dynamo import lookup_backend
 
 from baoc_compile.codec import Slot, weight_slots
+from baoc_compile.collection import no_collection
 from baoc_compile.compiled_step import CompiledStep
 from baoc_compile.errors import UnsupportedStep
 from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
@@ -43,16 +44,17 @@ def baoc(
         return gm.forward  # eager, which works on compressed state too
     session = session_of(optimizer)
     session.configure(parsed.memory_budget, parsed.plan, parsed.seed)
-    step = capture(gm, traced)
-    step.table = session.table()
-    try:
-        split = split_components(step)
-    except UnsupportedStep as reason:
-        notice(optimizer, str(reason))
-        return gm.forward
-    classes = extract_rules(step, split.components)
-    decide(session, step.table, slots_by_parameter(step, classes))
-    compiled = CompiledStep(session, to_look_at(gm), step, split.prelude, classes, parsed.inner_backend)
+    with no_collection():
+        step = capture(gm, traced)
+        step.table = session.table()
+        try:
+            split = split_components(step)
+        except UnsupportedStep as reason:
+            notice(optimizer, str(reason))
+            return gm.forward
+        classes = extract_rules(step, split.components)
+        decide(session, step.table, slots_by_parameter(step, classes))
+    compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend)
     session.steps.append(compiled)
     let_go(gm)
     return compiled
@@ -107,16 +109,6 @@ def let_go(gm: fx.GraphModule) -> None:
         if node.op == "get_attr":
             gm._buffers.pop(str(node.target), None)
             gm._parameters.pop(str(node.target), None)
-
-
-def to_look_at(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy that keeps no tensor alive."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        if node.op != "get_attr" or node.users:
-            copied[node] = graph.node_copy(node, lambda old: copied[old])
-    return module_of(graph, {}, "CapturedStep")
 
 
 watch_fused_steps()

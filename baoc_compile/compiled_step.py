@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import fx
 
+from baoc_compile.collection import no_collection
 from baoc_compile.passes.adopt_state import adopt_state, state_tensors
 from baoc_compile.passes.bind_launches import bind_launches
 from baoc_compile.passes.extract_rules import RuleClass
 from baoc_compile.passes.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.rewrite_step import Rewritten, rewrite_step
+from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.session import Session
 from baoc_compile.step_graph import ParameterTable, StepGraph
 
@@ -26,7 +28,7 @@ class CompiledStep:
     """
 
     session: Session
-    captured: fx.GraphModule
+    traced: fx.GraphModule
     step: StepGraph
     prelude: list[fx.Node]
     classes: list[RuleClass]
@@ -34,6 +36,16 @@ class CompiledStep:
     rewritten: Rewritten | None = None
     run: Callable[..., Any] | None = None
     codebooks: CodebookRefresh | None = None
+
+    @property
+    def captured(self) -> fx.GraphModule:
+        """The traced graph, to look at: without tensors, and without what nothing uses."""
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        for node in self.traced.graph.nodes:
+            if node.op != "get_attr" or node.users:
+                copied[node] = graph.node_copy(node, lambda old: copied[old])
+        return module_of(graph, {}, "CapturedStep")
 
     def __call__(self, *arguments: Any) -> Any:
         if self.rewritten is None or not self._is_current(arguments):
@@ -50,7 +62,8 @@ class CompiledStep:
         self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
         adopt_state(self.session, self.step.table)
         self.codebooks = CodebookRefresh(state_tensors(self.step.table))
-        self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
+        with no_collection():
+            self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
         self.run = bind_launches(self.rewritten.gm).forward
         return self.rewritten
 

@@ -16,7 +16,7 @@ from pathlib import Path
 log = logging.getLogger("baoc")
 
 #: No contraction into fused multiply-adds and wrapping integers: the bits are those of torch's own operations.
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp"]
+FLAGS = ["-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-shared", "-fopenmp"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv"]
 
 

@@ -62,6 +62,7 @@ template <class Lane, class T>
 INLINE Lane* load(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
   if (!layout && count == width) {
     if constexpr (std::is_same_v<Lane, T>) return data + start;
+#pragma omp simd
     for (int j = 0; j < width; ++j) buffer[j] = static_cast<Lane>(data[start + j]);
     return buffer;
   }
@@ -82,24 +83,27 @@ template <class Lane, class T>
 INLINE void store(const Lane* lanes, const Lane* buffer, T* data, const int64_t* layout, int64_t start, int count,
                   int width) {
   if (lanes != buffer) return;
-  if (!layout && count == width)
+  if (!layout && count == width) {
+#pragma omp simd
     for (int j = 0; j < width; ++j) data[start + j] = static_cast<T>(buffer[j]);
-  else if (!layout)
+  } else if (!layout)
     for (int j = 0; j < count; ++j) data[start + j] = static_cast<T>(buffer[j]);
   else
     for (int j = 0; j < count; ++j) data[offset_of(layout, start + j)] = static_cast<T>(buffer[j]);
 }
 // a value for each of `groups` groups, of which the last block has only `have`
 template <class Lane, class T> INLINE void load_groups(Lane* values, const T* data, int have, int groups) {
-  if (have == groups)
+  if (have == groups) {
+#pragma omp simd
     for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[i]);
-  else
+  } else
     for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[std::min(i, have - 1)]);
 }
 template <class Lane, class T> INLINE void store_groups(const Lane* values, T* data, int have, int groups) {
-  if (have == groups)
+  if (have == groups) {
+#pragma omp simd
     for (int i = 0; i < groups; ++i) data[i] = static_cast<T>(values[i]);
-  else
+  } else
     for (int i = 0; i < have; ++i) data[i] = static_cast<T>(values[i]);
 }
 """

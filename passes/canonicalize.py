@@ -9,6 +9,7 @@ computed, the program in which precision. Casts between floating types in the us
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,6 +58,12 @@ class NotElementwise(Exception):
     """The slice is not a pure elementwise function; the message says which operation is to blame."""
 
 
+@cache
+def _decompositions() -> dict[Any, Any]:
+    """torch looks through all its operators for them."""
+    return {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
+
+
 def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     """Traces `piece` (a Slice) once. Raises NotElementwise."""
     if len(piece.component.parameters) != 1:
@@ -78,10 +85,9 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
         examples = [
             torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs
         ]
-        decompositions = {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
         try:
             with torch.no_grad():
-                gm = make_fx(runner.run, decomposition_table=decompositions)(*examples)
+                gm = make_fx(runner.run, decomposition_table=_decompositions())(*examples)
         except Exception as error:
             raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
     return _as_rule(gm, inputs, [role.key for role in piece.new_state], shape)
