@@ -39,9 +39,9 @@ class CppExpressions:
     def _placeholder(self, node: fx.Node) -> str:
         operand = self.operand[node.target]
         if operand.source == "index":
-            return "(low + std::min(j, last_lane)) ^ page"
+            return "(low + least(j, last_lane)) ^ page"
         if operand.source == "group_index":
-            return f"(low + std::min(i * {operand.group_size}, last_lane)) ^ page"
+            return f"(low + least(i * {operand.group_size}, last_lane)) ^ page"
         if operand in self.numbers:
             return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
         if operand.kind == "scalar":
@@ -71,19 +71,20 @@ class CppExpressions:
         operand_type = self._operand_type(node) if name in PREDICATES else result
         if name == "rsub":
             return f"({self.operand_text(node.args[1], result)} - {self.operand_text(node.args[0], result)})"
+        suffix = "f" if result == "float" else ""
         if name == "pow" and node.args[1] in (2, 3, 0.5, -1):
             base = self.operand_text(node.args[0], result)
             return {
                 2: f"({base} * {base})",
                 3: f"({base} * {base} * {base})",
-                0.5: f"std::sqrt({base})",
+                0.5: f"__builtin_sqrt{suffix}({base})",
                 -1: f"({result}(1) / {base})",
             }[node.args[1]]
         types = [operand_type] * len(node.args)
         if name == "where":
             types = ["bool", result, result]
         texts = [self.operand_text(a, t) for a, t in zip(node.args, types, strict=True)]
-        return CPP[name].format(*texts, t=result, o=operand_type)
+        return CPP[name].format(*texts, t=result, o=operand_type, f=suffix)
 
     @staticmethod
     def _cast_input(source: fx.Node, result: str) -> str:
@@ -108,10 +109,11 @@ class CppExpressions:
         if isinstance(argument, bool) or not isinstance(argument, (int, float)):
             return str(argument).lower()
         if isinstance(argument, float) and not math.isfinite(argument):
-            limits = f"std::numeric_limits<{ctype}>"
-            if math.isnan(argument):
-                return f"{limits}::quiet_NaN()"
-            return f"{'-' if argument < 0 else ''}{limits}::infinity()"
+            return (
+                f'{ctype}(__builtin_nan(""))'
+                if math.isnan(argument)
+                else f"{ctype}({'-' * (argument < 0)}__builtin_inf())"
+            )
         return f"{ctype}({argument!r})"
 
 

@@ -51,8 +51,7 @@ class CppStages(CppExpressions):
             if kind_of(node) == "group" and self._outlives(node):
                 lines.append(f"    {self.ctype(node)} {node.name}_of[{self._groups(node)}];")
                 if reduces(node):
-                    lowest = "std::numeric_limits<int32_t>::min()"
-                    lines.append(f"    std::fill_n({node.name}_of, {self._groups(node)}, {lowest});")
+                    lines.append(f"    for (int32_t& value : {node.name}_of) value = INT32_MIN;")
                 elif self._is_loaded(node):
                     lines.append(f"    {self._load_groups(self.operand[node.target])}")
         for stage in self.stages:
@@ -111,7 +110,7 @@ class CppStages(CppExpressions):
             if n in carried:
                 body.append(f"{n.name}_kept[j] = {n.name};")
         reductions = [n for n in self.nodes if reduces(n) and self.stage[n] == stage + 1]
-        body += [f"{n.name} = std::max({n.name}, {n.args[0].name});" for n in reductions]
+        body += [f"{n.name} = {n.name} < {n.args[0].name} ? {n.args[0].name} : {n.name};" for n in reductions]
         stored: list[fx.Node] = []
         for name, value in self.new_value.items():
             operand = self.operand[name]

@@ -20,14 +20,10 @@ MEMORY = {
 #: In computations. Small types take 32 bits there, so that the vectors of all have the same number of lanes.
 TYPES = MEMORY | {torch.bfloat16: "bf16"} | dict.fromkeys((torch.int16, torch.int8, torch.uint8), "int32_t")
 
+#: The standard library takes longer to read than a program to compile: only what is needed, no mathematics from it.
 PRELUDE = """\
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
 #include <type_traits>
-#include <vector>
 
 enum class bf16 : uint32_t {};  // its bits; a plain integer to the vectorizer
 typedef _Float16 fp16;
@@ -35,7 +31,7 @@ typedef _Float16 fp16;
 template <class To, class From> static inline To bits_as(From value) {
   static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
   To result;
-  std::memcpy(&result, &value, sizeof(To));
+  __builtin_memcpy(&result, &value, sizeof(To));
   return result;
 }
 template <class To, class From> static inline To cast(From value) { return static_cast<To>(value); }
@@ -46,6 +42,11 @@ template <> inline bf16 cast<bf16, float>(float value) {  // round to nearest, t
   const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
   return bf16(value != value ? 0x7FC0 : rounded);
 }
+
+template <class T> static inline T least(T a, T b) { return b < a ? b : a; }
+static inline float magnitude(float x) { return __builtin_fabsf(x); }
+static inline double magnitude(double x) { return __builtin_fabs(x); }
+template <class T> static inline T magnitude(T x) { return x < 0 ? -x : x; }
 
 // layout of a strided tensor: {ndim, sizes..., strides...} in elements; null when contiguous
 static inline int64_t offset_of(const int64_t* layout, int64_t index) {
@@ -97,7 +98,7 @@ template <class Lane, class T> INLINE void load_groups(Lane* values, const T* da
 #pragma omp simd
     for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[i]);
   } else
-    for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[std::min(i, have - 1)]);
+    for (int i = 0; i < groups; ++i) values[i] = static_cast<Lane>(data[least(i, have - 1)]);
 }
 template <class Lane, class T> INLINE void store_groups(const Lane* values, T* data, int have, int groups) {
   if (have == groups) {
@@ -115,7 +116,7 @@ template <class T> static T* spread(T* buffer, const void* at, const int64_t* sh
   const int64_t run = sharing[0], cycle = sharing[1];
   int64_t k = start / run % cycle, left = run - start % run;
   for (int j = 0; j < count; left = run, k = k + 1 == cycle ? 0 : k + 1)
-    for (const int end = int(std::min<int64_t>(count, j + left)); j < end; ++j) buffer[j] = values[k];
+    for (const int end = int(least<int64_t>(count, j + left)); j < end; ++j) buffer[j] = values[k];
   for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
   return buffer;
 }
@@ -126,12 +127,12 @@ template <class T> static void accumulate(const T* lanes, double* sums, int64_t 
   int64_t k = start / run % cycle, left = run - start % run;
   for (int j = 0; j < count; left = run, k = k == cycle ? 0 : k) {
     if (run == 1) {
-      const int n = int(std::min<int64_t>(count - j, cycle - k));
+      const int n = int(least<int64_t>(count - j, cycle - k));
       double* const into = sums + (k - first);
       for (int i = 0; i < n; ++i) into[i] += double(lanes[j + i]);
       j += n, k += n;
     } else {
-      const int n = int(std::min<int64_t>(count - j, left));
+      const int n = int(least<int64_t>(count - j, left));
       double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
       for (int i = 0; i < n; ++i) sum += double(lanes[j + i]);
@@ -175,10 +176,11 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int thread = 0; thread < threads; ++thread) {{
     int64_t block = thread * share;
-    const int64_t end = std::min(blocks, block + share);
-    int64_t t = std::upper_bound(first_block, first_block + tensors + 1, block) - first_block - 1;
+    const int64_t end = least(blocks, block + share);
+    int64_t t = 0;
+    while (t < tensors && first_block[t + 1] <= block) ++t;
     for (; block < end; ++t) {{
-      const int64_t stop = std::min(end, first_block[t + 1]);
+      const int64_t stop = least(end, first_block[t + 1]);
       elements(at + t * {pointers}, layouts + t * {pointers}, derived + t * {derived}, numel[t],
                block - first_block[t], stop - first_block[t], first_index[t], sharing + t * {shared} * 2, 0, 0);
       block = stop;
@@ -186,6 +188,8 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
   }}
 }}
 """
+
+AVERAGE_HEADERS = "#include <algorithm>\n#include <vector>\n"
 
 # Sums are taken over chunks whose bounds depend on the tensor alone, and added in their order: any number of threads
 # gives the same bits. A chunk spans many cycles, so that its sums are few beside its elements.

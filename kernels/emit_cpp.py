@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from baoc_compile.kernels.cpp_expressions import is_constant, kind_of
 from baoc_compile.kernels.cpp_stages import CppStages
-from baoc_compile.kernels.cpp_text import AVERAGE_DRIVER, DRIVER, MEMORY, PACKED, PRELUDE, SHARED, TYPES
+from baoc_compile.kernels.cpp_text import (
+    AVERAGE_DRIVER,
+    AVERAGE_HEADERS,
+    DRIVER,
+    MEMORY,
+    PACKED,
+    PRELUDE,
+    SHARED,
+    TYPES,
+)
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
@@ -43,7 +52,8 @@ class CppEmitter(CppStages):
         driver = AVERAGE_DRIVER if self.graph.averages else DRIVER
         functions = self._scalars() + self._elements() + (self._finish() if self.graph.averages else "")
         title = f"// {self.graph.title}\n"
-        return title + PRELUDE + extras + functions + driver.format(**sizes)
+        headers = AVERAGE_HEADERS if self.graph.averages else ""
+        return title + headers + PRELUDE + extras + functions + driver.format(**sizes)
 
     def _scalars(self) -> str:
         lines = []
@@ -97,7 +107,7 @@ class CppEmitter(CppStages):
         out += [
             "  for (int64_t block = first; block < last; ++block) {",
             "    const int64_t start = block * width;",
-            "    const int count = int(std::min<int64_t>(width, numel - start));",
+            "    const int count = int(least<int64_t>(width, numel - start));",
         ]
         if any(o.source in ("index", "group_index") for o in self.graph.operands):
             out += [
