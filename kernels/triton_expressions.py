@@ -66,16 +66,12 @@ def expression(node: fx.Node, names: Names) -> str:
         return converted(names(node.args[0]), node.args[0].meta["dtype"], dtype)
     if name == "pow" and node.args[1] in _SYMBOLS:
         return _SYMBOLS[node.args[1]].format(argument(node.args[0], dtype, names))
-    if name == "neg":
-        return f"negative({names(node.args[0])})"
     if name not in TRITON:
         raise CannotEmit(f"{name} has no equivalent in Triton")
     types = [_operand_type(node) if name in PREDICATES else dtype] * len(node.args)
     if name == "where":
         types = [torch.bool, dtype, dtype]
     texts = [argument(a, t, names) for a, t in zip(node.args, types, strict=True)]
-    if name in ("logical_and", "logical_or") and types[0] != torch.bool:
-        texts = [f"({text} != 0)" for text in texts]
     if dtype == torch.float64 and not any(isinstance(a, fx.Node) for a in node.args[-2:]):
         texts = [texts[0], *(f"tl.full((), {text}, tl.float64)" for text in texts[1:])]
     return TRITON[name].format(*texts)
