@@ -28,12 +28,9 @@ extern "C" int read_all(void* (*read)(void*), int64_t rows, int64_t columns, int
   int changed = 0;
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < columns; ++column) {
-      if (*objects) {
-        void* const now = read(*objects);
-        if (now != *addresses) changed |= column == passing ? 1 : 3;
-        *addresses = now;
-      }
-      ++objects, ++addresses;
+      void* const now = read(*objects++);
+      if (now != *addresses) changed |= column == passing ? 1 : 3;
+      *addresses++ = now;
     }
   return changed;
 }
@@ -78,8 +75,7 @@ def read_addresses(objects: np.ndarray, addresses: np.ndarray, passing: int = -1
     if reader is not None:
         changed = reader(*addresses.shape, passing, objects.ctypes.data, addresses.ctypes.data)
         return Moved(changed > 0, changed > 1)
-    pairs = zip(objects.reshape(-1).tolist(), addresses.reshape(-1).tolist(), strict=True)
-    now = np.fromiter((_tensor_at(i).data_ptr() if i else at for i, at in pairs), np.uint64, objects.size)
+    now = np.fromiter((_tensor_at(i).data_ptr() for i in objects.reshape(-1).tolist()), np.uint64, objects.size)
     columns = (now.reshape(addresses.shape) != addresses).any(axis=0)
     addresses.reshape(-1)[:] = now
     lasting = np.delete(columns, passing) if passing >= 0 else columns

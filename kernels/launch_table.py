@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from baoc_compile.kernels.addresses import read_addresses
-from baoc_compile.kernels.full import Full
 from torch import Tensor
 
-from baoc_compile.program import Operand, ProgramGraph, TensorArguments
+from baoc_compile.program import ProgramGraph, TensorArguments
 
 
 class LayoutChanged(Exception):
@@ -55,8 +54,7 @@ class LaunchTable:
                     self.varying.tensors.append(i)
                     self.varying.columns.append(column[name])
                     self.varying.positions.append(position)
-        stays = [_is_private(o, graph) for o in pointers] * len(batch)
-        self._objects = np.array([0 if s else id(t) for t, s in zip(self.tensors, stays, strict=True)], dtype=np.uint64)
+        self._objects = np.array([id(t) for t in self.tensors], dtype=np.uint64)
         #: The column of the gradients; -1 without.
         self.passing = next((k for k, o in enumerate(pointers) if o.source == "grad"), -1)
         self._values: tuple[float, ...] = ()
@@ -115,13 +113,6 @@ class LaunchTable:
                 f"a shard starts at element {arguments.first_index}, not at a multiple of {self.graph.width}"
             )
         return arguments.first_index
-
-
-def _is_private(operand: Operand, graph: ProgramGraph) -> bool:
-    """Does the tensor belong to a compressed entry? Nobody else has it, so it is never given other memory."""
-    if operand.source == "part":
-        return not isinstance(graph.configuration[operand.key.rsplit(".", 1)[0]], Full)
-    return operand.source == "clock"
 
 
 def _description(tensor: Tensor) -> tuple[Any, ...]:

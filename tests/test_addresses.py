@@ -76,15 +76,6 @@ def test_one_change_anywhere_is_seen_and_told_from_one_that_was_to_come(way, ind
     assert found.reshape(-1)[index] == other.data_ptr()
 
 
-def test_an_address_without_an_object_is_left_alone(way):
-    tensor = torch.ones(3)
-    objects, found = objects_of([tensor, tensor]), np.array([[7, 7]], dtype=np.uint64)
-    objects[0] = 0
-    assert addresses.read_addresses(objects, found, passing=0) == addresses.Moved(True, True)
-    assert found.tolist() == [[7, tensor.data_ptr()]]
-    assert addresses.read_addresses(objects, found, passing=0) == addresses.Moved(False, False)
-
-
 def test_no_tensors(way):
     nothing = np.zeros(0, dtype=np.uint64)
     assert not addresses.read_addresses(nothing, nothing.reshape(0, 3)).any
