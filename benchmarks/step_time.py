@@ -158,6 +158,13 @@ def table(report: Mapping[str, Any]) -> Table:
     return shown
 
 
+def others(results: Path, here: Mapping[str, Any], jobs: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """What an earlier run on this machine, with these versions, found for other jobs."""
+    known = json.loads(results.read_text()) if results.exists() else {"machine": None, "results": []}
+    entries = known["results"] if known["machine"] == here else []
+    return [e for e in entries if (e["model"], e["contender"], e["threads"]) not in jobs]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all, on a CPU all but the largest")
@@ -179,13 +186,15 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / ("step_time_cuda.json" if on_gpu else "step_time.json")
     jobs = list(product(models, options.contenders, counts))
+    earlier = others(results, report["machine"], jobs)
     for index, (model, contender, threads) in enumerate(jobs, start=1):
         started = time.perf_counter()
         entry = run_apart(Job(model, contender, threads, options.device, options.rounds), options.processes)
         report["results"].append(entry)
-        results.write_text(json.dumps(report, indent=1) + "\n")
+        results.write_text(json.dumps(report | {"results": earlier + report["results"]}, indent=1) + "\n")
         taken = f"{time.perf_counter() - started:.0f} s"
         print(f"[{index}/{len(jobs)}] {model}, {contender}, {threads} threads: {summary(entry)} ({taken})", flush=True)
+    report["results"] = earlier + report["results"]
     Console(width=180).print(table(report))
     plot(report, results.with_suffix(".png"))
     print(f"Results: {results}")
