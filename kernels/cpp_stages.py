@@ -114,7 +114,7 @@ class CppStages(CppExpressions):
         stored: list[fx.Node] = []
         for name, value in self.new_value.items():
             operand = self.operand[name]
-            if operand.kind in ("element", "shared") and stage == self._stored_in(value):
+            if operand.kind in ("element", "shared") and stage == self.stages[-1]:
                 body.append(f"{name}_lanes[j] = {self.operand_text(value, TYPES[operand.dtype])};")
                 stored.append(value)
         if not body:
@@ -136,14 +136,15 @@ class CppStages(CppExpressions):
         lines += [f"      {n.name}_of[run / {runs // self._groups(n)}] = {n.name};" for n in reductions]
         return [*lines, "    }"]
 
-    def _stored_in(self, value: fx.Node) -> int:
-        return self.stage[value] if kind_of(value) != "scalar" else 0
-
     def _recalled(self, stage: int) -> list[fx.Node]:
         """Element values of earlier stages that `stage` reads, in order. Truth values are computed again from theirs, and
         loaded ones read again."""
         recalled: set[fx.Node] = set()
         stack = [n for n in self.nodes if kind_of(n) == "element" and self.stage[n] == stage]
+        if stage == self.stages[-1]:  # which stores, so that what was loaded stays as it is until then
+            stored = [n for n in self.new_value.values() if kind_of(n) == "element" and self.stage[n] < stage]
+            recalled.update(stored)
+            stack += filter(_is_free, stored)
         while stack:
             for i in stack.pop().all_input_nodes:
                 if kind_of(i) == "element" and self.stage[i] < stage and i not in recalled:

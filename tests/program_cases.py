@@ -22,7 +22,30 @@ from baoc_compile.program import ProgramGraph, Signature, TensorArguments
 from baoc_compile.state_tensor import StateTensor
 from baoc_compile.step_graph import ParameterTable
 
+
+class ReadsOld(torch.optim.Optimizer):
+    """One slot's new value goes into another slot, its old one into the parameter."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["trend"], state["power"] = torch.zeros_like(p), torch.zeros_like(p)
+                old = state["trend"].clone()
+                state["trend"].mul_(0.9).add_(p.grad, alpha=0.1)
+                state["power"].mul_(0.99).addcmul_(state["trend"], state["trend"], value=0.01)
+                p.sub_(group["lr"] * old / (state["power"].sqrt() + 1e-3))
+
+
 OPTIMIZERS = {
+    "ReadsOld": ReadsOld,
     "AdamW": lambda p: torch.optim.AdamW(p, amsgrad=True),
     "SGD": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True),
     "RMSprop": lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9),
@@ -55,6 +78,7 @@ SHARING = [
     Which("AdamW", "exp_avg=dropped exp_avg_sq=column_head:3 *=4bit param=bf16+8", BF16, BF16, True),
 ]
 PROGRAMS = [
+    Which("ReadsOld", "trend=fp32 power=8bit", FP32, FP32),
     Which("AdamW", "8bit", FP32, FP32),
     Which("AdamW", "bf16", BF16, BF16),
     Which("SGD", "8bit", FP16, FP16),
