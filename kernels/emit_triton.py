@@ -106,15 +106,14 @@ class TritonEmitter:
     # addresses
 
     def _addresses(self) -> list[str]:
-        aligned = {"element": "ALIGNED", "shared": "False", "group": "False"}
         lines = []
         for s, o in enumerate(self.graph.shared):
             lines.append(f"{o.name}_run = tl.load(row + {HEADER + 2 * s})")
             lines.append(f"{o.name}_cycle = tl.load(row + {HEADER + 2 * s + 1})")
-        return lines + [
-            f"{o.name}_ptr = address(row, {self.column[o.name]}, {MEMORY[o.dtype]}, {aligned.get(o.kind, 'False')})"
-            for o in self.graph.pointers
-        ]
+        for o in self.graph.pointers:
+            aligned = "ALIGNED" if o.kind == "element" else "False"
+            lines.append(f"{o.name}_ptr = address(row, {self.column[o.name]}, {MEMORY[o.dtype]}, {aligned})")
+        return lines
 
     def _block_arguments(self) -> list[str]:
         pointers = [f"{o.name}_ptr" for o in self.graph.pointers if o.kind != "scalar"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from baoc_compile.kernels import triton_words
 from baoc_compile.kernels.build_triton import load_module
 from baoc_compile.kernels.emit_triton import TritonEmitter
 from baoc_compile.kernels.emit_triton_average import TASK, TritonAverageEmitter
@@ -17,8 +18,8 @@ from torch import Tensor
 from baoc_compile.errors import StateError
 from baoc_compile.program import ProgramGraph, TensorArguments
 
-#: Of tensors that are not contiguous; `MAX_DIMS` in `triton_words`.
-MAX_DIMS = 6
+#: Of tensors that are not contiguous.
+MAX_DIMS = triton_words.MAX_DIMS.value
 
 #: Blocks of a set that one program sums.
 PIECE = 64

@@ -107,7 +107,7 @@ class GraphBuilder:
         """A new node, or the one that computes the same. Scalars meet elements in the elements' type."""
         if meta["kind"] == "element":
             args = fx.map_arg(args, self._in_lanes)
-        key = target, args, tuple(kwargs.items()), meta["dtype"]
+        key = target, repr(args), repr(kwargs), meta["dtype"]  # in which 0.0 is not -0.0, nor 1 True
         if key not in self.made:
             self.made[key] = self.graph.create_node("call_function", target, args, dict(kwargs), name=name)
             self.made[key].meta = meta
