@@ -1,0 +1,57 @@
+"""Ties: among choices of equal risk, one with fewer distinct configurations, then one with fewer bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from baoc_compile.allocation import EQUAL, Allocation, Candidate
+
+Items = Sequence[Sequence[Candidate]]
+
+
+def settle_ties(items: Items, found: Allocation, budget_bytes: int, budget_ns: float | None) -> Allocation:
+    """Gives up one configuration after another, the rarest first, if its blocks can do with the others that are in use.
+
+    All within the budgets, and a relative 1e-12 above the risk of `found` at most. Not a minimum: blocks only move to
+    candidates of their own, and no block gets worse so that another may get better.
+    """
+    most = found.risk + EQUAL * abs(found.risk)
+
+    def allows(trial: Allocation) -> bool:
+        return trial.risk <= most and trial.fits(budget_bytes, budget_ns)
+
+    uses = Counter(candidates[j].configuration for candidates, j in zip(items, found.choice, strict=True))
+    in_use = set(uses)
+    for name in sorted(uses, key=lambda name: (uses[name], name)):
+        choice = _without(items, found.choice, in_use - {name}, EQUAL * abs(found.risk))
+        if choice is not None and allows(trial := Allocation.of(items, choice, found.lower_bound)):
+            found, in_use = trial, in_use - {name}
+    smaller = [_smaller(candidates, j, in_use) for candidates, j in zip(items, found.choice, strict=True)]
+    trial = Allocation.of(items, smaller, found.lower_bound)
+    return trial if allows(trial) else found
+
+
+def _without(items: Items, choice: Sequence[int], names: set[str], tolerance: float) -> list[int] | None:
+    """`choice`, but every block whose configuration is not in `names` at its best one that is; None if that costs."""
+    result = []
+    for candidates, j in zip(items, choice, strict=True):
+        if candidates[j].configuration not in names:
+            among = [k for k, c in enumerate(candidates) if c.configuration in names]
+            best = min(among, key=lambda k: (candidates[k].risk, candidates[k].size_bytes), default=None)
+            if best is None or candidates[best].risk > candidates[j].risk + tolerance:
+                return None
+            j = best
+        result.append(j)
+    return result
+
+
+def _smaller(candidates: Sequence[Candidate], j: int, names: set[str]) -> int:
+    """The smallest candidate that is no worse than candidate j in risk and time."""
+    chosen = candidates[j]
+    among = [
+        k
+        for k, c in enumerate(candidates)
+        if c.configuration in names and c.risk <= chosen.risk and c.time_ns <= chosen.time_ns
+    ]
+    return min(among, key=lambda k: (candidates[k].size_bytes, candidates[k].risk, k != j))
