@@ -16,9 +16,12 @@ from baoc_compile.checkpoint import export_state_dict, master_weights
 from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
 from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
 from baoc_compile.inspection import Inspection, inspect, state_bytes
+from baoc_compile.offline import profile, solve
 from baoc_compile.passes.find_sharing import find_sharing
 from baoc_compile.plan import Plan
 from baoc_compile.prepare import prepare
+from baoc_compile.block_profile import Profile
+from baoc_compile.report import Report, report
 from baoc_compile.state_tensor import StateTensor
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     "OptionError",
     "Plan",
     "PlanError",
+    "Profile",
+    "Report",
     "StateError",
     "StateTensor",
     "UnsupportedStep",
@@ -43,5 +48,8 @@ __all__ = [
     "inspect",
     "master_weights",
     "prepare",
+    "profile",
+    "report",
+    "solve",
     "state_bytes",
 ]

@@ -12,16 +12,20 @@ from torch._dynamo import lookup_backend
 from baoc_compile.codec import Slot, weight_slots
 from baoc_compile.collection import no_collection
 from baoc_compile.compiled_step import CompiledStep
+from baoc_compile.configurator import start_configurator
+from baoc_compile.device_memory import bytes_left
 from baoc_compile.errors import UnsupportedStep
+from baoc_compile.inspection import state_bytes
 from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.options import Options
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.extract_rules import RuleClass, extract_rules
 from baoc_compile.passes.read_roles import TracedRoles, read_roles
+from baoc_compile.passes.record_forward import record_graph
 from baoc_compile.passes.split_components import split_components
 from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
-from baoc_compile.session import session_of
+from baoc_compile.session import saw_forward, session_of
 from baoc_compile.step_graph import StepGraph
 
 
@@ -36,6 +40,7 @@ def baoc(
     parsed = Options.parse(options)
     traced = read_roles(gm)
     if traced is None:
+        watch_graph(gm, example_inputs)
         return inner(gm, example_inputs, parsed.inner_backend)
     optimizer = traced.table.optimizer
     refuse_untraceable(optimizer)
@@ -43,7 +48,7 @@ def baoc(
         notice(optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
         return gm.forward  # eager, which works on compressed state too
     session = session_of(optimizer)
-    session.configure(parsed.memory_budget, parsed.plan, parsed.seed)
+    session.configure(parsed.memory_budget, parsed.plan, parsed.seed, parsed.planning)
     with no_collection():
         step = capture(gm, traced)
         step.table = session.table()
@@ -53,7 +58,10 @@ def baoc(
             notice(optimizer, str(reason))
             return gm.forward
         classes = extract_rules(step, split.components)
+        if session.memory_budget is not None and session.memory_budget.is_open:
+            session.memory_budget = session.memory_budget.fitted(bytes_left(device_of(step), state_bytes(optimizer)))
         decide(session, step.table, slots_by_parameter(step, classes))
+        start_configurator(session)
     compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend)
     session.steps.append(compiled)
     let_go(gm)
@@ -98,9 +106,22 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
     return found
 
 
+def watch_graph(gm: fx.GraphModule, example_inputs: list[Any]) -> None:
+    """A graph that trains parameters may tell what they are there for."""
+    inputs = (*example_inputs, *gm.parameters())
+    if torch.is_grad_enabled() and any(isinstance(i, torch.nn.Parameter) and i.requires_grad for i in inputs):
+        forward = record_graph(gm, example_inputs)
+        if forward is not None:
+            saw_forward(forward)
+
+
 def inner(gm: fx.GraphModule, example_inputs: list[Any], backend: Any) -> Callable[..., Any]:
     """Compiles with another backend."""
     return (lookup_backend(backend) if isinstance(backend, str) else backend)(gm, example_inputs)
+
+
+def device_of(step: StepGraph) -> torch.device:
+    return step.table.parameters[0].device if step.table.parameters else torch.device("cpu")
 
 
 def let_go(gm: fx.GraphModule) -> None:

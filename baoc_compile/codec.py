@@ -54,6 +54,10 @@ class Sharing(NamedTuple):
     run: int
     cycle: int
 
+    def of(self, lanes: Tensor) -> Tensor:
+        """The numbers of the values that these elements (row-major indices) have."""
+        return lanes // max(self.run, 1) % max(self.cycle, 1)
+
 
 @dataclass(frozen=True)
 class Random:

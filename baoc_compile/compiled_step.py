@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import fx
 
 from baoc_compile.collection import no_collection
+from baoc_compile.kernels.fused_update import BoundLaunch
 from baoc_compile.passes.adopt_state import adopt_state, state_tensors
 from baoc_compile.passes.bind_launches import bind_launches
 from baoc_compile.passes.extract_rules import RuleClass
 from baoc_compile.passes.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.rewrite_step import Rewritten, rewrite_step
 from baoc_compile.passes.torch_calls import module_of
+from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session
 from baoc_compile.step_graph import ParameterTable, StepGraph
 
@@ -35,6 +39,7 @@ class CompiledStep:
     inner_backend: Any
     rewritten: Rewritten | None = None
     run: Callable[..., Any] | None = None
+    launches: list[BoundLaunch] = field(default_factory=list)
     codebooks: CodebookRefresh | None = None
 
     @property
@@ -52,20 +57,46 @@ class CompiledStep:
             self.bind()
         assert self.run is not None and self.codebooks is not None
         self.codebooks.tick()
-        return self.run(*arguments)
+        configurator = self.session.configurator
+        if configurator is None:
+            return self.run(*arguments)
+        return configurator.step(self, partial(self.run, *arguments))
 
     def bind(self) -> Rewritten:
         """Adopts the optimizer's state and builds the rewritten graph over it."""
         for other in self.session.steps:
-            other.rewritten = other.run = None
+            other.let_go()
         table = self.session.table()
         self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
         adopt_state(self.session, self.step.table)
         self.codebooks = CodebookRefresh(state_tensors(self.step.table))
         with no_collection():
             self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
-        self.run = bind_launches(self.rewritten.gm).forward
+        bound, self.launches = bind_launches(self.rewritten.gm)
+        self.run = bound.forward
         return self.rewritten
+
+    def let_go(self) -> None:
+        """Forgets the tensors it is bound to; the next call binds again."""
+        self.rewritten = self.run = self.codebooks = None
+        self.launches = []
+
+    @property
+    def rules(self) -> dict[int, UpdateRule]:
+        """By parameter; those whose update is elementwise."""
+        pieces = ((c.rule, piece) for c in self.classes if c.rule is not None for piece in c.members)
+        return {piece.component.parameters[0]: rule for rule, piece in pieces}
+
+    @contextmanager
+    def observed(self, observe: Callable[..., None]) -> Iterator[None]:
+        """While it lasts, `observe(launch, grads, scalars)` is called before every launch."""
+        for launch in self.launches:
+            launch.observe = observe
+        try:
+            yield
+        finally:
+            for launch in self.launches:
+                launch.observe = None
 
     def _is_current(self, arguments: tuple[Any, ...]) -> bool:
         """Are state and parameters that came in as arguments still those that the graph is bound to?"""

@@ -22,7 +22,9 @@ from baoc_compile.kernels.catalogue import (
 )
 from baoc_compile.step_graph import ParameterTable
 
-VERSION = 2
+VERSION = 3
+
+_FIELDS = {"seed", "memory_budget", "gain", "certificate", "default", "parameters"}
 
 #: Tensors below this stay in full precision unless a plan names their codecs: they cost next to nothing.
 SMALL_NUMEL = 4096
@@ -48,7 +50,8 @@ class Plan:
 
     The gain is the least-squares factor <u, c> / <c, c> of the update c that a configuration gives to the update u of full
     precision: a slot that is shared or dropped changes the length of the update, and the gain gives it back. `seed`
-    keys the stochastic rounding. `memory_budget` records what the plan was made for.
+    keys the stochastic rounding. `memory_budget` records what the plan was made for, `certificate` how good the solver
+    knows it to be.
     """
 
     default: Mapping[str, str] = field(default_factory=lambda: {"*": "fp32"})
@@ -56,6 +59,7 @@ class Plan:
     seed: int = 0
     memory_budget: str = ""
     gain: float = 1.0
+    certificate: str = ""
 
     @classmethod
     def uniform(cls, formats: str | Mapping[str, str], *, seed: int = 0, gain: float = 1.0) -> Plan:
@@ -108,6 +112,7 @@ class Plan:
             "seed": self.seed,
             "memory_budget": self.memory_budget,
             "gain": self.gain,
+            "certificate": self.certificate,
             "default": dict(self.default),
             "parameters": parameters,
         }
@@ -124,10 +129,10 @@ class Plan:
             raise PlanError('the plan has no "format": "baoc-plan"')
         if data.get("version") != VERSION:
             raise PlanError(f"the plan has version {data.get('version')!r}, this release reads {VERSION}")
-        unknown = set(data) - {"format", "version", "seed", "memory_budget", "gain", "default", "parameters"}
+        unknown = set(data) - {"format", "version", *_FIELDS}
         if unknown:
             raise PlanError(f"the plan has unknown fields {sorted(unknown)}")
-        missing = {"seed", "memory_budget", "gain", "default", "parameters"} - set(data)
+        missing = _FIELDS - set(data)
         if missing:
             raise PlanError(f"the plan lacks the fields {sorted(missing)}")
         entries = _typed(data["parameters"], list, "parameters")
@@ -146,7 +151,8 @@ class Plan:
             parameters[index] = ParameterPlan(name, shape, slots, fields["gain"])
         default = _typed(data["default"], dict, "default")
         seed, budget = _typed(data["seed"], int, "seed"), _typed(data["memory_budget"], str, "memory_budget")
-        plan = cls(default, parameters, seed, budget, data["gain"])
+        certificate = _typed(data["certificate"], str, "certificate")
+        plan = cls(default, parameters, seed, budget, data["gain"], certificate)
         plan._validate()
         return plan
 

@@ -11,13 +11,17 @@ import torch
 
 from baoc_compile.budget import MemoryBudget
 from baoc_compile.codec import weight_slots
+from baoc_compile.configurator import start_configurator
 from baoc_compile.errors import OptionError
 from baoc_compile.notices import notice, refuse_untraceable
 from baoc_compile.passes.adopt_state import adopt_state, adopt_weights, fresh
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.discover_state import Filled, StateSchema, discover_state
+from baoc_compile.passes.record_calls import ForwardGraph
+from baoc_compile.passes.record_forward import watch_forward
 from baoc_compile.plan import as_plan
-from baoc_compile.session import session_of
+from baoc_compile.planning import Planning
+from baoc_compile.session import Session, session_of
 from baoc_compile.state_tensor import bytes_of
 from baoc_compile.step_graph import ParameterTable
 
@@ -31,13 +35,17 @@ def prepare(
     memory_budget: str | int | None = None,
     plan: Any = None,
     seed: int = 0,
+    **planning: Any,
 ) -> None:
     """Decides how every state slot is stored and creates the state in that form, so that no full-precision state is
     ever allocated and the first compiled step is traced once.
 
-    `model` gives parameters their names in plans and reports. `memory_budget`: "25%" of full-precision state,
-    "2.2 B/param", "512 MiB" or bytes; default "28%". `plan`: a Plan, its JSON or a format name; overrides the budget.
-    State that exists already is converted. An optimizer whose first step does something that no filled-in state
+    `model` gives parameters their names in plans and reports, and its first training call tells what they are there for.
+    `memory_budget`: "25%" of full-precision state,
+    "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left after a forward and backward pass (state is then
+    made at the first step); default "28%". `plan`: a Plan, its JSON or a format name; overrides the budget.
+    `planning`: the options of `Planning`, such as `time_budget` and `warmup_steps`: within a budget, state starts under the
+    best uniform plan and is planned by block after the warm-up. State that exists already is converted. An optimizer whose first step does something that no filled-in state
     can stand for (SGD with dampening copies its first gradient) keeps making its own state, which the first
     compiled steps convert.
 
@@ -50,21 +58,29 @@ def prepare(
     refuse_untraceable(optimizer)
     budget = MemoryBudget.parse(memory_budget) if memory_budget is not None else None
     chosen = as_plan(plan) if plan is not None else None
+    unknown = sorted(set(planning) - Planning.names())
+    if unknown:
+        raise OptionError(f"prepare: unknown option {unknown[0]!r}; known are {', '.join(sorted(Planning.names()))}")
+    how = Planning.parse(planning)
     session = session_of(optimizer)
     if model is not None:
         session.model = weakref.ref(model)
+        reference = weakref.ref(session)
+        watch_forward(model, lambda forward: _saw(reference, forward))
     table = session.table()
     schemas = discover_state(table)
-    before = (session.memory_budget, session.plan, session.seed, session.is_explicit)
-    session.configure(budget, chosen, seed)
+    before = (session.memory_budget, session.plan, session.seed, session.is_explicit, session.planning)
+    session.configure(budget, chosen, seed, how)
     slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
     for index, schema in enumerate(schemas):
         if schema.rule is not None:
             slots_of[index] += weight_slots(table.parameters[index], schema.slots)
+    if session.memory_budget is not None and session.memory_budget.is_open:
+        return  # the first compiled step makes state, within what is left then
     try:
         decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
     except Exception:
-        session.memory_budget, session.plan, session.seed, session.is_explicit = before
+        session.memory_budget, session.plan, session.seed, session.is_explicit, session.planning = before
         raise
     adopt_state(session, table)
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
@@ -84,11 +100,18 @@ def prepare(
         if entries:
             optimizer.state[parameter] = entries
     adopt_weights(session, table)
+    start_configurator(session)
     for schema in schemas:
         if schema.first is None and schema.rule is None and schema.reason:
             notice(optimizer, schema.reason)
     if any(schema.first is None for schema in schemas):
         log.info("%s makes its own state at its first step, which is then converted", type(optimizer).__name__)
+
+
+def _saw(session: weakref.ref[Session], forward: ForwardGraph) -> None:
+    known = session()
+    if known is not None:
+        known.forward = forward
 
 
 def _bytes_beside_slots(schemas: list[StateSchema], table: ParameterTable) -> int:

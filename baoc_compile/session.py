@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -13,7 +14,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from baoc_compile.budget import MemoryBudget
 from baoc_compile.codec import Codec
 from baoc_compile.plan import ParameterPlan, Plan
+from baoc_compile.planning import Planning
 from baoc_compile.step_graph import ParameterTable
+
+if TYPE_CHECKING:
+    from baoc_compile.configurator import Configurator
+    from baoc_compile.passes.record_calls import ForwardGraph
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Decision:
 class Session:
     """Decisions are keyed by the parameter itself, so they survive retracing, `add_param_group` and checkpoints.
 
-    `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget.
+    `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget. `configurator` plans
+    anew while training runs; None where a plan was named.
     """
 
     optimizer: weakref.ref[Any]
@@ -40,19 +47,33 @@ class Session:
     decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
     gains: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
     steps: list[Any] = field(default_factory=list)
+    planning: Planning = field(default_factory=Planning)
+    configurator: Configurator | None = None
+    forward: ForwardGraph | None = None
+    is_in_checkpoints: bool = False
 
     def table(self) -> ParameterTable:
         model = self.model() if self.model is not None else None
         return ParameterTable.of(self.optimizer(), model)
 
-    def configure(self, memory_budget: MemoryBudget | None, plan: Plan | None, seed: int) -> None:
+    def configure(self, memory_budget: MemoryBudget | None, plan: Plan | None, seed: int, planning: Planning) -> None:
         """Takes the user's wishes; what was already decided stays."""
         if self.is_explicit or (memory_budget is None and plan is None):
             if not self.is_explicit and self.plan is None:
-                self.seed = seed
+                self.seed, self.planning = seed, planning
             return
         self.memory_budget, self.plan, self.is_explicit = memory_budget, plan, True
         self.seed = plan.seed if plan is not None else seed
+        self.planning = planning
+
+    def forward_graph(self) -> ForwardGraph | None:
+        """The model's forward pass, if it was seen: by `prepare(model=...)`, or since the model is compiled with this
+        backend; of several the one that uses most of the optimizer's parameters."""
+        parameters = self.table().parameters
+        seen = [self.forward] if self.forward is not None else list(_FORWARDS)
+        ranked = [(len(dict(f.placeholders_of(parameters))), k) for k, f in enumerate(seen)]
+        most, which = max(ranked, default=(0, 0))
+        return seen[which] if most else None
 
     def gain(self, parameter: torch.Tensor) -> float:
         return self.gains.get(parameter, 1.0)
@@ -73,6 +94,14 @@ class Session:
         default = self.plan.default if self.plan is not None else {"*": "fp32"}
         budget = self.memory_budget.text if self.memory_budget is not None else ""
         return Plan(default, parameters, self.seed, budget, self.plan.gain if self.plan is not None else 1.0)
+
+
+#: Graphs of forward passes that this backend was given, newest last.
+_FORWARDS: deque[ForwardGraph] = deque(maxlen=16)
+
+
+def saw_forward(forward: ForwardGraph) -> None:
+    _FORWARDS.append(forward)
 
 
 _SESSIONS: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()

@@ -19,7 +19,6 @@ from baoc_compile.errors import StateError
 from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.catalogue import codec_named
 from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
-from baoc_compile.kernels.sharing import means, spread
 from baoc_compile.kernels.trace import encoded_parts, exact_encode
 
 #: Elements encoded or decoded at a time.
@@ -70,11 +69,19 @@ class StateTensor(Tensor):
 
     def decode(self) -> Tensor:
         """The values in the logical type. A dropped slot reads as zeros."""
+        flat = torch.empty(self.numel(), dtype=self.dtype, device=self.device)
+        for start in range(0, flat.numel(), CHUNK_ELEMENTS):
+            stop = min(start + CHUNK_ELEMENTS, flat.numel())
+            flat[start:stop] = self.decode_at(torch.arange(start, stop, device=flat.device))
+        return flat.view(self.shape)
+
+    def decode_at(self, index: Tensor) -> Tensor:
+        """The elements of these row-major indices (int64, any order), flat, as the codec decodes them."""
         self._refuse_weight()
         if self.codec.kind == "dropping":
-            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        value = self.codec.decode({p.name: self._grouped(p) for p in self.codec.parts}).reshape(-1)[: self.numel()]
-        return value.to(self.dtype).view(self.shape)
+            return torch.zeros(len(index), device=self.device)
+        lanes = index.to(self.device)
+        return self.codec.decode({p.name: self._at(p, lanes) for p in self.codec.parts}).reshape(-1)
 
     def decode_weight(self, weight: Tensor) -> Tensor:
         """The fp32 value of a weight whose codec this is the stored part of."""
@@ -101,24 +108,28 @@ class StateTensor(Tensor):
 
         Raises StateError for a slot that is dropped: only the compiled step can compute it.
         """
-        self._refuse_weight()
         flat = value.detach().reshape(-1)
+        self.store_chunks(lambda start, stop: flat[start:stop])
+
+    def store_chunks(self, read: Callable[[int, int], Tensor]) -> None:
+        """`store`, of values that `read(start, stop)` gives flat, at most `CHUNK_ELEMENTS` at a time, in order."""
+        self._refuse_weight()
         if self.codec.kind == "dropping":
             raise StateError(
                 f"{self!r} is not stored: only the compiled step can compute it. Call the compiled step, or prepare "
                 "the optimizer with another plan"
             )
+        spans = [(a, min(a + CHUNK_ELEMENTS, self.numel())) for a in range(0, self.numel(), CHUNK_ELEMENTS)]
         if self.codec.kind == "sharing":
-            for part in self.codec.parts if flat.numel() else ():
-                self.parts[part.name].copy_(means(flat, self.codec.sharing(part, self.shape)))
+            self._store_means(read, spans)
             return
         tables = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "table"}
         clock = self.parts.get("clock")
         width = self.codec.group_size or 1
-        for start in range(0, flat.numel(), CHUNK_ELEMENTS):
-            chunk = flat[start : start + CHUNK_ELEMENTS]
-            lanes = torch.arange(start, start + -(-chunk.numel() // width) * width, device=flat.device)
-            lanes = lanes.clamp(max=start + chunk.numel() - 1)
+        for start, stop in spans:
+            chunk = read(start, stop)
+            lanes = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
+            lanes = lanes.clamp(max=stop - 1)
             random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
             encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, tables)
@@ -130,6 +141,18 @@ class StateTensor(Tensor):
                 self.parts[part.name][start // step : start // step + count] = new
         if clock is not None:
             clock.add_(1)
+
+    def _store_means(self, read: Callable[[int, int], Tensor], spans: list[tuple[int, int]]) -> None:
+        """Sums in double on the host, in the order of the elements: the same bits on every device."""
+        shared = [(self.parts[p.name], self.codec.sharing(p, self.shape)) for p in self.codec.parts]
+        sums = [torch.zeros(sharing.cycle, dtype=torch.float64) for _, sharing in shared]
+        for start, stop in spans:
+            chunk = read(start, stop).cpu().double()
+            for total, (_, sharing) in zip(sums, shared, strict=True):
+                total.index_add_(0, sharing.of(torch.arange(start, stop)), chunk)
+        for total, (stored, sharing) in zip(sums, shared, strict=True):
+            if self.numel():
+                stored.copy_(total / (self.numel() // sharing.cycle))
 
     def fill(self, value: float) -> None:
         """Every element becomes `value`: one group is encoded, the others repeat it."""
@@ -146,21 +169,16 @@ class StateTensor(Tensor):
         for part in encoded_parts(self.codec):
             self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
 
-    def _grouped(self, part: Part) -> Tensor:
-        """A part as the codec's functions see it."""
-        stored, width = self.parts[part.name], self.codec.group_size or 1
+    def _at(self, part: Part, lanes: Tensor) -> Tensor:
+        """A part as the codec's functions see it: one element of each group of one."""
+        stored = self.parts[part.name]
         if part.per == "table":
             return stored
         if part.per == "group":
-            return stored.view(-1, 1)
-        lanes = torch.arange(-(-self.numel() // width) * width, device=stored.device).clamp(
-            max=max(self.numel() - 1, 0)
-        )
+            return stored[lanes // (self.codec.group_size or 1)].view(-1, 1)
         if part.per == "shared":
-            return spread(stored, lanes, self.codec.sharing(part, self.shape)).view(-1, width)
-        if part.bits == 4:
-            return unpacked(stored, lanes).view(-1, width)
-        return (stored if self.numel() == lanes.numel() else stored[lanes]).view(-1, width)
+            return stored[self.codec.sharing(part, self.shape).of(lanes)].view(-1, 1)
+        return (unpacked(stored, lanes) if part.bits == 4 else stored[lanes]).view(-1, 1)
 
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
         """The same state with every stored part changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -50,8 +51,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "4bit-learned": ("ucodebook4", "codebook4"),
 }
 
-#: The formats that are tried when only a budget is given.
+#: The formats that are tried when only a budget is given: for all parameters alike, and for each block.
 AUTOMATIC = ("fp32", "bf16", "8bit", "4bit", "factored")
+BY_BLOCK = (*AUTOMATIC, "row", "column", "tensor", "dropped")
 
 #: Formats of weights: "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
 WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
@@ -87,6 +89,10 @@ def codec_named(name: str) -> Codec:
     if form in SIZED and _is_size(size):
         return SIZED[form](int(size))
     raise PlanError(f"unknown codec {name!r}; known are {', '.join(known_choices(''))}")
+
+
+#: The least common multiple of the group sizes of all formats that are chosen by block.
+GROUP = math.lcm(*(codec_named(name).group_size or 1 for f in BY_BLOCK for name in FORMATS.get(f, (f,))))
 
 
 def full_precision(parameter_dtype: torch.dtype) -> Codec:

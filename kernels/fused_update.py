@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ _COUNT = itertools.count()
 
 @dataclass(eq=False)
 class Launch:
-    """A program and the tensors it is launched over.
+    """A program and the tensors it is launched over: `parameters` are their names, `indices` their places in the optimizer.
 
     `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`. `sharing[i]`: which
     elements of tensor i have shared values in common. `count`: how often it was launched.
@@ -36,6 +36,7 @@ class Launch:
     graph: ProgramGraph
     executable: Executable
     parameters: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     varying: list[dict[str, int]] = field(default_factory=list)
@@ -88,6 +89,9 @@ class BoundLaunch:
     capture has one of its own.
     """
 
+    #: Called before every launch with what it is given, while somebody looks on.
+    observe: Callable[[Launch, Sequence[Tensor], Sequence[Tensor]], None] | None = None
+
     def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
         self.launch, self.params, self.state = launch, params, state
         self.table: Any = None
@@ -96,6 +100,8 @@ class BoundLaunch:
         self.__name__ = f"launch_{launch.graph.rule.key}"
 
     def __call__(self, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+        if self.observe is not None:
+            self.observe(self.launch, grads, scalars)
         is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
         if self.table is None or (self.captured and self.captured[-1] is self.table and not is_captured):
             self.table = self.launch.table(self.params, grads, self.state)

@@ -43,7 +43,7 @@ class Shared(Codec):
         return stored["values"]
 
     def sharing(self, part: Part, shape: torch.Size) -> Sharing:
-        numel, (rows, columns) = torch.Size(shape).numel(), _as_matrix(shape)
+        numel, (rows, columns) = torch.Size(shape).numel(), as_matrix(shape)
         return {
             "row": lambda: Sharing(columns, rows),
             "column": lambda: Sharing(1, columns),
@@ -82,7 +82,7 @@ class Factored(Codec):
         return stored["rows"] / torch.where(mean > 0.0, mean, 1.0) * stored["columns"]
 
     def sharing(self, part: Part, shape: torch.Size) -> Sharing:
-        numel, (rows, columns) = torch.Size(shape).numel(), _as_matrix(shape)
+        numel, (rows, columns) = torch.Size(shape).numel(), as_matrix(shape)
         return {"rows": Sharing(columns, rows), "columns": Sharing(1, columns), "mean": Sharing(numel, 1)}[part.name]
 
     def refuses(self, slot: Slot, shape: torch.Size) -> str:
@@ -92,17 +92,7 @@ class Factored(Codec):
         return reason
 
 
-def _as_matrix(shape: torch.Size) -> tuple[int, int]:
+def as_matrix(shape: torch.Size) -> tuple[int, int]:
     """Rows and columns: the first dimension, and all others."""
     rows = shape[0] if len(shape) else 1
     return rows, torch.Size(shape).numel() // max(rows, 1)
-
-
-def spread(values: Tensor, lanes: Tensor, sharing: Sharing) -> Tensor:
-    """The shared value of each element of `lanes` (row-major indices)."""
-    return values[lanes // max(sharing.run, 1) % max(sharing.cycle, 1)]
-
-
-def means(value: Tensor, sharing: Sharing) -> Tensor:
-    """The mean of every set, summed in double: flat values -> float64 `[cycle]`."""
-    return value.to(torch.float64).view(-1, sharing.cycle, sharing.run).mean((0, 2))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from baoc_compile.kernels.bits import packed, unpacked
 from baoc_compile.kernels.counter_hash import fold_index
-from baoc_compile.kernels.sharing import spread
 from baoc_compile.kernels.trace import with_exact_roots
 from torch import Tensor
 
@@ -105,7 +104,7 @@ class TorchProgram:
             if operand.kind == "group":  # a block's missing groups repeat its last one
                 return tensor[lanes[:: operand.group_size] // operand.group_size].view(-1, 1)
             if operand.kind == "shared":
-                return spread(tensor, lanes, arguments.sharing[operand.name]).view(groups, width)
+                return tensor[arguments.sharing[operand.name].of(lanes)].view(groups, width)
             if operand.bits == 4:
                 return unpacked(tensor, lanes).view(groups, width)
             return _elements(tensor, lanes).view(groups, width)
@@ -124,8 +123,8 @@ class TorchProgram:
                 continue
             value = value.to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
             if operand.kind == "shared":
-                run, cycle = arguments.sharing[operand.name]
-                sums[operand.name].index_add_(0, lanes[: stop - start] // max(run, 1) % max(cycle, 1), value.double())
+                sharing = arguments.sharing[operand.name]
+                sums[operand.name].index_add_(0, sharing.of(lanes[: stop - start]), value.double())
             elif operand.bits == 4:
                 tensor[start // 2 : -(-stop // 2)] = packed(value)
             else:

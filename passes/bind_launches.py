@@ -11,8 +11,9 @@ from baoc_compile.kernels.fused_update import BoundLaunch
 from torch import fx
 
 
-def bind_launches(gm: fx.GraphModule) -> fx.GraphModule:
+def bind_launches(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[BoundLaunch]]:
     """Launches over tensors that this step creates stay operators."""
+    launches = []
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
@@ -21,6 +22,7 @@ def bind_launches(gm: fx.GraphModule) -> fx.GraphModule:
         elif node.target is torch.ops.baoc.fused_update.default and _is_constant(node):
             _, params, grads, state, scalars = node.args
             launch = BoundLaunch(node.meta["baoc"], _tensors(gm, params), _tensors(gm, state))
+            launches.append(launch)
             arguments = fx.map_arg((grads, scalars), lambda n: copied[n])
             copied[node] = graph.call_function(launch, arguments)
         else:
@@ -28,7 +30,7 @@ def bind_launches(gm: fx.GraphModule) -> fx.GraphModule:
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
-    return fx.GraphModule(gm, graph, class_name="BoundStep")
+    return fx.GraphModule(gm, graph, class_name="BoundStep"), launches
 
 
 def _is_constant(node: fx.Node) -> bool:

@@ -116,6 +116,7 @@ class OperandBinder:
             if role.key not in rule.created and not graph.averages:
                 self.results[node] = self.attribute(live_state[role.key], f"{name}_{role.key}")
         launch.parameters.append(self.step.table.names[index])
+        launch.indices.append(index)
         launch.shapes.append(parameter.shape)
         launch.numbers.append(numbers)
         launch.varying.append(varying)

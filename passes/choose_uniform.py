@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from baoc_compile.kernels.catalogue import AUTOMATIC, full_precision
+from baoc_compile.passes.start_by_block import start_by_block
 
 from baoc_compile.budget import DEFAULT_BUDGET, MemoryBudget
 from baoc_compile.codec import Slot
-from baoc_compile.errors import BudgetError
 from baoc_compile.plan import Plan
 from baoc_compile.session import Decision, Session
 from baoc_compile.state_tensor import StateTensor, bytes_of
@@ -36,7 +36,7 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
     if not session.is_explicit:
         _keep_loaded(session, table, undecided)
         session.memory_budget = session.memory_budget or MemoryBudget.parse(DEFAULT_BUDGET)
-    if session.memory_budget is None or (session.plan is not None and session.plan.parameters):
+    if session.memory_budget is None:
         plan = session.plan or Plan(seed=session.seed)
     else:
         plan = _best_fit(session, table, undecided, session.memory_budget, bytes_to_come)
@@ -102,20 +102,23 @@ def _best_fit(
         follows = session.plan is not None and order == 0
         sizes[(not follows, error, fixed + counters + used, order)] = plan
     fitting = [rank for rank in sizes if rank[2] <= limit]
-    smallest = min(rank[2] for rank in sizes)
     if not fitting and not session.is_explicit:  # nobody asked for this budget: come as close as possible
+        smallest = min(rank[2] for rank in sizes)
         log.info(
-            "the default budget of %s is out of reach; the smallest configuration takes %d bytes", budget.text, smallest
+            "the default budget of %s is out of reach; the smallest uniform plan takes %d bytes", budget.text, smallest
         )
         fitting = [rank for rank in sizes if rank[2] == smallest]
     if not fitting:
-        raise BudgetError(
-            f'memory_budget: "{budget.text}" is {limit} bytes of optimizer state, but the smallest uniform configuration '
-            f"of this optimizer takes {smallest} bytes ({100 * smallest / max(full, 1):.1f}% of full precision): raise the "
-            "budget to at least that, or name a smaller configuration as plan= (print(baoc_compile.configurations(optimizer)) "
-            "lists them all)"
-        )
+        weights = sum(d.codec.storage_bytes(table.parameters[i].shape) for i, d in _weights(candidates[0], table, undecided))
+        plan = replace(candidates[0], memory_budget=budget.text)
+        return start_by_block(plan, table, undecided, fixed + counters + weights, limit)
     return replace(sizes[min(fitting)], memory_budget=budget.text)
+
+
+def _weights(plan: Plan, table: ParameterTable, slots_of: SlotsOf) -> list[tuple[int, Decision]]:
+    """What weight codecs take, which no budget chooses."""
+    weights = [(i, s) for i, slots in slots_of.items() for s in slots if s.weight_dtype is not None]
+    return [(i, Decision(*plan.codec(table, i, s))) for i, s in weights]
 
 
 def _candidates(session: Session, keys: list[str]) -> list[Plan]:

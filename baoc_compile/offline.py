@@ -1,0 +1,65 @@
+"""Planning ahead of a run: `profile` a few steps of training, `solve` for any budget, `prepare(optimizer, plan=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from baoc_compile.budget import MemoryBudget, TimeBudget
+from baoc_compile.configurator import Configurator
+from baoc_compile.errors import OptionError, StateError
+from baoc_compile.passes.solve_plan import solve_profile
+from baoc_compile.plan import Plan
+from baoc_compile.planning import Planning
+from baoc_compile.block_profile import Profile
+from baoc_compile.session import known_session
+
+
+def profile(
+    optimizer: Any,
+    train_step: Callable[[], Any],
+    *,
+    sample_steps: int = 24,
+    sample_bytes: int | None = None,
+    blocks: Any = None,
+    risk: str = "shadow",
+    measure_time: bool = False,
+) -> Profile:
+    """Calls `train_step`, which trains one step with the optimizer's compiled step, `sample_steps` + 1 times, and returns
+    what it showed. Training goes on as it would have; what was decided stays. Full precision (`plan="fp32"`) shows most.
+
+    `measure_time`: time every candidate on this device rather than reckon with bytes moved. The other options are those
+    of `Planning`. Raises OptionError, and StateError if `train_step` does not call a compiled step of this optimizer.
+    """
+    options = {"sample_steps": sample_steps, "sample_bytes": sample_bytes, "blocks": blocks, "risk": risk}
+    planning = Planning.parse({**options, "warmup_steps": sample_steps + 1 if isinstance(sample_steps, int) else 0})
+    session = known_session(optimizer)
+    if session is None or not session.steps:
+        raise StateError('profile: call the optimizer\'s step compiled with backend="baoc" once before, then profile')
+    if not callable(train_step):
+        raise OptionError(f"train_step: expected a function that trains one step, got {train_step!r}")
+    usual, watching = session.configurator, Configurator(session, planning, decides=False, measures_time=measure_time)
+    session.configurator = watching
+    try:
+        for _ in range(sample_steps + 1):
+            train_step()
+    finally:
+        session.configurator = usual
+    if watching.profile is None:
+        raise StateError(
+            f"profile: {watching.steps} compiled steps were seen in {sample_steps + 1} calls of train_step; it has to call "
+            "the optimizer's compiled step once in each"
+        )
+    return watching.profile
+
+
+def solve(profile: Profile, memory_budget: str | int, *, time_budget: str | None = None, seed: int = 0) -> Plan:
+    """The plan of least risk within the budgets (see `MemoryBudget` and `TimeBudget`), with its certificate.
+
+    Raises OptionError, and BudgetError that names the smallest budget that can be met.
+    """
+    memory = MemoryBudget.parse(memory_budget)
+    if memory.is_open:
+        raise OptionError('memory_budget: "fit" needs a device; solve takes "15%", "2 B/param", "512 MiB" or bytes')
+    time = TimeBudget.parse(time_budget) if time_budget is not None else None
+    return solve_profile(profile, memory, time).plan(Plan(seed=seed, memory_budget=memory.text))

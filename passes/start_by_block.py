@@ -1,0 +1,46 @@
+"""Decision: a plan to start with under a budget that no uniform configuration meets, before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from baoc_compile.kernels.catalogue import full_precision
+from baoc_compile.passes.allocate import allocate
+from baoc_compile.passes.list_candidates import list_candidates
+
+from baoc_compile.allocation import Candidate
+from baoc_compile.codec import Slot
+from baoc_compile.plan import ParameterPlan, Plan
+from baoc_compile.step_graph import ParameterTable
+
+
+def start_by_block(
+    plan: Plan, table: ParameterTable, slots_of: Mapping[int, tuple[Slot, ...]], fixed_bytes: int, budget_bytes: int
+) -> Plan:
+    """`plan` with entries for the parameters in `slots_of`: least expected harm, weighed by elements, within the budget.
+
+    Parameters of one shape with the same slots make up a block. `fixed_bytes`: state that is not decided here.
+    Raises BudgetError that names the smallest budget that can be met.
+    """
+    blocks: dict[object, list[int]] = {}
+    for i, slots in slots_of.items():
+        planned = tuple(s for s in slots if s.weight_dtype is None)
+        blocks.setdefault((planned, table.parameters[i].shape, table.parameters[i].dtype), []).append(i)
+    configurations, items = [], []
+    for (slots, shape, dtype), members in blocks.items():  # type: ignore[misc]
+        full = {s.key: full_precision(dtype) for s in slots}
+        configurations.append(list_candidates(slots, shape, dtype, full))
+        items.append(
+            [
+                Candidate(c.label, c.size_bytes * len(members), 0.0, c.harm * shape.numel() * len(members))
+                for c in configurations[-1]
+            ]
+        )
+    allocation = allocate([*items, [Candidate("", fixed_bytes, 0.0, 0.0)]], budget_bytes)
+    parameters = dict(plan.parameters)
+    for members, candidates, j in zip(blocks.values(), configurations, allocation.choice, strict=False):
+        for i in members:
+            names = {key: codec.name for key, codec in candidates[j].codecs.items()}
+            parameters[i] = ParameterPlan(table.names[i], tuple(table.parameters[i].shape), names)
+    return replace(plan, parameters=parameters)
