@@ -41,7 +41,7 @@ learning: $(INSTALLED)
 	$(BIN)/python benchmarks/learning.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo_frontier.png
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The links show mypy passes/ and kernels/ under the only names they are imported by.

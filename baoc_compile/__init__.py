@@ -11,6 +11,7 @@ if not (Path(__file__).parent / "passes").is_dir():  # in a checkout, passes/ an
     __path__.append(str(Path(__file__).parent.parent))
 
 from baoc_compile.backend import baoc
+from baoc_compile.block_profile import Profile
 from baoc_compile.cast_model import CastReport, cast_model
 from baoc_compile.checkpoint import export_state_dict, master_weights
 from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
@@ -20,7 +21,6 @@ from baoc_compile.offline import profile, solve
 from baoc_compile.passes.find_sharing import find_sharing
 from baoc_compile.plan import Plan
 from baoc_compile.prepare import prepare
-from baoc_compile.block_profile import Profile
 from baoc_compile.report import Report, report
 from baoc_compile.state_tensor import StateTensor
 

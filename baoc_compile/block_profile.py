@@ -33,10 +33,11 @@ class BlockStatistics:
 class BlockCandidate:
     """One configuration of one block.
 
-    `codecs`: slot -> codec name. `size_bytes`: of the state of all its parameters. `time_ns`: of the step, over the
-    block; `launch_ns` more for its `programs` (a hash), once however many blocks share them. `predicted`: expected change of the loss per window in nats, against full precision, of this block alone;
-    `error`: its standard error. `risk`: what the solver minimizes (see `passes/assess_risk.py`). `gain` multiplies the
-    updates. `excluded`: why it must not be chosen, empty if it may.
+    `codecs`: slot -> codec name. `size_bytes`: of the state of all its parameters. `time_ns`: of the step, over the block;
+    `launch_ns` more for its `programs` (a hash), once however many blocks share them. `predicted`: expected change of the
+    loss per window in nats, against full precision, of this block alone; `error`: its standard error. `risk`: what the
+    solver minimizes (see `passes/assess_risk.py`). `gain` multiplies the updates, whose relative error (L2) is
+    `relative_error`. `excluded`: why it must not be chosen, empty if it may.
     """
 
     codecs: Mapping[str, str]
@@ -48,6 +49,7 @@ class BlockCandidate:
     error: float
     risk: float
     gain: float = 1.0
+    relative_error: float = math.nan
     excluded: str = ""
 
     @property

@@ -25,7 +25,8 @@ KEY = "baoc"
 
 def keep_in_checkpoints(session: Session) -> None:
     """From now on the optimizer's `state_dict` holds the plan and the configurator, and `load_state_dict` restores them."""
-    optimizer, reference = session.optimizer(), weakref.ref(session)
+    optimizer: Any = session.optimizer()
+    reference = weakref.ref(session)
     if session.is_in_checkpoints or not hasattr(optimizer, "register_state_dict_post_hook"):
         return
     session.is_in_checkpoints = True
@@ -53,17 +54,23 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
     plan, table = Plan.from_json(saved["plan"]), session.table()
     for index, entry in plan.parameters.items():
         if index >= len(table.parameters) or tuple(table.parameters[index].shape) != tuple(entry.shape):
-            raise PlanError(f"the checkpoint's parameter {index} ({entry.name}) has shape {entry.shape}: no such parameter")
+            raise PlanError(
+                f"the checkpoint's parameter {index} ({entry.name}) has shape {entry.shape}: no such parameter"
+            )
     if session.is_explicit and session.memory_budget is None:
         return
     if session.memory_budget is not None and not session.memory_budget.is_open:
         codecs = [(i, codec_named(name)) for i, e in plan.parameters.items() for name in e.slots.values()]
         shapes = {i: table.parameters[i].shape for i in plan.parameters}
         size = sum(codec.storage_bytes(shapes[i]) for i, codec in codecs)
-        full = sum(full_precision(table.parameters[i].dtype).storage_bytes(shapes[i]) for i, c in codecs if c.kind != "weight")
+        full = sum(
+            full_precision(table.parameters[i].dtype).storage_bytes(shapes[i]) for i, c in codecs if c.kind != "weight"
+        )
         limit = session.memory_budget.in_bytes(full, sum(s.numel() for s in shapes.values()))
         if size > limit:
-            log.warning("the checkpoint's plan takes %d bytes, more than the budget's %d: it is planned anew", size, limit)
+            log.warning(
+                "the checkpoint's plan takes %d bytes, more than the budget's %d: it is planned anew", size, limit
+            )
             return
     for index, entry in plan.parameters.items():
         parameter = table.parameters[index]

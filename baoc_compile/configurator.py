@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from baoc_compile.block_profile import BlockCandidate, Profile
 from baoc_compile.checkpoint import keep_in_checkpoints
 from baoc_compile.errors import BudgetError
 from baoc_compile.gradient_stream import GradientStream
@@ -26,7 +27,6 @@ from baoc_compile.passes.make_profile import Planned, make_profile
 from baoc_compile.passes.sample_gradients import GradientSampler, default_buffer_bytes
 from baoc_compile.passes.solve_plan import Solution, by_parameter, current_choice, solve_profile
 from baoc_compile.planning import Planning
-from baoc_compile.block_profile import BlockCandidate, Profile
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Decision, Session
 
@@ -160,11 +160,13 @@ class Configurator:
     def _migrate(self, compiled: CompiledStep, chosen: Mapping[int, BlockCandidate]) -> int:
         """Decisions first; state follows, tensor by tensor, those that shrink first."""
         table = self.session.table()
+        names = {i: block.name for block in self.profile.blocks for i in block.parameters} if self.profile else {}
         for i, candidate in chosen.items():
             parameter = table.parameters[i]
             for key, name in candidate.codecs.items():
                 self.session.decisions[parameter][key] = Decision(codec_named(name))
             self.session.gains[parameter] = candidate.gain
+            self.session.blocks[parameter] = names[i]
         compiled.let_go()
         gc.collect()  # graphs hold tensors in cycles
         return adopt_state(self.session, table, within_budget=True)
@@ -179,7 +181,13 @@ class Configurator:
         """Plain numbers, texts and tensors."""
         sampler = self.sampler.state_dict() if self.sampler is not None else self._resumed
         profile = self.profile.to_dict() if self.profile is not None else None
-        return {"steps": self.steps, "due": self.due, "sampler": sampler, "history": list(self.history), "profile": profile}
+        return {
+            "steps": self.steps,
+            "due": self.due,
+            "sampler": sampler,
+            "history": list(self.history),
+            "profile": profile,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.due, self.history = state["steps"], state["due"], list(state["history"])

@@ -41,11 +41,11 @@ def prepare(
     ever allocated and the first compiled step is traced once.
 
     `model` gives parameters their names in plans and reports, and its first training call tells what they are there for.
-    `memory_budget`: "25%" of full-precision state,
-    "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left after a forward and backward pass (state is then
-    made at the first step); default "28%". `plan`: a Plan, its JSON or a format name; overrides the budget.
-    `planning`: the options of `Planning`, such as `time_budget` and `warmup_steps`: within a budget, state starts under the
-    best uniform plan and is planned by block after the warm-up. State that exists already is converted. An optimizer whose first step does something that no filled-in state
+    `memory_budget`: "25%" of full-precision state, "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left
+    after a forward and backward pass (state is then made at the first step); default "28%". `plan`: a Plan, its JSON
+    or a format name; overrides the budget. `planning`: the options of `Planning`, such as `time_budget` and
+    `warmup_steps`: within a budget, state starts under the best uniform plan and is planned by block after the warm-up.
+    State that exists already is converted. An optimizer whose first step does something that no filled-in state
     can stand for (SGD with dampening copies its first gradient) keeps making its own state, which the first
     compiled steps convert.
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baoc_compile.block_profile import BlockCandidate, BlockStatistics
 from baoc_compile.errors import BudgetError, OptionError, StateError
 from baoc_compile.inspection import state_bytes
 from baoc_compile.passes.solve_plan import Solution, frontier_of, solve_profile, uniform_points
-from baoc_compile.block_profile import BlockCandidate, BlockStatistics
 from baoc_compile.session import known_session
 
-COLUMNS = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col", "configuration")
-COLUMNS += ("gain", "bytes", "risk", "time")
+COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
+COLUMNS += ("configuration", "gain", "bytes", "risk", "time")
 LEFT = {"block", "configuration"}
 
 
@@ -97,7 +97,9 @@ class Report:
         axes = figure.subplots()
         points = frontier_of(profile)
         smallest = min((risk for _, risk in points if risk > 0.0), default=1e-9)
-        axes.step([size / numel for size, _ in points], [r for _, r in points], where="post", label="frontier, by block")
+        axes.step(
+            [size / numel for size, _ in points], [r for _, r in points], where="post", label="frontier, by block"
+        )
         for label, size, risk in uniform_points(profile):
             axes.plot(size / numel, risk, "o", color="gray", markersize=4)
             axes.annotate(label, (size / numel, risk), fontsize=7, xytext=(4, 3), textcoords="offset points")
@@ -131,7 +133,7 @@ def report(optimizer: Any) -> Report:
     Raises StateError before the first compiled step, and for an optimizer that follows a plan of the user's.
     """
     session = known_session(optimizer)
-    if session is None or session.configurator is None:
+    if session is None or session.configurator is None or session.memory_budget is None:
         raise StateError(
             "report: this optimizer plans nothing by itself: prepare it with a memory_budget rather than a plan, and call "
             'the step that torch.compile(step, backend="baoc") gives'

@@ -35,7 +35,7 @@ class Session:
     """Decisions are keyed by the parameter itself, so they survive retracing, `add_param_group` and checkpoints.
 
     `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget. `configurator` plans
-    anew while training runs; None where a plan was named.
+    anew while training runs; None where a plan was named. `blocks`: the names of those that it decided on, by parameter.
     """
 
     optimizer: weakref.ref[Any]
@@ -46,6 +46,7 @@ class Session:
     is_explicit: bool = False
     decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
     gains: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
+    blocks: MutableMapping[torch.Tensor, str] = field(default_factory=WeakTensorKeyDictionary)
     steps: list[Any] = field(default_factory=list)
     planning: Planning = field(default_factory=Planning)
     configurator: Configurator | None = None

@@ -40,7 +40,7 @@ def _launch_lines(launch: Launch) -> Iterator[str]:
     if first:
         yield f"    scalars: {', '.join(f'{name} = {value:.6g}' for name, value in first.items())}"
     width = max(map(len, launch.parameters), default=0)
-    for name, shape in zip(launch.parameters, launch.shapes, strict=True):
+    for name, shape, block in zip(launch.parameters, launch.shapes, launch.blocks, strict=True):
         state = sum(codec.storage_bytes(shape) for codec in stored.values())
-        yield f"    {name:<{width}}  {list(shape)!s:<14} {state} bytes of state"
+        yield f"    {name:<{width}}  {list(shape)!s:<14} {state} bytes of state{f', block {block!r}' if block else ''}"
     yield ")"

@@ -1,13 +1,16 @@
-"""Train a byte-level GPT twice from one seed: with AdamW in fp32, and with the same AdamW compressed by baoc.
+"""Train a byte-level GPT twice from one seed: with AdamW in fp32, and with the same AdamW under a memory budget.
 
-    python examples/train_language_model.py --budget 28% --steps 400
+    python examples/train_language_model.py --budget 15% --steps 400
 
-Both runs start from the same weights and see the same batches, so their losses can be compared step by step.
+The second run starts with one configuration for all, samples its gradients, and then gives every block of parameters
+its own: the report says which, and why. Both runs start from the same weights and see the same batches, so their losses
+can be compared step by step.
 """
 
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,11 +126,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", default="28%", help='optimizer state: "28%%" of fp32, "2.2 B/param" or "3 MiB"')
+    parser.add_argument("--budget", default="15%", help='optimizer state: "15%%" of fp32, "2.2 B/param" or "3 MiB"')
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="where the loss curves go")
     args = parser.parse_args()
 
-    console = Console()
+    console = Console(width=max(160, Console().width) if not sys.stdout.isatty() else None)
     corpus = load_corpus()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), console=console) as progress:
@@ -135,12 +138,17 @@ def main() -> None:
         compressed = train(f"AdamW, baoc {args.budget}", corpus, args, progress, compress=True)
 
     print(baoc_compile.inspect(compressed.optimizer))
+    report = baoc_compile.report(compressed.optimizer)
+    console.print(report)
     console.print(comparison([exact, compressed]))
     share = compressed.state_bytes / exact.state_bytes
     difference = compressed.validation_loss - exact.validation_loss
     console.print(f"State: {share:.1%} of fp32. Validation loss: {difference:+.4f} nats against fp32.")
     plot([exact, compressed], args.out)
+    frontier = args.out.with_stem(f"{args.out.stem}_frontier")
+    report.plot(frontier)
     console.print(f"Both curves: {args.out.resolve()}")
+    console.print(f"Every budget's best plan, and this one: {frontier.resolve()}")
 
 
 if __name__ == "__main__":

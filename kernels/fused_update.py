@@ -27,7 +27,8 @@ _COUNT = itertools.count()
 
 @dataclass(eq=False)
 class Launch:
-    """A program and the tensors it is launched over: `parameters` are their names, `indices` their places in the optimizer.
+    """A program and the tensors it is launched over: `parameters` are their names, `indices` their places in the optimizer,
+    `blocks` the blocks that they were decided with (empty before a plan by block).
 
     `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`. `sharing[i]`: which
     elements of tensor i have shared values in common. `count`: how often it was launched.
@@ -37,6 +38,7 @@ class Launch:
     executable: Executable
     parameters: list[str] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     varying: list[dict[str, int]] = field(default_factory=list)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-
-from baoc_compile.allocation import Allocation, Candidate, Knapsack, Table, whole_times
-from baoc_compile.errors import BudgetError
 from baoc_compile.passes.frontier import frontier
 from baoc_compile.passes.settle_ties import settle_ties
 from baoc_compile.passes.solve_knapsack import Solution, solve_knapsack
+from baoc_compile.passes.tabulate import Knapsack, Table, whole_times
+
+from baoc_compile.allocation import Allocation, Candidate
+from baoc_compile.errors import BudgetError
 
 __all__ = ["allocate", "frontier"]
 

@@ -117,6 +117,7 @@ class OperandBinder:
                 self.results[node] = self.attribute(live_state[role.key], f"{name}_{role.key}")
         launch.parameters.append(self.step.table.names[index])
         launch.indices.append(index)
+        launch.blocks.append(self.session.blocks.get(parameter, ""))
         launch.shapes.append(parameter.shape)
         launch.numbers.append(numbers)
         launch.varying.append(varying)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from baoc_compile.kernels.catalogue import GROUP
 
-from baoc_compile.gradient_stream import GradientStream
 from baoc_compile.block_profile import BlockStatistics
+from baoc_compile.gradient_stream import GradientStream
 
 
 def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:

@@ -109,7 +109,9 @@ def _best_fit(
         )
         fitting = [rank for rank in sizes if rank[2] == smallest]
     if not fitting:
-        weights = sum(d.codec.storage_bytes(table.parameters[i].shape) for i, d in _weights(candidates[0], table, undecided))
+        weights = sum(
+            d.codec.storage_bytes(table.parameters[i].shape) for i, d in _weights(candidates[0], table, undecided)
+        )
         plan = replace(candidates[0], memory_budget=budget.text)
         return start_by_block(plan, table, undecided, fixed + counters + weights, limit)
     return replace(sizes[min(fitting)], memory_budget=budget.text)

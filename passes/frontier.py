@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+from baoc_compile.passes.tabulate import Table
 
-from baoc_compile.allocation import Allocation, Candidate, Table
+from baoc_compile.allocation import Allocation, Candidate
 
 POINTS = 500  # returned at most
 LABELS = 2_000_000  # made in all: beyond, only the hull is returned
@@ -71,7 +72,7 @@ def _hull(table: Table) -> np.ndarray:
             saved = table.risk[i, b] - table.risk[i, a]
             rate = max(rate, saved / int(table.size_bytes[i, b] - table.size_bytes[i, a]))
             steps.append((rate, i, k, b))
-    choices = np.tile(np.array(first, np.int16), (len(steps) + 1, 1))
+    choices = np.tile(np.array(first, np.int32), (len(steps) + 1, 1))
     for point, (_, i, _, candidate) in enumerate(sorted(steps), start=1):
         choices[point:, i] = candidate
     return choices

@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-
-from baoc_compile.allocation import Knapsack
 from baoc_compile.passes.relax import Relaxation, relax
+from baoc_compile.passes.tabulate import Knapsack
 
 
 class Core:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from baoc_compile.kernels.catalogue import codec_named, full_precision
 from baoc_compile.passes.assess_risk import Reference, Risk, assess, curvature
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import Configuration, list_candidates
@@ -17,9 +16,9 @@ from baoc_compile.passes.proxy_risk import proxy_risk
 from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 
 from baoc_compile.block import Block
+from baoc_compile.block_profile import BlockCandidate, BlockStatistics, Profile
 from baoc_compile.codec import Codec
 from baoc_compile.gradient_stream import GradientStream
-from baoc_compile.block_profile import BlockCandidate, BlockStatistics, Profile
 from baoc_compile.program import Signature
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session
@@ -96,7 +95,7 @@ class _Maker:
         return list_candidates(self.rules[i].slots, parameter.shape, parameter.dtype, self.planned.current(i))
 
     def make(self, started: float) -> Profile:
-        references, risks, factor = self._risks()
+        risks, factor = self._risks()
         statistics = tuple(
             block_statistics([self.streams[i] for i in b.parameters if i in self.streams]) for b in self.blocks
         )
@@ -133,8 +132,8 @@ class _Maker:
 
     # risk
 
-    def _risks(self) -> tuple[dict[int, Reference], dict[tuple[int, str], Risk], float]:
-        """By (block, label of the configuration)."""
+    def _risks(self) -> tuple[dict[tuple[int, str], Risk], float]:
+        """By (block, label of the configuration), and the curvature."""
         references: dict[int, Reference] = {}
         groups = [list(g) for g in Samples.alike(self.streams, self.rules)]
         block_of = {i: k for k, b in enumerate(self.blocks) for i in b.parameters}
@@ -162,13 +161,11 @@ class _Maker:
             for label, configuration in {c.label: c for k in inside for c in self.configurations[k]}.items():
                 having = [k for k in inside if label in {c.label for c in self.configurations[k]}]
                 columns = torch.cat([torch.arange(spans[k].start, spans[k].stop) for k in having])
-                updates = shadow_updates(
-                    self._samples(having), configuration.codecs, weights[:, columns], self.seed
-                )
+                updates = shadow_updates(self._samples(having), configuration.codecs, weights[:, columns], self.seed)
                 changes_length = any(c.kind != "rounding" for c in configuration.codecs.values())
                 for k, at in self._spans(having).items():
                     found[k, label] = assess(references[k], updates[:, at], factor, changes_length)
-        return references, found, factor
+        return found, factor
 
     def _samples(self, blocks: Sequence[int]) -> Samples:
         members = [i for k in blocks for i in self.blocks[k].parameters]
@@ -208,6 +205,7 @@ class _Maker:
             error=risk.error,
             risk=risk.risk,
             gain=risk.gain,
+            relative_error=risk.relative_error,
             excluded=risk.excluded,
         )
 

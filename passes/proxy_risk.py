@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from baoc_compile.codec import Codec
 from baoc_compile.block_profile import BlockStatistics
+from baoc_compile.codec import Codec
 
 AXIS = {"row": "row", "column": "column", "tensor": "tensor"}
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-
-from baoc_compile.allocation import Knapsack
+from baoc_compile.passes.tabulate import Knapsack
 
 STEPS = 100  # of the search along one price; it needs about ten
 ROUNDING = 2.0**-50  # of a sum of a few products, relative to the sum of their magnitudes
@@ -33,6 +32,7 @@ def relax(knapsack: Knapsack) -> Relaxation | None:
     rows, first = np.arange(len(knapsack.cost)), knapsack.kept.argmax(1)
     shares = knapsack.weights / np.maximum(knapsack.budgets, 1)[:, None, None]
     terms = np.concatenate([knapsack.cost[None], shares])
+    # what is not kept becomes a copy of the first candidate that is
     terms = np.where(knapsack.kept, terms, terms[:, rows, first][:, :, None])
     dual = _Dual(terms)
     solved = dual.minimize(np.eye(len(terms))[0], len(knapsack.budgets))
@@ -43,10 +43,11 @@ def relax(knapsack: Knapsack) -> Relaxation | None:
     least = priced.min(1)
     noise = ROUNDING * float(priced.max(1).sum() + prices.sum())
     reduced = np.where(knapsack.kept, priced - least[:, None], np.inf)
-    choice = dual.choice
-    if choice is not None and (knapsack.weights[:, rows, choice].sum(1) > knapsack.budgets).any():
-        choice = None
-    cost = dual.cost if choice is not None else np.inf
+    choice, cost = dual.choice, dual.cost
+    if choice is not None:
+        choice = np.where(knapsack.kept[rows, choice], choice, first)
+        if (knapsack.weights[:, rows, choice].sum(1) > knapsack.budgets).any():
+            choice, cost = None, np.inf
     return Relaxation(prices, reduced, float(least.sum() - prices.sum()), noise, choice, cost)
 
 

@@ -160,7 +160,11 @@ class GradientSampler:
     def _at_elements(self, i: int, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
         at, width = self.index[i], as_matrix(self.table.parameters[i].shape)[1]
         rows, columns = rows.cpu(), columns.cpu()
-        return {"rows": rows[at // width], "columns": columns[at % width], "mean": rows.mean(dtype=torch.float64).float()}
+        return {
+            "rows": rows[at // width],
+            "columns": columns[at % width],
+            "mean": rows.mean(dtype=torch.float64).float(),
+        }
 
     def _averages_of(self, rule: UpdateRule, key: str) -> IncrementMeans:
         return self._averages.setdefault((rule, key), IncrementMeans(rule, key))

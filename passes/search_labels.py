@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-from baoc_compile.allocation import Knapsack
 from baoc_compile.passes.label_core import Core
 from baoc_compile.passes.relax import Relaxation
+from baoc_compile.passes.tabulate import Knapsack
 
 MANY = 50  # labels at one stage call for new prices; then twice as many as those did not drop; or more than can go on
 CUTS = 16  # new prices at one stage
@@ -31,6 +30,7 @@ class Found:
     choice: np.ndarray | None  # the best accepted one with a gap below `reach`
     gap: float  # its cost above the relaxation's bound; infinite without a choice
     proven: float  # no other choice has a smaller gap
+    is_complete: bool  # nothing within `reach` was dropped
 
 
 def search_labels(
@@ -78,7 +78,7 @@ class _Search:
             cost, spent = cost[order[kept]], spent[:, order[kept]]
         self._finish(core.above(cost, spent), spent)
         gap = np.inf if self.best is None else self.reach
-        return Found(self.best, gap, min(self.reach, self.dropped))
+        return Found(self.best, gap, min(self.reach, self.dropped), self.dropped >= self.reach)
 
     def _keep(self, above: np.ndarray, spent: np.ndarray, bound: np.ndarray, after: int, room: int) -> np.ndarray:
         """The labels that go on, in the same order."""

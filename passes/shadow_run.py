@@ -31,7 +31,9 @@ class Samples:
     streams: Sequence[GradientStream]
 
     @staticmethod
-    def alike(streams: Mapping[int, GradientStream], rules: Mapping[int, UpdateRule]) -> list[dict[int, GradientStream]]:
+    def alike(
+        streams: Mapping[int, GradientStream], rules: Mapping[int, UpdateRule]
+    ) -> list[dict[int, GradientStream]]:
         """Parameters that share rule, counters and numbers, and so can be run at once."""
         groups: dict[object, dict[int, GradientStream]] = {}
         for i, stream in streams.items():

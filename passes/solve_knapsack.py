@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-from baoc_compile.allocation import Knapsack
-from baoc_compile.passes.relax import Relaxation, relax
+from baoc_compile.passes.relax import relax
 from baoc_compile.passes.search_labels import search_labels
+from baoc_compile.passes.tabulate import Knapsack
 
 LABELS = 1_500_000  # made in one search
 AHEAD = (4.0, 1.0, 16.0)  # of each search up to the first, second and third that needs more labels: to prove that what
@@ -39,22 +38,21 @@ def solve_knapsack(knapsack: Knapsack, accepts: Callable[[np.ndarray], bool]) ->
         choice, gap = relaxation.choice, relaxation.cost - relaxation.bound
     finite = np.where(knapsack.kept, relaxation.reduced, 0.0)
     everything = float(finite.max(1, initial=0.0).sum() + relaxation.prices.sum()) + relaxation.noise
-    reach, proven, limited = max(_first_reach(relaxation), relaxation.noise), 0.0, 0
-    while gap > proven + relaxation.noise and proven < everything and limited < len(AHEAD):
-        reach = min(reach, gap, everything)
+    reach, proven, limited = min(max(_first_reach(finite), relaxation.noise), everything), 0.0, 0
+    while gap > proven + relaxation.noise and limited < len(AHEAD):
+        reach = min(reach, gap)
         found = search_labels(knapsack, relaxation, reach, LABELS, AHEAD[limited], accepts)
+        proven = max(proven, found.proven)
         if found.choice is not None:
             choice, gap = found.choice, found.gap
-        limited += found.proven < min(reach, gap)
-        proven = max(proven, found.proven)
-        reach = gap if limited else GROWTH * reach
-    if choice is None:
-        fits_nothing = proven >= everything
-        return Solution(None, np.inf if fits_nothing else knapsack.fixed_cost + relaxation.bound + proven, False)
+        if found.is_complete and choice is None and reach >= everything:
+            return Solution(None, np.inf, False)
+        limited += not found.is_complete
+        reach = min(gap if limited else GROWTH * reach, everything)
     bound = knapsack.fixed_cost + relaxation.bound + min(gap, proven) - relaxation.noise
-    return Solution(choice, bound, gap <= proven + relaxation.noise)
+    return Solution(choice, bound, choice is not None and gap <= proven + relaxation.noise)
 
 
-def _first_reach(relaxation: Relaxation) -> float:
-    reduced = np.sort(relaxation.reduced[np.isfinite(relaxation.reduced)])
-    return float(reduced[min(len(relaxation.reduced) + FIRST, len(reduced)) - 1]) if len(reduced) else 0.0
+def _first_reach(reduced: np.ndarray) -> float:
+    values = np.sort(reduced[reduced > 0.0])
+    return float(values[min(FIRST, len(values)) - 1]) if len(values) else np.inf

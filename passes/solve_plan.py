@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from baoc_compile.passes.allocate import allocate, frontier
 
 from baoc_compile.allocation import Allocation, Candidate
+from baoc_compile.block_profile import BlockCandidate, Profile
 from baoc_compile.budget import MemoryBudget, TimeBudget
 from baoc_compile.plan import ParameterPlan, Plan
-from baoc_compile.block_profile import BlockCandidate, Profile
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from baoc_compile.kernels.catalogue import full_precision
 from baoc_compile.passes.allocate import allocate
 from baoc_compile.passes.list_candidates import list_candidates
@@ -23,12 +24,12 @@ def start_by_block(
     Parameters of one shape with the same slots make up a block. `fixed_bytes`: state that is not decided here.
     Raises BudgetError that names the smallest budget that can be met.
     """
-    blocks: dict[object, list[int]] = {}
+    blocks: dict[tuple[tuple[Slot, ...], torch.Size, torch.dtype], list[int]] = {}
     for i, slots in slots_of.items():
         planned = tuple(s for s in slots if s.weight_dtype is None)
         blocks.setdefault((planned, table.parameters[i].shape, table.parameters[i].dtype), []).append(i)
     configurations, items = [], []
-    for (slots, shape, dtype), members in blocks.items():  # type: ignore[misc]
+    for (slots, shape, dtype), members in blocks.items():
         full = {s.key: full_precision(dtype) for s in slots}
         configurations.append(list_candidates(slots, shape, dtype, full))
         items.append(

@@ -48,17 +48,19 @@ def test_a_plan_is_frozen(plan):
 
 GOOD = {
     "format": "baoc-plan",
-    "version": 2,
+    "version": 3,
     "seed": 0,
     "memory_budget": "28%",
     "gain": 1.0,
+    "certificate": "optimal",
     "default": {"*": "8bit"},
     "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "gain": 0.5}],
 }
 
 BAD_TOP = {
     "format": ["torch-plan", 3, None],
-    "version": [0, 1, "2", None, [2]],
+    "version": [0, 2, "3", None, [3]],
+    "certificate": [1, None, ["optimal"]],
     "gain": [0, -1.0, "1", None, [1.0], True, math.inf, math.nan],
     "seed": ["x", 1.5, None, [0], True],
     "memory_budget": [5, None, ["28%"]],

@@ -1,0 +1,249 @@
+"""Are the decisions worth making? Validation loss of plans by block against uniform configurations and random plans.
+
+For every budget, workload and seed, training runs as a user would run it: `prepare(optimizer, memory_budget=...)`, the
+step compiled, the plan solved and migrated to after the warm-up. Runs of one seed start from the same weights and see the
+same batches as the uniform configurations in learning.json (`make learning`), so losses are compared seed by seed. Random
+plans choose every block's candidate at random, within the same budget, and hold from the first step.
+
+    python benchmarks/decisions.py [--workloads language ...] [--seeds 3] [--report]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from itertools import islice, product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from baoc_compile.passes.solve_plan import solve_profile
+from learning import DOCS, REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
+from matplotlib.figure import Figure
+
+import baoc_compile
+from baoc_compile.block_profile import Profile
+from baoc_compile.budget import MemoryBudget
+from baoc_compile.plan import Plan
+from baoc_compile.session import session_of
+
+BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
+KINDS = ("plan", "random")
+PROFILED = 2.2  # the budget whose profile random plans are drawn from
+
+
+def run(workload_name: str, kind: str, budget: float, seed: int, profile: dict[str, Any] | None) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.compiler.reset()
+    started = time.perf_counter()
+    workload = WORKLOADS[workload_name]
+    train_data, validation_data = workload.load()
+    torch.manual_seed(seed)
+    model = workload.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(workload.lr))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(workload.steps))
+    text = f"{budget} B/param"
+    if profile is None:
+        baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed)
+    else:
+        baoc_compile.prepare(
+            optimizer, model=model, plan=random_plan(Profile.from_dict(profile), text, seed), seed=seed
+        )
+    step = torch.compile(optimizer.step, backend="baoc")
+    most = 0
+    for batch in islice(workload.batches(train_data, workload.batch_size, seed), workload.steps):
+        optimizer.zero_grad()
+        model(*batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        step()
+        scheduler.step()
+        most = max(most, baoc_compile.state_bytes(optimizer))
+    parameters = sum(p.numel() for p in model.parameters())
+    session = session_of(optimizer)
+    configurator = session.configurator
+    return {
+        "workload": workload_name,
+        "kind": kind,
+        "budget": budget,
+        "seed": seed,
+        "validation_loss": workload.evaluate(model, validation_data),
+        "bytes_per_parameter": most / parameters,
+        "plan": {p.name: dict(p.slots) | {"gain": p.gain} for p in session.decided_plan().parameters.values()},
+        "history": configurator.history if configurator is not None else [],
+        "configurator_seconds": dict(configurator.seconds) if configurator is not None else {},
+        "profile": configurator.profile.to_dict() if configurator is not None and configurator.profile else None,
+        "seconds": time.perf_counter() - started,
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+    }
+
+
+def random_plan(profile: Profile, budget: str, seed: int) -> Plan:
+    """Every block's candidates in a random order of preference, as far as the budget allows."""
+    generator = random.Random(seed)
+    candidates = tuple(
+        tuple(replace(c, risk=generator.random(), excluded="") for c in several) for several in profile.candidates
+    )
+    return solve_profile(replace(profile, candidates=candidates), MemoryBudget.parse(budget)).plan(Plan(seed=seed))
+
+
+def uniform_losses(workload: str) -> dict[str, tuple[float, dict[int, float]]]:
+    """Configuration -> bytes per parameter and loss by seed."""
+    runs = json.loads((DOCS / "learning.json").read_text()).values()
+    found: dict[str, tuple[float, dict[int, float]]] = {}
+    for r in runs:
+        if r["workload"] == workload:
+            found.setdefault(r["configuration"], (r["bytes_per_parameter"], {}))[1][r["seed"]] = r["validation_loss"]
+    return found
+
+
+def mean_difference(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float]:
+    """Over the seeds that both have, and its standard error."""
+    gaps = [a[s] - b[s] for s in sorted(a.keys() & b.keys())]
+    return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+
+
+def rows_of(workload: str, runs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    uniform = uniform_losses(workload)
+    rows = []
+    for budget in BUDGETS:
+        by_kind: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
+        for r in runs.values():
+            if r["workload"] == workload and r["budget"] == budget:
+                by_kind[r["kind"]][r["seed"]] = r["validation_loss"]
+        if not by_kind["plan"]:
+            continue
+        fitting = {n: losses for n, (size, losses) in uniform.items() if size <= budget}
+        best = min(fitting, key=lambda n: statistics.fmean(fitting[n].values()), default=None)
+        rows.append(
+            {
+                "budget": budget,
+                "plan": statistics.fmean(by_kind["plan"].values()),
+                "gap": mean_difference(by_kind["plan"], uniform[REFERENCE][1]),
+                "best": best or "none fits",
+                "to_best": mean_difference(by_kind["plan"], fitting[best]) if best else None,
+                "to_random": mean_difference(by_kind["plan"], by_kind["random"]) if by_kind["random"] else None,
+                "seeds": len(by_kind["plan"]),
+            }
+        )
+    return rows
+
+
+def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
+    some = next(iter(runs.values()))
+    parts = [
+        "# Plans against uniform configurations",
+        "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after 100 steps, everything "
+        "else as in [learning.md](learning.md), whose uniform configurations these are compared with. Differences are plan "
+        "minus other, in the workload's loss, mean ± standard error over paired seeds: negative means that the plan is "
+        f"better. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
+        f"![loss against bytes]({path.stem}.png)",
+    ]
+    for name in WORKLOADS:
+        rows = rows_of(name, runs)
+        if not rows:
+            continue
+        table = [
+            "| budget (B/param) | validation loss | to fp32 | best uniform, no more bytes | to that | to random plans | seeds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for r in rows:
+            table.append(
+                f"| {r['budget']:g} | {r['plan']:.4f} | {_difference(r['gap'])} | {r['best']} | {_difference(r['to_best'])} | "
+                f"{_difference(r['to_random'])} | {r['seeds']} |"
+            )
+        parts += [f"## {name}", "\n".join(table)]
+    path.write_text("\n\n".join(parts) + "\n")
+    plot(runs, path.with_suffix(".png"))
+    print("\n\n".join(parts))
+
+
+def _difference(value: tuple[float, float] | None) -> str:
+    return f"{value[0]:+.4f} ± {value[1]:.4f}" if value is not None else "–"
+
+
+def plot(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
+    names = [n for n in WORKLOADS if rows_of(n, runs)]
+    figure = Figure(figsize=(4.4 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        uniform = uniform_losses(name)
+        reference = uniform[REFERENCE][1]
+        points = [
+            (size, *mean_difference(losses, reference)) for n, (size, losses) in uniform.items() if n != REFERENCE
+        ]
+        axes.errorbar(*zip(*points, strict=True), fmt="o", color="gray", markersize=4, capsize=2, label="uniform")
+        for kind, color in (("random", "C1"), ("plan", "C0")):
+            found = []
+            for budget in BUDGETS:
+                several = [r for r in runs.values() if (r["workload"], r["kind"], r["budget"]) == (name, kind, budget)]
+                if several:
+                    size = statistics.fmean(r["bytes_per_parameter"] for r in several)
+                    losses = {r["seed"]: r["validation_loss"] for r in several}
+                    found.append((size, *mean_difference(losses, reference)))
+            if found:
+                style = "*-" if kind == "plan" else "x"
+                axes.errorbar(*zip(*found, strict=True), fmt=style, color=color, capsize=2, label=kind)
+        axes.axhline(0, color="gray", linewidth=0.5)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(name)
+        axes.set_xlabel("bytes of state per parameter")
+        axes.set_ylabel(f"gap to fp32 ({WORKLOADS[name].loss})")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=DOCS / "decisions.json")
+    parser.add_argument("--report", action="store_true", help="run nothing, only write the report")
+    options = parser.parse_args()
+    runs: dict[str, dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else {}
+    failed = 0
+    if not options.report:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        for kind in options.kinds:  # random plans need the profiles of the others
+            jobs = [(w, kind, b, s) for s, b, w in product(range(options.seeds), options.budgets, options.workloads)]
+            jobs = [job for job in jobs if "/".join(map(str, job)) not in runs]
+            profiles = {(r["workload"]): r["profile"] for r in runs.values() if r["profile"] is not None}
+            with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+                futures = {
+                    pool.submit(run, *job, profiles.get(job[0]) if kind == "random" else None): "/".join(map(str, job))
+                    for job in jobs
+                }
+                for count, future in enumerate(as_completed(futures), start=1):
+                    key = futures[future]
+                    if error := future.exception():
+                        failed += 1
+                        print(f"[{count}/{len(jobs)}] {key}: {type(error).__name__}: {error}", flush=True)
+                        continue
+                    runs[key] = future.result()
+                    if (runs[key]["budget"], runs[key]["seed"]) != (PROFILED, 0):
+                        runs[key]["profile"] = None  # one for each workload is enough, and they are large
+                    save(runs, options.results)
+                    print(
+                        f"[{count}/{len(jobs)}] {key}: {runs[key]['validation_loss']:.4f} at "
+                        f"{runs[key]['bytes_per_parameter']:.3f} B/param, {runs[key]['seconds']:.0f} s",
+                        flush=True,
+                    )
+    report(runs, options.results.with_suffix(".md"))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Is the risk worth trusting? Predicted against true damage, configuration by configuration, block by block.
+
+Every workload is trained in full precision up to a fork, and its last steps are profiled (`baoc_compile.profile`). Then, for
+each cell (block, candidate), training goes on from the fork with that block alone switched to that configuration, on the
+same batches as the fork that switches nothing. The damage is the mean difference of the two training losses over the fork,
+over several sets of batches. A rank correlation (Spearman) says how well a prediction orders the cells.
+
+    python benchmarks/risk.py [--workloads language ...] [--steps 30] [--repeats 2] [--report]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from baoc_compile.kernels.catalogue import codec_named, full_precision
+from baoc_compile.passes.proxy_risk import proxy_risk
+from learning import DOCS, WORKLOADS, Workload, cpu_name, warmup_then_cosine
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+import baoc_compile
+from baoc_compile.block_profile import BlockCandidate, Profile
+from baoc_compile.session import Decision, session_of
+
+FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
+SMALLEST_BLOCK = 1000  # elements: what the other blocks do is too little to be seen
+PREDICTORS = {
+    "predicted": "our prediction (F + N)",
+    "risk": "our risk, as the solver minimizes it",
+    "proxy": "BAOC-style proxy (our reconstruction)",
+    "relative_error": "relative L2 error of the updates",
+    "bytes": "bytes saved",
+}
+
+
+class Fork:
+    """Training in full precision up to a point, from which it can go on again and again."""
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self.data, _ = workload.load()
+        torch.manual_seed(0)
+        self.model = workload.model()
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=torch.tensor(workload.lr))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup_then_cosine(workload.steps))
+        baoc_compile.prepare(self.optimizer, model=self.model, plan="fp32")
+        self.compiled = torch.compile(self.optimizer.step, backend="baoc")
+
+    def train(self, batch: tuple[torch.Tensor, ...], step: Any) -> float:
+        self.optimizer.zero_grad()
+        loss = self.model(*batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        step()
+        self.schedule.step()
+        return loss.item()
+
+    def batches(self, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        return self.workload.batches(self.data, self.workload.batch_size, seed)
+
+    def advance(self) -> Profile:
+        """To the fork; what its last steps showed."""
+        batches = self.batches(0)
+        for batch in islice(batches, int(FORK_AT * self.workload.steps)):
+            self.train(batch, self.compiled)
+        profile = baoc_compile.profile(self.optimizer, lambda: self.train(next(batches), self.compiled))
+        self.session = session_of(self.optimizer)
+        self.bound = self.session.steps[-1]
+        self.saved = copy.deepcopy((self.model.state_dict(), self.schedule.state_dict()))
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.state = [{k: v.clone() for k, v in self.optimizer.state[p].items()} for p in self.parameters]
+        return profile
+
+    def run(self, block: tuple[int, ...], candidate: BlockCandidate | None, seed: int, steps: int) -> list[float]:
+        """Training losses from the fork on. The compiled step is called without Dynamo, which would trace every cell."""
+        self.model.load_state_dict(self.saved[0])
+        self.schedule.load_state_dict(copy.deepcopy(self.saved[1]))
+        self.optimizer.param_groups[0]["lr"].fill_(self.lr)
+        for i, parameter in enumerate(self.parameters):
+            self.optimizer.state[parameter] = {k: v.clone() for k, v in self.state[i].items()}
+            names = candidate.codecs if candidate is not None and i in block else {}
+            self.session.gains[parameter] = candidate.gain if candidate is not None and i in block else 1.0
+            for key in self.session.decisions[parameter]:
+                codec = codec_named(names[key]) if key in names else full_precision(parameter.dtype)
+                self.session.decisions[parameter][key] = Decision(codec)
+        self.bound.bind()
+        roles = [self.bound.step.roles[node] for node in self.bound.step.arguments]
+
+        def step() -> None:
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.bound(*(self.parameters[r.parameter].grad if r.kind == "grad" else lr for r in roles))
+
+        return [self.train(batch, step) for batch in islice(self.batches(1000 + seed), steps)]
+
+
+def measure(name: str, steps: int, repeats: int) -> dict[str, Any]:
+    """All cells of one workload."""
+    torch.set_num_threads(1)
+    torch.compiler.reset()
+    started = time.perf_counter()
+    fork = Fork(WORKLOADS[name])
+    profile = fork.advance()
+    sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
+    cells: list[dict[str, Any]] = []
+    for seed in range(repeats):
+        reference = fork.run((), None, seed, steps)
+        at = 0
+        for k, block in enumerate(profile.blocks):
+            for candidate in profile.candidates[k] if sizes[k] >= SMALLEST_BLOCK else ():
+                if candidate.risk == 0.0:  # full precision
+                    continue
+                losses = fork.run(block.parameters, candidate, seed, steps)
+                damage = statistics.fmean(a - b for a, b in zip(losses, reference, strict=True))
+                if seed == 0:
+                    cells.append(cell(profile, k, candidate))
+                cells[at]["damage"].append(damage)
+                at += 1
+            print(f"{name}, batches {seed}: {block.name} ({time.perf_counter() - started:.0f} s)", flush=True)
+    return {
+        "cells": cells,
+        "steps": steps,
+        "sampled_elements": profile.sampled_elements,
+        "curvature": profile.curvature,
+        "window": profile.steps,
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def cell(profile: Profile, k: int, candidate: BlockCandidate) -> dict[str, Any]:
+    codecs = {key: codec_named(name) for key, name in candidate.codecs.items()}
+    full = max(c.size_bytes for c in profile.candidates[k])
+    return {
+        "block": profile.blocks[k].name,
+        "configuration": candidate.label,
+        "gain": candidate.gain,
+        "predicted": candidate.predicted,
+        "error": candidate.error,
+        "risk": candidate.risk,
+        "proxy": proxy_risk(profile.statistics[k], codecs),
+        "relative_error": candidate.relative_error,
+        "bytes": full - candidate.size_bytes,
+        "excluded": candidate.excluded,
+        "damage": [],
+    }
+
+
+def correlations(cells: list[dict[str, Any]]) -> dict[str, float]:
+    damage = [statistics.fmean(c["damage"]) for c in cells]
+    return {p: float(spearmanr([c[p] for c in cells], damage).statistic) for p in PREDICTORS}
+
+
+def repeatability(cells: list[dict[str, Any]]) -> float:
+    """Spearman of the damage on the first set of batches with that on the others."""
+    if len(cells[0]["damage"]) < 2:
+        return math.nan
+    first = [c["damage"][0] for c in cells]
+    return float(spearmanr(first, [statistics.fmean(c["damage"][1:]) for c in cells]).statistic)
+
+
+def report(results: dict[str, dict[str, Any]], path: Path) -> None:
+    groups = {"all cells": lambda c: True, "momentum kept": lambda c: "dropped" not in c["configuration"]}
+    lines = [
+        "# Predicted and true damage",
+        "Made by `python benchmarks/risk.py`, which says how. A cell is one block switched to one configuration; the "
+        "numbers are Spearman rank correlations of a prediction with the mean difference of the training loss after the "
+        "switch. *Repeatable*: the correlation of the damage on one set of batches with that on another, which no prediction "
+        "can be expected to exceed by much.",
+    ]
+    for title, keep in groups.items():
+        lines += [
+            f"## {title.capitalize()}",
+            "| workload | cells | repeatable | " + " | ".join(PREDICTORS.values()) + " |",
+        ]
+        lines.append("|---|" + "---|" * (len(PREDICTORS) + 2))
+        table = [lines.pop(), lines.pop()]
+        rows = []
+        for name, result in results.items():
+            cells = [c for c in result["cells"] if keep(c)]
+            found = correlations(cells)
+            values = " | ".join(f"{found[p]:.2f}" for p in PREDICTORS)
+            rows.append(f"| {name} | {len(cells)} | {repeatability(cells):.2f} | {values} |")
+        lines.append("\n".join([table[1], table[0], *rows]))
+    some = next(iter(results.values()))
+    lines.append(
+        f"Forks of {some['steps']} steps at {FORK_AT:.0%} of the schedule, {len(some['cells'][0]['damage'])} sets of batches; "
+        f"profiles of {some['window']} steps. Hardware: {some['cpu']} (CPU), torch {some['torch']}.\n\n"
+        f"![predicted against true damage]({path.stem}.png)"
+    )
+    path.write_text("\n\n".join(lines) + "\n")
+    plot(results, path.with_suffix(".png"))
+    print("\n\n".join(lines))
+
+
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    figure = Figure(figsize=(4.2 * len(results), 4), layout="constrained")
+    for axes, (name, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        for kept, color in ((True, "C0"), (False, "C3")):
+            cells = [c for c in result["cells"] if ("dropped" not in c["configuration"]) == kept]
+            x, y = [c["predicted"] for c in cells], [statistics.fmean(c["damage"]) for c in cells]
+            axes.plot(x, y, "o", markersize=3, color=color, label="momentum kept" if kept else "momentum dropped")
+        axes.set_xscale("symlog", linthresh=1e-6)
+        axes.set_yscale("symlog", linthresh=1e-6)
+        axes.set_title(f"{name}: Spearman {correlations(result['cells'])['predicted']:.2f}")
+        axes.set_xlabel("predicted damage (nats per window)")
+        axes.set_ylabel("true damage")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=DOCS / "risk.json")
+    parser.add_argument("--report", action="store_true", help="measure nothing, only write the report")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    if not options.report:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+            jobs = {n: pool.submit(measure, n, options.steps, options.repeats) for n in options.workloads}
+            for name, job in jobs.items():
+                results[name] = job.result()
+                options.results.write_text(json.dumps(results, indent=1) + "\n")
+    report({n: results[n] for n in WORKLOADS if n in results}, options.results.with_suffix(".md"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
