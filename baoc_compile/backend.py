@@ -62,7 +62,7 @@ def baoc(
             session.memory_budget = session.memory_budget.fitted(bytes_left(device_of(step), state_bytes(optimizer)))
         decide(session, step.table, slots_by_parameter(step, classes))
         start_configurator(session)
-    compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend)
+    compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend, traced.code)
     session.steps.append(compiled)
     let_go(gm)
     return compiled

@@ -57,7 +57,7 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
             raise PlanError(
                 f"the checkpoint's parameter {index} ({entry.name}) has shape {entry.shape}: no such parameter"
             )
-    if session.is_explicit and session.memory_budget is None:
+    if session.has_named_plan:
         return
     if session.memory_budget is not None and not session.memory_budget.is_open:
         codecs = [(i, codec_named(name)) for i, e in plan.parameters.items() for name in e.slots.values()]

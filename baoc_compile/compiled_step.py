@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import CodeType
 from typing import Any
 
 from torch import fx
@@ -37,6 +38,7 @@ class CompiledStep:
     prelude: list[fx.Node]
     classes: list[RuleClass]
     inner_backend: Any
+    code: CodeType | None = None
     rewritten: Rewritten | None = None
     run: Callable[..., Any] | None = None
     launches: list[BoundLaunch] = field(default_factory=list)
@@ -78,6 +80,8 @@ class CompiledStep:
 
     def let_go(self) -> None:
         """Forgets the tensors it is bound to; the next call binds again."""
+        for launch in self.launches:
+            launch.let_go()
         self.rewritten = self.run = self.codebooks = None
         self.launches = []
 

@@ -24,6 +24,7 @@ from baoc_compile.kernels.catalogue import codec_named
 from baoc_compile.passes.adopt_state import adopt_state
 from baoc_compile.passes.group_blocks import group_blocks
 from baoc_compile.passes.make_profile import Planned, make_profile
+from baoc_compile.passes.read_roles import make_room_for_traces
 from baoc_compile.passes.sample_gradients import GradientSampler, default_buffer_bytes
 from baoc_compile.passes.solve_plan import Solution, by_parameter, current_choice, solve_profile
 from baoc_compile.planning import Planning
@@ -97,6 +98,11 @@ class Configurator:
         planned = Planned(self.session, table, ready)
         blocks = group_blocks(table, planned.kinds(), self.session.forward_graph(), self.planning.blocks)
         sampler = GradientSampler(table, ready, blocks, self.planning.sample_steps, self.session.seed, size)
+        unseen = [b.name for b in blocks if b.parameters[0] in ready and b.parameters[0] not in sampler.index]
+        if unseen:
+            self._note(
+                f"sample_bytes: {size} bytes have no room for {len(unseen)} of {len(blocks)} blocks ({unseen[0]}, ...)"
+            )
         if self._resumed is not None:
             sampler.load_state_dict(self._resumed)
             self._resumed = None
@@ -169,6 +175,8 @@ class Configurator:
             self.session.blocks[parameter] = names[i]
         compiled.let_go()
         gc.collect()  # graphs hold tensors in cycles
+        if compiled.code is not None:
+            make_room_for_traces(compiled.code)
         return adopt_state(self.session, table, within_budget=True)
 
     def _note(self, text: str) -> None:
@@ -202,7 +210,6 @@ class Configurator:
 
 def start_configurator(session: Session) -> None:
     """Once for an optimizer whose plan may change: one that was given a budget rather than a plan."""
-    has_plan = session.plan is not None and bool(session.plan.parameters)
     keep_in_checkpoints(session)
-    if session.configurator is None and session.memory_budget is not None and not has_plan:
+    if session.configurator is None and session.memory_budget is not None and not session.has_named_plan:
         session.configurator = Configurator(session, session.planning)

@@ -27,6 +27,9 @@ from baoc_compile.step_graph import ParameterTable
 
 log = logging.getLogger("baoc")
 
+#: What `Session.configure` sets.
+WISHES = ("memory_budget", "plan", "seed", "is_explicit", "has_named_plan", "planning")
+
 
 def prepare(
     optimizer: Any,
@@ -69,7 +72,7 @@ def prepare(
         watch_forward(model, lambda forward: _saw(reference, forward))
     table = session.table()
     schemas = discover_state(table)
-    before = (session.memory_budget, session.plan, session.seed, session.is_explicit, session.planning)
+    before = {name: getattr(session, name) for name in WISHES}
     session.configure(budget, chosen, seed, how)
     slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
     for index, schema in enumerate(schemas):
@@ -80,7 +83,7 @@ def prepare(
     try:
         decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
     except Exception:
-        session.memory_budget, session.plan, session.seed, session.is_explicit, session.planning = before
+        vars(session).update(before)
         raise
     adopt_state(session, table)
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):

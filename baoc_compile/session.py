@@ -34,8 +34,8 @@ class Decision:
 class Session:
     """Decisions are keyed by the parameter itself, so they survive retracing, `add_param_group` and checkpoints.
 
-    `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget. `configurator` plans
-    anew while training runs; None where a plan was named. `blocks`: the names of those that it decided on, by parameter.
+    `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget, `has_named_plan`
+    whether a plan, which overrides a budget. `configurator` plans anew while training runs; None where a plan was named. `blocks`: the names of those that it decided on, by parameter.
     """
 
     optimizer: weakref.ref[Any]
@@ -44,6 +44,7 @@ class Session:
     plan: Plan | None = None
     seed: int = 0
     is_explicit: bool = False
+    has_named_plan: bool = False
     decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
     gains: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
     blocks: MutableMapping[torch.Tensor, str] = field(default_factory=WeakTensorKeyDictionary)
@@ -64,6 +65,7 @@ class Session:
                 self.seed, self.planning = seed, planning
             return
         self.memory_budget, self.plan, self.is_explicit = memory_budget, plan, True
+        self.has_named_plan = plan is not None
         self.seed = plan.seed if plan is not None else seed
         self.planning = planning
 

@@ -116,6 +116,10 @@ class BoundLaunch:
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
 
+    def let_go(self) -> None:
+        """Forgets its tensors, whoever still holds on to it; it can't be called any more."""
+        self.params, self.state, self.table, self.captured = [], [], None, []
+
 
 _LAUNCHES: weakref.WeakValueDictionary[str, Launch] = weakref.WeakValueDictionary()
 

@@ -36,7 +36,7 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
     if not session.is_explicit:
         _keep_loaded(session, table, undecided)
         session.memory_budget = session.memory_budget or MemoryBudget.parse(DEFAULT_BUDGET)
-    if session.memory_budget is None:
+    if session.has_named_plan or session.memory_budget is None:
         plan = session.plan or Plan(seed=session.seed)
     else:
         plan = _best_fit(session, table, undecided, session.memory_budget, bytes_to_come)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
 from baoc_compile.passes.torch_calls import operation, returned_nodes
 from torch import fx
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch._dynamo.source import GradSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
@@ -29,12 +31,14 @@ class TracedRoles:
 
     `is_step` is False for a part of a step that did not trace as one graph: it changes state but no parameter, or it
     is a function that the step calls, whose caller holds on to state tensors that must not be replaced.
+    `code`: of the function that is traced.
     """
 
     is_step: bool
     table: ParameterTable
     roles: dict[fx.Node, Role]
     new_state: dict[fx.Node, Role]
+    code: CodeType | None = None
 
 
 def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
@@ -58,7 +62,15 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
             owner = by_identity.get(id(_evaluate(source.base, translator)))
             role = Role("grad", owner.parameter) if owner is not None else None
         roles[node] = role or Role("scalar", key=_scalar_name(node))
-    return TracedRoles(True, table, roles, _new_state(gm, table, translator))
+    return TracedRoles(True, table, roles, _new_state(gm, table, translator), translator.f_code)
+
+
+def make_room_for_traces(code: CodeType) -> None:
+    """Before a function is traced anew since its state was replaced. Dynamo keeps traces whose guards can never hold again
+    and counts them, and runs a function that has been traced `recompile_limit` times eagerly from then on. All traces
+    of the function go, when that is near; other optimizers that run the same code are traced once more."""
+    if len(_debug_get_cache_entry_list(code)) >= torch._dynamo.config.recompile_limit - 1:
+        reset_code(code)
 
 
 def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any, Any]]:

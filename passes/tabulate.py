@@ -33,7 +33,7 @@ class Table:
             if not all(math.isfinite(risk) and math.isfinite(time_ns) for risk, _, time_ns, _ in values):
                 raise ValueError(f"block {i} has a candidate whose risk or time is not finite")
             rows.append((sorted(values), i))
-        rows.sort()
+        rows.sort(key=lambda row: [value[:3] for value in row[0]])
         width = max((len(values) for values, _ in rows), default=1)
         filled = [values + values[:1] * (width - len(values)) for values, _ in rows]
         shape = (len(rows), width)

