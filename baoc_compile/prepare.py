@@ -12,7 +12,9 @@ import torch
 from baoc_compile.budget import MemoryBudget
 from baoc_compile.codec import weight_slots
 from baoc_compile.configurator import start_configurator
+from baoc_compile.device_memory import bytes_left
 from baoc_compile.errors import OptionError
+from baoc_compile.inspection import state_bytes
 from baoc_compile.notices import notice, refuse_untraceable
 from baoc_compile.passes.adopt_state import adopt_state, adopt_weights, fresh
 from baoc_compile.passes.choose_uniform import decide
@@ -70,21 +72,47 @@ def prepare(
         session.model = weakref.ref(model)
         reference = weakref.ref(session)
         watch_forward(model, lambda forward: _saw(reference, forward))
-    table = session.table()
-    schemas = discover_state(table)
+    schemas = discover_state(session.table())
     before = {name: getattr(session, name) for name in WISHES}
     session.configure(budget, chosen, seed, how)
+    try:
+        if session.memory_budget is not None and session.memory_budget.is_open:
+            _make_state_at_first_step(session)
+            return
+        _make_state(session, schemas)
+    except Exception:
+        vars(session).update(before)
+        raise
+
+
+def _make_state_at_first_step(session: Session) -> None:
+    """When a forward and backward pass have shown what they need. An optimizer without hooks makes its state as ever, and
+    the first compiled step converts it."""
+    optimizer: Any = session.optimizer()
+    if not hasattr(optimizer, "register_step_pre_hook"):
+        return
+
+    @torch._dynamo.disable(reason="makes optimizer state, once")
+    def make(*_: Any) -> None:
+        handle.remove()
+        table = session.table()
+        device = table.parameters[0].device if table.parameters else torch.device("cpu")
+        assert session.memory_budget is not None
+        session.memory_budget = session.memory_budget.fitted(bytes_left(device, state_bytes(table.optimizer)))
+        _make_state(session, discover_state(table))
+
+    handle = optimizer.register_step_pre_hook(make)
+
+
+def _make_state(session: Session, schemas: list[StateSchema]) -> None:
+    """Decides, converts what state there is, and fills in what there is not. Raises before anything is changed."""
+    table = session.table()
+    optimizer = table.optimizer
     slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
     for index, schema in enumerate(schemas):
         if schema.rule is not None:
             slots_of[index] += weight_slots(table.parameters[index], schema.slots)
-    if session.memory_budget is not None and session.memory_budget.is_open:
-        return  # the first compiled step makes state, within what is left then
-    try:
-        decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
-    except Exception:
-        vars(session).update(before)
-        raise
+    decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
     adopt_state(session, table)
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
         if schema.first is None or table.state(index):

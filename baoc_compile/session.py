@@ -34,8 +34,9 @@ class Decision:
 class Session:
     """Decisions are keyed by the parameter itself, so they survive retracing, `add_param_group` and checkpoints.
 
-    `plan` is None until the first decision; `is_explicit` says whether the user named a plan or budget, `has_named_plan`
-    whether a plan, which overrides a budget. `configurator` plans anew while training runs; None where a plan was named. `blocks`: the names of those that it decided on, by parameter.
+    `plan` is None until the first decision. `is_explicit` says whether the user named a plan or budget,
+    `has_named_plan` whether a plan, which overrides a budget. `configurator` plans anew while training runs; None where
+    a plan was named. `blocks`: the names of those that it decided on, by parameter.
     """
 
     optimizer: weakref.ref[Any]

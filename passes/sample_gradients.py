@@ -48,8 +48,9 @@ def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tenso
     """
     whole = max(numel // GROUP, 1)
     groups = min(max(round(count / GROUP), 1), whole)
-    strata = (torch.arange(groups) + torch.rand(groups, generator=generator)) * (whole / groups)
-    first = strata.long().clamp(max=whole - 1) * GROUP
+    bounds = torch.arange(groups + 1) * whole // groups
+    within = (torch.rand(groups, generator=generator, dtype=torch.float64) * bounds.diff()).long()
+    first = (bounds[:-1] + within) * GROUP
     return (first[:, None] + torch.arange(GROUP)).clamp(max=numel - 1).view(-1)
 
 
