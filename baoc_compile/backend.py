@@ -17,6 +17,7 @@ from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.options import Options
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.extract_rules import RuleClass, extract_rules
+from baoc_compile.passes.make_programs import start_programs
 from baoc_compile.passes.read_roles import TracedRoles, read_roles
 from baoc_compile.passes.split_components import split_components
 from baoc_compile.passes.torch_calls import module_of
@@ -54,6 +55,7 @@ def baoc(
             return gm.forward
         classes = extract_rules(step, split.components)
         decide(session, step.table, slots_by_parameter(step, classes))
+        start_programs(step, session, classes)
     compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend)
     session.steps.append(compiled)
     let_go(gm)

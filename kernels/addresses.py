@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -84,14 +85,17 @@ class Compiled:
     mark: Callable[..., None]
 
 
-def warm_up() -> None:
-    """Compiles, which takes a moment, before it is needed."""
-    compiled()
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def compiled() -> Compiled | None:
+    """Compiles, which takes a moment, at the first call. None where a function is missing."""
+    with _ONE_AT_A_TIME:
+        return _compiled()
 
 
 @functools.cache
-def compiled() -> Compiled | None:
-    """None where a function is missing."""
+def _compiled() -> Compiled | None:
     try:
         address = getattr(torch._C._dynamo.guards, _ADDRESS)
         exported = ctypes.CDLL(torch._C.__file__)

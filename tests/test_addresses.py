@@ -21,10 +21,10 @@ def way(request, monkeypatch):
         monkeypatch.setattr(addresses, "_BUMP_VERSION", "no_such_function")
     if request.param == "no compiler":
         monkeypatch.setattr(addresses, "build", _missing)
-    addresses.compiled.cache_clear()
+    addresses._compiled.cache_clear()
     assert (addresses.compiled() is not None) == (request.param == "compiled")
     yield request.param
-    addresses.compiled.cache_clear()
+    addresses._compiled.cache_clear()
 
 
 def _missing(source):
