@@ -20,7 +20,6 @@ from baoc_compile.passes.extract_rules import RuleClass, extract_rules
 from baoc_compile.passes.make_programs import start_programs
 from baoc_compile.passes.read_roles import TracedRoles, read_roles
 from baoc_compile.passes.split_components import split_components
-from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from baoc_compile.session import session_of
 from baoc_compile.step_graph import StepGraph
@@ -68,10 +67,10 @@ def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
     roles = {flat.inputs[node]: role for node, role in traced.roles.items()}
     # parameters and state are looked up in the optimizer: the graph must not keep them alive
     scalars = [str(n.target) for n, role in roles.items() if n.op == "get_attr" and role.kind == "scalar"]
-    kept = {name: getattr(gm, name) for name in scalars}
     return StepGraph(
         traced.table,
-        module_of(flat.graph, kept, "FlatStep"),
+        flat.graph,
+        {name: getattr(gm, name) for name in scalars},
         roles,
         {flat.returned[node]: role for node, role in traced.new_state.items()},
         [flat.inputs[node] for node in gm.graph.nodes if node.op == "placeholder"],

@@ -17,7 +17,6 @@ import torch
 from baoc_compile.kernels.record import Recorder
 from baoc_compile.passes.extract_rules import extract_rules
 from baoc_compile.passes.split_components import split_components
-from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from torch import Tensor, fx
 
@@ -188,7 +187,8 @@ def _read_rule(
     }
     step = StepGraph(
         table,
-        module_of(flat.graph, {}, "Miniature"),
+        flat.graph,
+        {},
         roles,
         {flat.returned[node]: role for node, role in replaced.items()},
         [],
