@@ -29,7 +29,9 @@ extern "C" void* PyList_GetItem(void* list, intptr_t index);
 
 typedef char* const* Pointer;
 
-// Tensor -> its memory, as far as it is known that `address` will follow: the kernels have emptied the caches. Hints only.
+// Python object -> tensor -> storage, the way that `address` will go: the kernels have emptied the caches. The storage is
+// the first member of a tensor behind its table of functions and its counts; if it were not, nothing but time were lost.
+// (Unless it has to be inlined, g++ takes this for a function without effect.)
 constexpr int ahead = 16;
 static inline __attribute__((always_inline)) void fetch(char* const* objects, int64_t offset) {
   __builtin_prefetch(objects[3 * ahead] + offset);
@@ -54,27 +56,28 @@ extern "C" int look(void* (*address)(void* object), int (*is_contiguous)(void* t
       if (now != addresses[i]) found |= column == passing ? 1 : 3;
       addresses[i] = now;
       if (column == passing) {
-        bool lies_dense = false;
-        is_contiguous(objects[i] + offset, &lies_dense);
-        if (!lies_dense) found |= 4;
+        bool contiguous = false;
+        is_contiguous(objects[i] + offset, &contiguous);
+        if (!contiguous) found |= 4;
       }
     }
   return found;
 }
 
 extern "C" void mark(void (*bump_version)(void* tensor), int64_t offset, int64_t size, char* const* objects) {
-  for (int64_t i = 0; i < size; ++i) try {
+  for (int64_t i = 0; i < size; ++i) {
+    try {
       bump_version(objects[i] + offset);
     } catch (...) {  // a tensor made in inference mode has no version
     }
+  }
 }
 """
 
 _ADDRESS = "_torchinductor_pyobject_tensor_data_ptr"
 _IS_CONTIGUOUS = "aoti_torch_is_contiguous"
-_BUMP_VERSION = (
-    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"  # torch::autograd::impl::bump_version(Tensor const&)
-)
+#: torch::autograd::impl::bump_version(at::Tensor const&)
+_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
 
 
 @dataclass(frozen=True)
