@@ -20,10 +20,10 @@ from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.options import Options
 from baoc_compile.passes.choose_uniform import decide
 from baoc_compile.passes.extract_rules import RuleClass, extract_rules
+from baoc_compile.passes.make_programs import start_programs
 from baoc_compile.passes.read_roles import TracedRoles, read_roles
 from baoc_compile.passes.record_forward import record_graph
 from baoc_compile.passes.split_components import split_components
-from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from baoc_compile.session import saw_forward, session_of
 from baoc_compile.step_graph import StepGraph
@@ -62,6 +62,7 @@ def baoc(
             session.memory_budget = session.memory_budget.fitted(bytes_left(device_of(step), state_bytes(optimizer)))
         decide(session, step.table, slots_by_parameter(step, classes))
         start_configurator(session)
+        start_programs(step, session, classes)
     compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend, traced.code)
     session.steps.append(compiled)
     let_go(gm)
@@ -74,10 +75,10 @@ def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
     roles = {flat.inputs[node]: role for node, role in traced.roles.items()}
     # parameters and state are looked up in the optimizer: the graph must not keep them alive
     scalars = [str(n.target) for n, role in roles.items() if n.op == "get_attr" and role.kind == "scalar"]
-    kept = {name: getattr(gm, name) for name in scalars}
     return StepGraph(
         traced.table,
-        module_of(flat.graph, kept, "FlatStep"),
+        flat.graph,
+        {name: getattr(gm, name) for name in scalars},
         roles,
         {flat.returned[node]: role for node, role in traced.new_state.items()},
         [flat.inputs[node] for node in gm.graph.nodes if node.op == "placeholder"],

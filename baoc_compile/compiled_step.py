@@ -54,6 +54,11 @@ class CompiledStep:
                 copied[node] = graph.node_copy(node, lambda old: copied[old])
         return module_of(graph, {}, "CapturedStep")
 
+    @property
+    def flat(self) -> fx.GraphModule:
+        """The flat graph, to look at: torch takes long to write a module's code."""
+        return module_of(self.step.graph, self.step.attributes, "FlatStep")
+
     def __call__(self, *arguments: Any) -> Any:
         if self.rewritten is None or not self._is_current(arguments):
             self.bind()

@@ -68,7 +68,7 @@ def inspect(optimizer_or_step: Any) -> Inspection:
         )
     compiled: CompiledStep = next((s for s in reversed(session.steps) if s.rewritten is not None), session.steps[-1])
     rewritten = compiled.rewritten or compiled.bind()
-    graphs = OrderedDict(captured=compiled.captured, flat=compiled.step.gm, rewritten=rewritten.gm)
+    graphs = OrderedDict(captured=compiled.captured, flat=compiled.flat, rewritten=rewritten.gm)
     rules = tuple(dict.fromkeys(launch.graph.rule for launch in rewritten.launches))
     programs = tuple(_view(launch) for launch in rewritten.launches)
     as_traced = {t.__name__.removeprefix("as_traced_"): t.reason for t in rewritten.as_traced}

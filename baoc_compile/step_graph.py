@@ -60,14 +60,15 @@ class ParameterTable:
 
 @dataclass
 class StepGraph:
-    """One traced step.
+    """One traced step. `attributes`: of the graph's attributes those that belong to no parameter.
 
     `roles` covers every placeholder and `get_attr` node that is an optimizer input. `new_state` names the outputs
     that the caller will store as new state tensors. `arguments[i]` is the placeholder of call argument i.
     """
 
     table: ParameterTable
-    gm: fx.GraphModule
+    graph: fx.Graph
+    attributes: dict[str, Any]
     roles: dict[fx.Node, Role]
     new_state: dict[fx.Node, Role]
     arguments: list[fx.Node]
@@ -75,5 +76,5 @@ class StepGraph:
     @property
     def outputs(self) -> list[Any]:
         """The flat list of what the graph returns."""
-        (returned,) = self.gm.graph.output_node().args
+        (returned,) = self.graph.output_node().args
         return list(returned) if isinstance(returned, (list, tuple)) else [returned]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from baoc_compile.kernels.addresses import Written
 from baoc_compile.kernels.launch_table import LayoutChanged
 from torch import Tensor
 
@@ -75,10 +76,11 @@ class Launch:
     def run(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]
     ) -> None:
-        self.launch(self.table(params, grads, state), grads, scalars)
-
-    def launch(self, table: Any, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+        table = self.table(params, grads, state)
         table.refresh(grads, scalars)
+        self.launch(table)
+
+    def launch(self, table: Any) -> None:
         self.executable.run(table)
         self.count += 1
 
@@ -96,6 +98,7 @@ class BoundLaunch:
 
     def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
         self.launch, self.params, self.state = launch, params, state
+        self.written = Written(params)
         self.table: Any = None
         self.captured: list[Any] = []
         self.is_on_gpu = launch.graph.signature.device_type == "cuda"
@@ -108,11 +111,12 @@ class BoundLaunch:
         if self.table is None or (self.captured and self.captured[-1] is self.table and not is_captured):
             self.table = self.launch.table(self.params, grads, self.state)
         try:
-            self.launch.launch(self.table, grads, scalars)
+            self.table.refresh(grads, scalars)
         except LayoutChanged:
             self.table = self.launch.table(self.params, grads, self.state)
-            self.launch.launch(self.table, grads, scalars)
-        torch.autograd.graph.increment_version(self.params)  # as any operation in place does
+            self.table.refresh(grads, scalars)
+        self.written.mark()  # before the launch, which empties the caches
+        self.launch.launch(self.table)
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from baoc_compile.kernels.addresses import read_addresses
+from baoc_compile.kernels.addresses import Watched
 from torch import Tensor
 
 from baoc_compile.program import ProgramGraph, TensorArguments
@@ -41,7 +41,10 @@ class LaunchTable:
         self.graph, self.batch = graph, batch
         pointers, numbers = graph.pointers, graph.numbers
         self.tensors: list[Any] = [a.tensors[o.name] for a in batch for o in pointers]
-        self.at = np.array([t.data_ptr() for t in self.tensors], dtype=np.uint64).reshape(len(batch), len(pointers))
+        #: The column of the gradients; -1 without.
+        self.passing = next((k for k, o in enumerate(pointers) if o.source == "grad"), -1)
+        self._watched = Watched(self.tensors, len(pointers), self.passing)
+        self.at = self._watched.addresses
         self.numbers = np.array([[a.numbers.get(o.name, 0.0) for o in numbers] for a in batch], dtype=np.float64)
         self.numel = np.array([a.numel for a in batch], dtype=np.int64)
         self.first_index = np.array([self._first_index(a) for a in batch], dtype=np.int64)
@@ -54,9 +57,6 @@ class LaunchTable:
                     self.varying.tensors.append(i)
                     self.varying.columns.append(column[name])
                     self.varying.positions.append(position)
-        self._objects = np.array([id(t) for t in self.tensors], dtype=np.uint64)
-        #: The column of the gradients; -1 without.
-        self.passing = next((k for k, o in enumerate(pointers) if o.source == "grad"), -1)
         self._values: tuple[float, ...] = ()
         self._descriptions = [_description(t) for t in self.tensors]
         self._contiguous_grads = all(t.is_contiguous() for t in self.tensors[self._grads])
@@ -70,16 +70,15 @@ class LaunchTable:
 
         Gradients are not kept alive: those that the table was built with are let go here.
         """
-        if self.passing >= 0:
-            if self.batch:
-                self.batch, self.tensors[self._grads] = [], [None] * len(grads)
-            self._check_gradients(grads)
-            self._objects[self._grads] = np.fromiter(map(id, grads), np.uint64, len(grads))
-        self.take_values(values)
-        moved = read_addresses(self._objects, self.at, self.passing)
-        if moved.lasting:
+        if self.passing >= 0 and self.batch:
+            self.batch, self.tensors[self._grads] = [], [None] * len(grads)
+        seen = self._watched.look(grads if self.passing >= 0 else ())
+        if not (seen.contiguous if self._contiguous_grads else self._have_same_strides(grads)):
+            raise LayoutChanged
+        if seen.lasting_moved:
             self._check_moved()
-        return moved.any
+        self.take_values(values)
+        return seen.moved
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         """Enters this step's values. True if one has changed."""
@@ -92,14 +91,8 @@ class LaunchTable:
         self.numbers[self.varying.tensors, self.varying.columns] = np.array(now)[self.varying.positions]
         return True
 
-    def _check_gradients(self, grads: Sequence[Tensor]) -> None:
-        """Every step brings others, at addresses that may have been used before."""
-        if self._contiguous_grads:
-            lie_as_before = all(map(Tensor.is_contiguous, grads))
-        else:
-            lie_as_before = [g.stride() for g in grads] == [d[1] for d in self._descriptions[self._grads]]
-        if not lie_as_before:
-            raise LayoutChanged
+    def _have_same_strides(self, grads: Sequence[Tensor]) -> bool:
+        return [g.stride() for g in grads] == [d[1] for d in self._descriptions[self._grads]]
 
     def _check_moved(self) -> None:
         """Looks closer when a parameter or state has been given other memory."""

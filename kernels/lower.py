@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -21,11 +21,13 @@ from baoc_compile.program import Executable, ProgramGraph
 log = logging.getLogger("baoc")
 
 
-def lower_all(graphs: Sequence[ProgramGraph]) -> list[Executable]:
-    """`lower`, with the compilers running side by side."""
-    with ThreadPoolExecutor(max(1, len(graphs))) as pool:
-        pool.submit(addresses.warm_up)
-        return list(pool.map(lower, graphs))
+def start_lowering(graphs: Sequence[ProgramGraph]) -> list[Future[Executable]]:
+    """`lower`, in the background, with the compilers running side by side. An interpreter that ends meanwhile waits."""
+    pool = ThreadPoolExecutor(len(graphs) + 1)
+    pool.submit(addresses.compiled)
+    found = [pool.submit(lower, graph) for graph in graphs]
+    pool.shutdown(wait=False)
+    return found
 
 
 def lower(graph: ProgramGraph) -> Executable:

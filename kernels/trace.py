@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from baoc_compile.kernels.counter_hash import element_words, group_words, step_key
 from baoc_compile.kernels.dialect import NO_OPS, is_supported, name_of, unsupported_reason
+from baoc_compile.kernels.record import Recorder
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from baoc_compile.codec import CLOCK_DTYPE, Codec, Part, Random
 
@@ -36,8 +37,8 @@ def traced_encode(codec: Codec, width: int) -> fx.Graph:
         stored = codec.encode_with(known, value, Random(element, group))
         return tuple(stored[part.name] for part in encoded_parts(codec))
 
-    words = [torch.empty(_GROUPS, w, dtype=torch.int32) for w in (width, 1)]
-    return _trace(encode, [torch.empty(_GROUPS, width), *words, *(_example(part, width) for part in tables)])
+    words = [((_GROUPS, w), torch.int32) for w in (width, 1)]
+    return _trace(encode, [((_GROUPS, width), torch.float32), *words, *(_example(part, width) for part in tables)])
 
 
 def encoded_parts(codec: Codec) -> list[Part]:
@@ -53,8 +54,7 @@ def traced_words(width: int) -> fx.Graph:
         key = step_key(salt, clock)
         return element_words(key, index), group_words(key, group_index), clock + 1
 
-    scalars = [torch.empty((), dtype=CLOCK_DTYPE) for _ in range(2)]
-    return _trace(words, [*scalars, *(torch.empty(_GROUPS, w, dtype=torch.int32) for w in (width, 1))])
+    return _trace(words, [((), CLOCK_DTYPE), ((), CLOCK_DTYPE), *(((_GROUPS, w), torch.int32) for w in (width, 1))])
 
 
 def exact_encode(
@@ -86,43 +86,43 @@ def with_exact_roots(source: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
-def _stored(codec: Codec, width: int) -> list[Tensor]:
+Example = tuple[tuple[int, ...], torch.dtype]
+
+
+def _stored(codec: Codec, width: int) -> list[Example]:
     return [_example(part, width) for part in codec.parts]
 
 
-def _example(part: Part, width: int) -> Tensor:
+def _example(part: Part, width: int) -> Example:
     if part.per == "table":
-        return torch.empty(part.count, dtype=part.dtype)
-    return torch.empty(_GROUPS, 1 if part.per == "group" else width, dtype=part.dtype)
+        return (part.count,), part.dtype
+    return (_GROUPS, 1 if part.per == "group" else width), part.dtype
 
 
-def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Tensor]) -> fx.Graph:
+def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Example]) -> fx.Graph:
     """Raises TypeError for an operation outside the dialect."""
-    with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        gm = make_fx(function)(*(mode.from_tensor(example) for example in examples))
+    recorder = Recorder()
+    with unset_fake_temporarily(), disable_proxy_modes_tracing(), torch.inference_mode(False), torch.no_grad():
+        tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in examples]
+        inputs = [recorder.node(tensor) for tensor in tensors]
+        with recorder:
+            outputs = function(*tensors)
     graph = fx.Graph()
     copied: dict[fx.Node, Any] = {}
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":  # a number that torch wrapped into a tensor
-            copied[node] = getattr(gm, node.target).item()
-            continue
-        if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], lambda old: copied[old]))
-            continue
-        if (
-            node.op == "call_function"
-            and name_of(node.target) in NO_OPS
-            and node.target is not torch.ops.aten.view.dtype
-        ):
+    for node in recorder.graph.nodes:
+        value = node.meta["example_value"]
+        if node.op == "placeholder" and node not in inputs:
+            copied[node] = value.item()  # a number that torch wrapped into a tensor
+        elif name_of(node.target) in NO_OPS and node.target is not torch.ops.aten.view.dtype:
             copied[node] = copied[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
-            continue
-        if node.op == "call_function" and not is_supported(node.target):
+        elif node.op == "call_function" and not is_supported(node.target):
             raise TypeError(unsupported_reason(node.target))
-        copied[node] = graph.node_copy(node, lambda old: copied[old])
-        value = node.meta["val"]
-        copied[node].meta = {"kind": _kind(value), "dtype": value.dtype}
-        if value.ndim == 1:
-            copied[node].meta["count"] = len(value)
+        else:
+            copied[node] = graph.node_copy(node, lambda old: copied[old])
+            copied[node].meta = {"kind": _kind(value), "dtype": value.dtype}
+            if value.ndim == 1:
+                copied[node].meta["count"] = len(value)
+    graph.output(tuple(copied[recorder.node(value)] for value in outputs))
     return graph
 
 

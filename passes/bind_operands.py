@@ -50,7 +50,7 @@ class OperandBinder:
             return self.nodes[node]
         if node.op == "get_attr":
             role = self.step.roles[node]
-            value = self.live(node) if role.kind in ("param", "state") else getattr(self.step.gm, str(node.target))
+            value = self.live(node) if role.kind in ("param", "state") else self.step.attributes[str(node.target)]
             self.nodes[node] = self.attribute(value, self.attribute_name(role, node))
         return self.nodes[node]
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from baoc_compile.kernels.record import Recorder
 from baoc_compile.passes.extract_rules import extract_rules
 from baoc_compile.passes.split_components import split_components
-from baoc_compile.passes.torch_calls import module_of
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from baoc_compile.codec import Slot
 from baoc_compile.errors import UnsupportedStep
@@ -103,7 +101,7 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
         filled, again = _miniature(optimizer, group, value, grad, defaultdict(dict))
         if state:
             filled.state[again] = state
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             _step(filled)
     except Exception as error:
         raise UnsupportedStep(
@@ -164,37 +162,8 @@ def _same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-class _Recorder(TorchDispatchMode):
-    """Records every operation as a graph node; tensors it has not seen become attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.graph = fx.Graph()
-        self.nodes: dict[int, fx.Node] = {}
-        self.kept: list[Any] = []  # so that ids stay unique
-
-    def node(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) not in self.nodes:
-            self.kept.append(tensor)
-            self.nodes[id(tensor)] = self.graph.placeholder(f"input_{len(self.nodes)}")
-            self.nodes[id(tensor)].meta["example_value"] = tensor
-        return self.nodes[id(tensor)]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "profiler":  # torch.optim wraps every step in a record_function
-            return func(*args, **(kwargs or {}))
-        recorded = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        node = self.graph.call_function(func, *recorded)
-        node.meta["example_value"] = result
-        if isinstance(result, Tensor):
-            self.kept.append(result)
-            self.nodes[id(result)] = node
-        return result
-
-
 def _read_rule(
-    recorder: _Recorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
+    recorder: Recorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
 ) -> tuple[UpdateRule | None, str]:
     """`before`: the state's entries as the step found them."""
     table = ParameterTable.of(optimizer)
@@ -218,7 +187,8 @@ def _read_rule(
     }
     step = StepGraph(
         table,
-        module_of(flat.graph, {}, "Miniature"),
+        flat.graph,
+        {},
         roles,
         {flat.returned[node]: role for node, role in replaced.items()},
         [],

@@ -22,7 +22,7 @@ from baoc_compile.kernels.fused_update import BoundLaunch, Launch
 from baoc_compile.kernels.sharing import Shared
 from baoc_compile.kernels.triton_expressions import CannotEmit
 from baoc_compile.passes.compose_program import compose_step
-from baoc_compile.passes.rewrite_step import programs
+from baoc_compile.passes.make_programs import Need, programs_of
 from torch import Tensor
 
 from baoc_compile.codec import Codec, Part
@@ -99,7 +99,7 @@ class TimeModel:
             return known
         if not measure:
             return self._reckoned(rule, codecs, signature, elements, of)
-        (made,) = programs([(rule, codecs, signature)])
+        (made,) = programs_of([Need(rule, tuple(codecs.items()), signature)])
         samples, is_quiet = self._samples(made, codecs, elements)
         launch, tensor, element = fit(samples)
         cost = Cost(element, launch, tensor, True, of)

@@ -49,7 +49,7 @@ class Split:
 
 def split_components(step: StepGraph) -> Split:
     """Raises UnsupportedStep when the step returns a value that is neither new state nor computed by the prelude."""
-    calls = [node for node in step.gm.graph.nodes if node.op in ("call_function", "call_method")]
+    calls = [node for node in step.graph.nodes if node.op in ("call_function", "call_method")]
     elements = _element_nodes(step, calls)
     pieces = nx.utils.UnionFind(elements)
     for node in calls:

@@ -1,32 +1,34 @@
-"""Reading many tensors' addresses: the compiled loop and the one in Python see the same."""
+"""Looking at many tensors at once, and marking them as written: compiled and in Python the same."""
 
 from __future__ import annotations
 
-import numpy as np
+import ctypes
+import gc
+import weakref
+
 import pytest
 import torch
 from baoc_compile.kernels import addresses, build_cpp
+from baoc_compile.kernels.addresses import Seen, Watched, Written
 
 
-@pytest.fixture(params=["compiled", "no function in torch", "no compiler"])
+@pytest.fixture(params=["compiled", "no function in torch", "no symbol in torch", "no compiler"])
 def way(request, monkeypatch):
-    """How addresses are read; the first is what runs where there is a compiler."""
+    """How tensors are looked at; the first is what runs where there is a compiler."""
     if request.param == "no function in torch":
         monkeypatch.delattr(torch._C._dynamo.guards, "_torchinductor_pyobject_tensor_data_ptr")
+    if request.param == "no symbol in torch":
+        monkeypatch.setattr(addresses, "_BUMP_VERSION", "no_such_function")
     if request.param == "no compiler":
         monkeypatch.setattr(addresses, "build", _missing)
-    addresses._reader.cache_clear()
-    assert (addresses._reader() is not None) == (request.param == "compiled")
+    addresses._compiled.cache_clear()
+    assert (addresses.compiled() is not None) == (request.param == "compiled")
     yield request.param
-    addresses._reader.cache_clear()
+    addresses._compiled.cache_clear()
 
 
 def _missing(source):
     raise build_cpp.CompilerMissing("none here")
-
-
-def objects_of(tensors) -> np.ndarray:
-    return np.array([id(t) for t in tensors], dtype=np.uint64)
 
 
 def tensors_of_many_kinds() -> list[torch.Tensor]:
@@ -45,49 +47,108 @@ def tensors_of_many_kinds() -> list[torch.Tensor]:
     ]
 
 
+def is_where_it_says(watched: Watched, tensors: list[torch.Tensor]) -> bool:
+    return watched.addresses.reshape(-1).tolist() == [t.data_ptr() for t in tensors]
+
+
 def test_addresses_are_those_of_data_ptr(way):
     tensors = tensors_of_many_kinds()
-    found = np.zeros((2, 5), dtype=np.uint64)
-    assert addresses.read_addresses(objects_of(tensors), found).any
-    assert found.reshape(-1).tolist() == [t.data_ptr() for t in tensors]
+    watched = Watched(tensors, 5)
+    watched.addresses[:] = 1
+    assert watched.look().moved
+    assert watched.addresses.shape == (2, 5)
+    assert is_where_it_says(watched, tensors)
 
 
-def test_it_tells_whether_an_address_has_changed(way):
+def test_it_tells_whether_a_tensor_has_moved(way):
     tensors = tensors_of_many_kinds()
-    objects, found = objects_of(tensors), np.zeros((2, 5), dtype=np.uint64)
-    addresses.read_addresses(objects, found)
-    assert not addresses.read_addresses(objects, found).any
+    watched = Watched(tensors, 5)
+    assert watched.look() == Seen(moved=False, lasting_moved=False, contiguous=True)
     old = tensors[4].data
     tensors[4].data = old.clone()
-    assert addresses.read_addresses(objects, found).any
-    assert found[0, 4] == tensors[4].data_ptr() != old.data_ptr()
-    assert not addresses.read_addresses(objects, found).any
+    assert watched.look().moved
+    assert is_where_it_says(watched, tensors)
+    assert watched.addresses[0, 4] != old.data_ptr()
+    assert not watched.look().moved
+
+
+@pytest.mark.parametrize("count", [200, 201, 3])  # longer and shorter than what is fetched ahead
+def test_one_of_many_that_has_moved_is_found(way, count):
+    tensors = [torch.ones(2) for _ in range(count)]
+    watched = Watched(tensors, 1)
+    for index in (0, count // 2, count - 1):
+        old = tensors[index].data
+        tensors[index].data = old.clone()
+        assert watched.look().moved
+        assert is_where_it_says(watched, tensors)
+        assert not watched.look().moved
 
 
 @pytest.mark.parametrize("index", range(6))
 @pytest.mark.parametrize("passing", [-1, 0, 2])
 def test_one_change_anywhere_is_seen_and_told_from_one_that_was_to_come(way, index, passing):
     tensors = [torch.ones(3) for _ in range(6)]
-    objects, found = objects_of(tensors), np.zeros((2, 3), dtype=np.uint64)
-    addresses.read_addresses(objects, found, passing)
-    other = torch.ones(3)
-    objects[index] = id(other)
-    assert addresses.read_addresses(objects, found, passing) == addresses.Moved(True, index % 3 != passing)
-    assert found.reshape(-1)[index] == other.data_ptr()
+    watched = Watched(tensors, 3, passing)
+    if index % 3 == passing:
+        tensors[index] = torch.ones(3)
+    else:
+        old = tensors[index].data
+        tensors[index].data = old.clone()
+    seen = watched.look(tensors[passing::3] if passing >= 0 else [])
+    assert seen == Seen(True, index % 3 != passing, True)
+    assert is_where_it_says(watched, tensors)
+
+
+@pytest.mark.parametrize("sequence", [list, tuple])
+@pytest.mark.parametrize("last", [torch.ones(4, 4), torch.ones(4, 4).T, torch.ones(4, 8)[:, ::2], torch.ones(1, 4).T])
+def test_it_tells_whether_what_passes_is_contiguous(way, last, sequence):
+    lasting, passing = [torch.ones(4, 4).T, torch.ones(4, 4)], [torch.ones(4, 4), torch.ones(4, 4)]
+    watched = Watched([lasting[0], passing[0], lasting[1], passing[1]], 2, passing=1)
+    assert watched.look(sequence(passing)).contiguous
+    assert watched.look(sequence([passing[0], last])).contiguous == last.is_contiguous()
+    assert watched.look(sequence([last, passing[0]])).contiguous == last.is_contiguous()
 
 
 def test_no_tensors(way):
-    nothing = np.zeros(0, dtype=np.uint64)
-    assert not addresses.read_addresses(nothing, nothing.reshape(0, 3)).any
+    watched = Watched([], 3, 1)
+    assert watched.look([]) == Seen(False, False, True)
+    assert watched.addresses.shape == (0, 3)
+    Written([]).mark()
 
 
-def test_reading_keeps_nothing_alive(way):
-    import gc
-    import weakref
-
-    tensor = torch.ones(3)
-    watched = weakref.ref(tensor)
-    addresses.read_addresses(objects_of([tensor]), np.zeros((1, 1), dtype=np.uint64))
-    del tensor
+def test_looking_keeps_nothing_alive(way):
+    tensors = [torch.ones(3), torch.ones(3)]
+    watched = Watched(tensors, 2, passing=1)
+    other = torch.ones(3)
+    watched.look([other])
+    references = [weakref.ref(t) for t in (*tensors, other)]
+    del tensors, other
     gc.collect()
-    assert watched() is None
+    assert [r() for r in references] == [None] * 3
+
+
+def test_marking_is_what_an_operation_in_place_does(way):
+    tensors = [torch.ones(3), torch.nn.Parameter(torch.ones(3)), torch.ones(3)]
+    written = Written(tensors[:2])
+    versions = [t._version for t in tensors]
+    written.mark()
+    written.mark()
+    assert [t._version for t in tensors] == [versions[0] + 2, versions[1] + 2, versions[2]]
+
+
+def test_a_tensor_of_inference_mode_has_no_version_to_count(way):
+    with torch.inference_mode():
+        without = torch.ones(3)
+    other = torch.ones(3)
+    before = other._version
+    Written([without, other]).mark()
+    assert other._version == before + 1
+
+
+def test_a_tensor_is_found_in_its_object():
+    class Derived(torch.Tensor):
+        __slots__ = ("more",)
+
+    for tensor in (torch.ones(3), torch.nn.Parameter(torch.ones(3)), torch.ones(3).as_subclass(Derived)):
+        offset = addresses._offset_of_tensor(torch.empty(0))
+        assert ctypes.c_void_p.from_address(id(tensor) + offset).value == tensor._cdata

@@ -370,6 +370,21 @@ def test_no_gradient_is_kept_alive(plan):
         assert [gradient() for gradient in watched] == [None, None], f"after step {seed}"
 
 
+@pytest.mark.parametrize("plan", ["fp32", "8bit"])
+def test_autograd_is_told_that_parameters_were_written(plan):
+    """A backward pass that needs their old values fails, as after an eager step."""
+    parameters = parameters_of([LARGE, SMALL])
+    optimizer = torch.optim.AdamW(parameters)
+    compiled = prepared(optimizer, plan)
+    draw_gradients(parameters, 0)
+    compiled()
+    for p in parameters:
+        loss = (p * p).sum()
+        compiled()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_a_parameter_of_another_type_is_an_error():
     parameters = parameters_of([SMALL])
     optimizer = torch.optim.AdamW(parameters)

@@ -77,12 +77,12 @@ def test_transient_memory_of_a_step_does_not_grow_with_the_tensor():
 
 def test_transient_memory_of_the_torch_lowering_is_bounded(monkeypatch):
     """Where there is no compiler, chunks keep the step's memory below a constant."""
-    import baoc_compile.passes.rewrite_step as rewrite_step
+    import baoc_compile.passes.make_programs as make_programs
     from baoc_compile.kernels import lower
     from baoc_compile.kernels.torch_program import CHUNK_ELEMENTS, TorchProgram
 
     monkeypatch.setattr(lower, "lower", TorchProgram)
-    monkeypatch.setattr(rewrite_step, "_PROGRAMS", {})
+    monkeypatch.setattr(make_programs, "_PROGRAMS", {})
     _, optimizer = model_and_optimizer()
     baoc_compile.prepare(optimizer)
     step = torch.compile(optimizer.step, backend="baoc")

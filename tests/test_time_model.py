@@ -9,8 +9,8 @@ import pytest
 import torch
 from baoc_compile.kernels.catalogue import codec_named
 from baoc_compile.passes import measure_time
+from baoc_compile.passes.make_programs import Need, programs_of
 from baoc_compile.passes.measure_time import HOST_NS_PER_STEP, HOST_NS_PER_TENSOR, TimeModel, matrix, synthetic_step
-from baoc_compile.passes.rewrite_step import programs
 from program_cases import BF16, FP32, Which, schema_of
 
 from baoc_compile.codec import Slot
@@ -155,7 +155,7 @@ def test_threads_sizes_and_sources_have_times_of_their_own(timings, monkeypatch)
 
 def test_the_sources_are_those_that_run():
     for pair in (("fp32", "fp32"), ("softsign8", "factored")):
-        (made,) = programs([(ADAMW, codecs(*pair), SIGNATURE)])
+        (made,) = programs_of([Need(ADAMW, tuple(codecs(*pair).items()), SIGNATURE)])
         for graph, executable in made:
             assert measure_time.source_of(graph) == executable.source
 
@@ -221,7 +221,7 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize("configuration,dtype", CONFIGURATIONS, ids=lambda value: str(value))
 def test_synthetic_steps_have_ordinary_numbers(configuration, dtype, monkeypatch):
     signature = Signature("cpu", dtype, dtype, SIGNATURE.counter_dtypes, has_gain=True)
-    (made,) = programs([(ADAMW, configuration, signature)])
+    (made,) = programs_of([Need(ADAMW, tuple(configuration.items()), signature)])
     params = []
     normal = measure_time._normal
     monkeypatch.setattr(measure_time, "_normal", lambda *a: params.append(normal(*a)) or params[-1])

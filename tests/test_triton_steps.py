@@ -16,7 +16,7 @@ from baoc_compile.kernels.dialect import TRITON
 from baoc_compile.kernels.torch_program import TorchProgram
 from baoc_compile.kernels.triton_expressions import CannotEmit
 from baoc_compile.kernels.triton_program import TritonProgram
-from baoc_compile.passes import rewrite_step
+from baoc_compile.passes import make_programs
 from baoc_compile.passes.compose_program import compose_step
 from baoc_compile.passes.discover_state import discover_state
 from optimizers import CASES, compiled_step, decoded, ulps
@@ -42,7 +42,7 @@ def on_a_gpu(monkeypatch) -> Callable[[], list[TritonProgram]]:
             return programs[-1]
 
         monkeypatch.setattr(lower, "CppProgram", lowered)
-        monkeypatch.setattr(rewrite_step, "_PROGRAMS", {})
+        monkeypatch.setattr(make_programs, "_PROGRAMS", {})
         return programs
 
     return start

@@ -1,0 +1,111 @@
+"""Programs are made once, and their compilers run while torch goes on; what fails is told of where it is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+from baoc_compile.kernels import lower
+from baoc_compile.passes import make_programs
+
+import baoc_compile
+from baoc_compile.backend import baoc
+
+LARGE, SMALL = (64, 64), (8,)
+
+
+@pytest.fixture(autouse=True)
+def no_programs(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(make_programs, "_PROGRAMS", {})
+
+
+def optimizer_over(*shapes: tuple[int, ...]) -> torch.optim.Optimizer:
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    return torch.optim.AdamW(parameters)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_backend_starts_what_the_first_step_needs(prepared, monkeypatch):
+    """The compilers are held up until the backend has returned: it does not wait for them."""
+    returned = threading.Event()
+    original = lower.lower
+
+    def held_up(graph: Any) -> Any:
+        assert returned.wait(60)
+        return original(graph)
+
+    monkeypatch.setattr(lower, "lower", held_up)
+    started = []
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        compiled = baoc(gm, inputs, options={"plan": "8bit"})
+        started.append(list(make_programs._PROGRAMS))
+        returned.set()
+        return compiled
+
+    optimizer = optimizer_over(LARGE, SMALL, LARGE)
+    if prepared:
+        baoc_compile.prepare(optimizer, plan="8bit")
+    torch.compile(optimizer.step, backend=backend)()
+    assert len(started[0]) == 2
+    assert list(make_programs._PROGRAMS) == started[0]
+
+
+def test_a_program_is_made_once_in_a_process(monkeypatch):
+    made = []
+    original = lower.lower
+    monkeypatch.setattr(lower, "lower", lambda graph: made.append(graph) or original(graph))
+    for _ in range(2):
+        torch._dynamo.reset()
+        optimizer = optimizer_over(LARGE, SMALL)
+        baoc_compile.prepare(optimizer, plan="8bit")
+        torch.compile(optimizer.step, backend="baoc")()
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("where", [(lower, "lower"), (make_programs, "compose_step")], ids=["lowering", "composing"])
+def test_a_failure_is_told_of_when_the_step_runs(where, monkeypatch):
+    class Failure(Exception):
+        pass
+
+    def fails(*arguments: Any) -> Any:
+        raise Failure("as it was to be")
+
+    monkeypatch.setattr(*where, fails)
+    optimizer = optimizer_over(SMALL)
+    baoc_compile.prepare(optimizer, plan="8bit")
+    with pytest.raises(Failure, match="as it was to be"):
+        torch.compile(optimizer.step, backend="baoc")()
+
+
+_ENDS_EARLY = """
+import sys, torch, baoc_compile
+from baoc_compile.backend import baoc
+def backend(gm, inputs):
+    baoc(gm, inputs)
+    sys.exit(3)
+p = torch.nn.Parameter(torch.ones(8))
+p.grad = torch.ones(8)
+optimizer = torch.optim.AdamW([p])
+baoc_compile.prepare(optimizer, plan="fp32")
+torch.compile(optimizer.step, backend=backend)()
+"""
+
+
+def test_an_interpreter_that_ends_leaves_no_compiler_behind(tmp_path):
+    """It ends as it wants to, and what was begun is in the cache."""
+    environment = {**os.environ, "BAOC_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDS_EARLY], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Exception" not in done.stderr
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".cpp", ".cpp", ".so", ".so"]
