@@ -39,9 +39,9 @@ class CppExpressions:
     def _placeholder(self, node: fx.Node) -> str:
         operand = self.operand[node.target]
         if operand.source == "index":
-            return "(low + least(j, last_lane)) ^ page"
+            return "(low + j) ^ page"
         if operand.source == "group_index":
-            return f"(low + least(i * {operand.group_size}, last_lane)) ^ page"
+            return f"(low + i * {operand.group_size}) ^ page"
         if operand in self.numbers:
             return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
         if operand.kind == "scalar":

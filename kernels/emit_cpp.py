@@ -113,7 +113,6 @@ class CppEmitter(CppStages):
             out += [
                 "    const int64_t index = first_index + start;",
                 "    const int32_t low = int32_t(uint32_t(index)), page = int32_t(index >> 32) * int32_t(0x85EBCA6B);",
-                "    const int last_lane = count - 1;",
             ]
         lanes = [o for o in self.pointers if o.kind in ("element", "shared")]
         for o in lanes:
