@@ -10,6 +10,9 @@ from torch import Tensor
 #: and 2^-22 more where the inverse of a scale is subnormal.
 TOLERANCE = 2.0**-20
 
+#: What one step of a word's upper 24 bits is worth.
+CHANCE = 2.0**-24
+
 
 def bits_of(value: Tensor) -> Tensor:
     """The bit pattern of float32 as int32."""
@@ -44,14 +47,15 @@ def rounds_up(probability: Tensor, words: Tensor) -> Tensor:
     return uniform(words) < probability
 
 
-def takes_upper(distance: Tensor, gap: Tensor | float, near: Tensor, words: Tensor) -> Tensor:
-    """Stochastic rounding between two neighbours that are `gap` apart: true with chance distance / gap, to 2^-24.
+def takes_upper(distance: Tensor, gap_chance: Tensor | float, near: Tensor, words: Tensor) -> Tensor:
+    """Stochastic rounding between two neighbours that are a gap apart: true with chance distance / gap, to 2^-24.
+    `gap_chance` is gap * CHANCE.
 
     `distance`, to the lower one, is a difference of two numbers of about the size of `near`. Up to 2^-20 of that it
     counts as 0: float32 makes as much of equal ones, and what was decoded encodes to itself. For values just below a
     level `floor_of` does the same. So an average is frozen on a level if it changes by less than 2^-20 of itself a step.
     """
-    return larger(upper_bits(words) * (gap * 2.0**-24), near * TOLERANCE) < distance
+    return larger(upper_bits(words) * gap_chance, near * TOLERANCE) < distance
 
 
 def larger(a: Tensor, b: Tensor | float) -> Tensor:

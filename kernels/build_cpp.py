@@ -18,6 +18,8 @@ log = logging.getLogger("baoc")
 #: No contraction into fused multiply-adds and wrapping integers: the bits are those of torch's own operations.
 FLAGS = ["-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-shared", "-fopenmp"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv"]
+#: For g++, clang++ ignores them with a warning: the few vectors of a group side by side, without a loop.
+FLAGS += ["-fpeel-loops", "-fschedule-insns"]
 
 
 class CompilerMissing(RuntimeError):

@@ -42,6 +42,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from baoc_compile.kernels.bits import (
+    CHANCE,
     TOLERANCE,
     any_in_group,
     as_bf16,
@@ -138,7 +139,7 @@ class Codebook(Codec):
             lost = torch.logical_not(value >= 0.0)
         above = torch.clamp_max(below + 1, last)
         a, b = (self._value(_at(levels, code), 1.0) for code in (below, above))
-        code = torch.where(takes_upper(x - a, b - a, near, random.element), above, below)
+        code = torch.where(takes_upper(x - a, (b - a) * CHANCE, near, random.element), above, below)
         if not self.signed and self.bits == 8:
             lowest = torch.where(torch.isinf(scale), 0, 1).to(torch.int32)
             code = torch.where(value > 0.0, larger(code, lowest), code)

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 
 import torch
 from baoc_compile.kernels.bits import (
+    CHANCE,
+    TOLERANCE,
     as_bf16,
     floor_of,
     group_max,
@@ -61,10 +63,11 @@ class Softsign8(Codec):
         largest = group_max(value)
         scale, lower = rounded_scale(largest, random.group)
         ratio = relative(magnitude, largest, scale, lower, top=1.0)
-        level = floor_of(ratio * 254.0 / (1.0 + ratio))
+        level = torch.floor(ratio * (254.0 * (1.0 + TOLERANCE)) / (1.0 + ratio))  # floor_of, with one product less
         rest = 253.0 - level  # the chance is (ratio (254 - level) - level) rest / 254
         distance = (ratio * (rest + 1.0) - level) * rest
-        level = torch.where(takes_upper(distance, 254.0, level * rest, random.element), level + 1.0, level)
+        up = takes_upper(distance, 254.0 * CHANCE, level * rest, random.element)
+        level = torch.where(up, level + 1.0, level)
         code = torch.where(torch.isnan(value), -128.0, torch.copysign(level, value))
         return {"codes": code.to(torch.int8), "scales": as_bf16(scale)}
 
@@ -99,7 +102,7 @@ class Sqrt8(Codec):
         scale, lower = rounded_scale(torch.sqrt(largest), random.group, squares=True)
         square = relative_square(value, largest, scale, lower, top=254.0)
         level = floor_of(torch.sqrt(square))
-        up = takes_upper(square - level * level, 2.0 * level + 1.0, square, random.element)
+        up = takes_upper(square - level * level, level * (2.0 * CHANCE) + CHANCE, square, random.element)
         level = torch.where(up, level + 1.0, level)
         lowest = torch.where(torch.isinf(scale), 0.0, 1.0)
         level = torch.where(value > 0.0, larger(level, lowest), level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from baoc_compile.kernels.cpp_text import MEMORY, TYPES
+from baoc_compile.kernels.cpp_text import FEW, MEMORY, TYPES
 from baoc_compile.kernels.dialect import CPP, PREDICATES, bitcast, name_of
 from torch import fx
 
@@ -39,9 +39,9 @@ class CppExpressions:
     def _placeholder(self, node: fx.Node) -> str:
         operand = self.operand[node.target]
         if operand.source == "index":
-            return "(low + least(j, last_lane)) ^ page"
+            return "(low + j) ^ page"
         if operand.source == "group_index":
-            return f"(low + least(i * {operand.group_size}, last_lane)) ^ page"
+            return f"(low + i * {operand.group_size}) ^ page"
         if operand in self.numbers:
             return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
         if operand.kind == "scalar":
@@ -65,7 +65,8 @@ class CppExpressions:
             index = node.args[1]  # torch wants 64 bits; gathers are faster with what was widened to them
             if name_of(index.target) == "_to_copy":
                 index = index.args[0]
-            return f"{node.args[0].name}_table[{index.name}]"
+            table = node.args[0]
+            return f"{table.name}_entries.at({index.name})" if is_small(table) else f"{table.name}_table[{index.name}]"
         if name == "_to_copy":
             return f"cast<{result}>({self._cast_input(node.args[0], result)})"
         operand_type = self._operand_type(node) if name in PREDICATES else result
@@ -123,6 +124,11 @@ def kind_of(node: fx.Node) -> str:
 
 def is_constant(node: fx.Node) -> bool:
     return node.op == "call_function" and name_of(node.target) == "scalar_tensor"
+
+
+def is_small(table: fx.Node) -> bool:
+    """A computed table of so few entries that it is looked up by selections."""
+    return table.meta.get("count") == FEW
 
 
 def is_truth(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 from baoc_compile.kernels.cpp_expressions import CppExpressions, is_truth, kind_of, reduces
 from baoc_compile.kernels.cpp_text import TYPES
+from baoc_compile.kernels.dialect import name_of
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
@@ -130,15 +131,16 @@ class CppStages(CppExpressions):
             lines.append(f"      {self.ctype(n)} {n.name} = {n.name}_of[run / {runs // self._groups(n)}];")
         names = ", ".join(n.name for n in reductions)
         lines.append("#pragma omp simd" + (f" reduction(max : {names})" if reductions else ""))
-        lines.append(f"      for (int j = run * {length}; j < (run + 1) * {length}; ++j) {{")
+        lines.append(f"      for (int lane = 0; lane < {length}; ++lane) {{")  # a constant: no remainder
+        lines.append(f"        const int j = run * {length} + lane;")
         lines += [f"        {line}" for line in body]
         lines.append("      }")
         lines += [f"      {n.name}_of[run / {runs // self._groups(n)}] = {n.name};" for n in reductions]
         return [*lines, "    }"]
 
     def _recalled(self, stage: int) -> list[fx.Node]:
-        """Element values of earlier stages that `stage` reads, in order. Truth values are computed again from theirs, and
-        loaded ones read again."""
+        """Element values of earlier stages that `stage` reads, in order. Truth values and magnitudes are computed again from
+        theirs, and loaded ones read again."""
         recalled: set[fx.Node] = set()
         stack = [n for n in self.nodes if kind_of(n) == "element" and self.stage[n] == stage]
         if stage == self.stages[-1]:  # which stores, so that what was loaded stays as it is until then
@@ -159,4 +161,4 @@ class CppStages(CppExpressions):
 
 def _is_free(node: fx.Node) -> bool:
     """Is it computed again rather than kept? What a block loads stays as it is until the last stage stores."""
-    return is_truth(node) or node.op == "placeholder"
+    return is_truth(node) or node.op == "placeholder" or name_of(node.target) == "abs"

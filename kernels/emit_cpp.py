@@ -9,18 +9,20 @@ A program that averages has no stores: lanes are added to the sums of their sets
 
 from __future__ import annotations
 
-from baoc_compile.kernels.cpp_expressions import is_constant, kind_of
+from baoc_compile.kernels.cpp_expressions import is_constant, is_small, kind_of
 from baoc_compile.kernels.cpp_stages import CppStages
 from baoc_compile.kernels.cpp_text import (
     AVERAGE_DRIVER,
     AVERAGE_HEADERS,
     DRIVER,
+    ENTRIES,
     MEMORY,
     PACKED,
     PRELUDE,
     SHARED,
     TYPES,
 )
+from baoc_compile.kernels.dialect import name_of
 from torch import fx
 
 from baoc_compile.program import Operand, ProgramGraph
@@ -49,6 +51,7 @@ class CppEmitter(CppStages):
             "width": self.width,
         }
         extras = (SHARED if self.graph.shared else "") + (PACKED if any(o.bits == 4 for o in self.pointers) else "")
+        extras += ENTRIES if any(kind_of(n) == "table" and is_small(n) for n in self.nodes) else ""
         driver = AVERAGE_DRIVER if self.graph.averages else DRIVER
         functions = self._scalars() + self._elements() + (self._finish() if self.graph.averages else "")
         title = f"// {self.graph.title}\n"
@@ -113,7 +116,6 @@ class CppEmitter(CppStages):
             out += [
                 "    const int64_t index = first_index + start;",
                 "    const int32_t low = int32_t(uint32_t(index)), page = int32_t(index >> 32) * int32_t(0x85EBCA6B);",
-                "    const int last_lane = count - 1;",
             ]
         lanes = [o for o in self.pointers if o.kind in ("element", "shared")]
         for o in lanes:
@@ -137,6 +139,8 @@ class CppEmitter(CppStages):
                 lines.append(f"  for (int i = 0; i < {n.meta['count']}; ++i) {{")
                 lines += [f"    const {self.ctype(i)} {i.name} = {i.name}_table[i];" for i in given]
                 lines.append(f"    {n.name}_table[i] = {self.value(n)};\n  }}")
+            if any(name_of(u.target) == "take" for u in n.users if u.op == "call_function") and is_small(n):
+                lines.append(f"  const Entries<{self.ctype(n)}> {n.name}_entries({n.name}_table);")
         return lines
 
     def _load(self, o: Operand) -> str:
