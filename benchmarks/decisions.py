@@ -39,6 +39,7 @@ from baoc_compile.session import session_of
 
 BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
 KINDS = ("plan", "random")
+WARMUP_STEPS = 50  # runs are short: the learning rate's warm-up ends here
 PROFILED = 2.2  # the budget whose profile random plans are drawn from
 
 
@@ -54,7 +55,7 @@ def run(workload_name: str, kind: str, budget: float, seed: int, profile: dict[s
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(workload.steps))
     text = f"{budget} B/param"
     if profile is None:
-        baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed)
+        baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed, warmup_steps=WARMUP_STEPS)
     else:
         baoc_compile.prepare(
             optimizer, model=model, plan=random_plan(Profile.from_dict(profile), text, seed), seed=seed
@@ -143,7 +144,7 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(runs.values()))
     parts = [
         "# Plans against uniform configurations",
-        "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after 100 steps, everything "
+        "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after 50 steps, everything "
         "else as in [learning.md](learning.md), whose uniform configurations these are compared with. Differences are plan "
         "minus other, in the workload's loss, mean ± standard error over paired seeds: negative means that the plan is "
         f"better. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",

@@ -15,6 +15,9 @@ from baoc_compile.codec import Slot
 from baoc_compile.plan import ParameterPlan, Plan
 from baoc_compile.step_graph import ParameterTable
 
+#: Of updates without momentum, until it is measured: halves what dropping costs (docs/learning.md).
+GAIN_OF_DROPPED = 0.3
+
 
 def start_by_block(
     plan: Plan, table: ParameterTable, slots_of: Mapping[int, tuple[Slot, ...]], fixed_bytes: int, budget_bytes: int
@@ -43,5 +46,6 @@ def start_by_block(
     for members, candidates, j in zip(blocks.values(), configurations, allocation.choice, strict=False):
         for i in members:
             names = {key: codec.name for key, codec in candidates[j].codecs.items()}
-            parameters[i] = ParameterPlan(table.names[i], tuple(table.parameters[i].shape), names)
+            gain = GAIN_OF_DROPPED if any(c.kind == "dropping" for c in candidates[j].codecs.values()) else 1.0
+            parameters[i] = ParameterPlan(table.names[i], tuple(table.parameters[i].shape), names, gain)
     return replace(plan, parameters=parameters)
