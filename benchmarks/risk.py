@@ -2,10 +2,11 @@
 
 Every workload is trained in full precision up to a fork, and its last steps are profiled (`baoc_compile.profile`). Then, for
 each cell (block, candidate), training goes on from the fork with that block alone switched to that configuration, on the
-same batches as the fork that switches nothing. The damage is the mean difference of the two training losses over the fork,
+same batches as the fork that switches nothing, while the learning rate falls to 0 (at its peak, chance makes more of a
+difference than most configurations). The damage is the mean difference of the two training losses over the fork,
 over several sets of batches. A rank correlation (Spearman) says how well a prediction orders the cells.
 
-    python benchmarks/risk.py [--workloads language ...] [--steps 30] [--repeats 2] [--report]
+    python benchmarks/risk.py [--workloads language ...] [--steps 40] [--repeats 2] [--report]
 """
 
 from __future__ import annotations
@@ -105,7 +106,11 @@ class Fork:
             lr = self.optimizer.param_groups[0]["lr"]
             self.bound(*(self.parameters[r.parameter].grad if r.kind == "grad" else lr for r in roles))
 
-        return [self.train(batch, step) for batch in islice(self.batches(1000 + seed), steps)]
+        losses = []
+        for t, batch in enumerate(islice(self.batches(1000 + seed), steps)):
+            losses.append(self.train(batch, step))
+            self.optimizer.param_groups[0]["lr"].fill_(self.lr * (1 - (t + 1) / steps))
+        return losses
 
 
 def measure(name: str, steps: int, repeats: int) -> dict[str, Any]:
@@ -180,7 +185,7 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
         "# Predicted and true damage",
         "Made by `python benchmarks/risk.py`, which says how. A cell is one block switched to one configuration; the "
         "numbers are Spearman rank correlations of a prediction with the mean difference of the training loss after the "
-        "switch. *Repeatable*: the correlation of the damage on one set of batches with that on another, which no prediction "
+        "switch, while the learning rate falls to 0. *Repeatable*: the correlation of the damage on one set of batches with that on another, which no prediction "
         "can be expected to exceed by much.",
     ]
     for title, keep in groups.items():
@@ -227,7 +232,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=DOCS / "risk.json")

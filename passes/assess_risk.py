@@ -40,6 +40,7 @@ BLOW_UP = 1e4
 #: Drift along the weights within a window, relative to them, if it is significant.
 RADIAL_BIAS = 0.01
 SIGNIFICANT = 4.0  # standard errors
+FEWEST_STEPS = 8  # for a standard error to mean much
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:
         return "its updates blow up"
     drift = (reference.params * e * w).sum(1)
     norm = float((reference.params[0].square() * w).sum())
-    total, error = float(drift.sum()), float(drift.std()) * math.sqrt(len(drift)) if len(drift) > 1 else math.inf
+    total, error = float(drift.sum()), math.inf
+    if len(drift) >= FEWEST_STEPS:
+        error = float(drift.std()) * math.sqrt(len(drift))
     if norm > 0.0 and abs(total) / norm > RADIAL_BIAS and abs(total) > SIGNIFICANT * error:
         return f"its updates change the length of the weights by {total / norm:+.1%} per window"
     return ""

@@ -260,7 +260,7 @@ def test_risk_is_its_formula(steps, count, seed, factor):
     assert math.isclose(found.error, np.std(coherent, ddof=1) * math.sqrt(steps), rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.risk, max(sum(coherent), 0) + noise + found.error, rel_tol=1e-9, abs_tol=1e-12)
     assert found.gain == 1.0
-    assert not found.excluded
+    assert not found.excluded or "length of the weights" in found.excluded
 
 
 def test_full_precision_has_no_risk():
@@ -304,7 +304,7 @@ def test_the_curvature_of_a_quadratic_is_found():
 
 
 def test_gates():
-    ref = reference(6, 50, 3)
+    ref = reference(10, 50, 3)
     assert "finite" in assess(ref, ref.updates * math.nan, 1.0, True).excluded
     assert "blow up" in assess(ref, ref.updates * 1e3, 1.0, False).excluded
     shrinking = ref.updates - 0.01 * ref.params
