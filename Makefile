@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-all lint bench fidelity registers learning clean
+.PHONY: demo test test-all lint bench fidelity registers learning decisions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_language_model.py
@@ -39,6 +39,14 @@ registers: $(INSTALLED)
 learning: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/learning.py
+
+# Predicted against true damage, plans against uniform configurations, and what planning costs (about two hours on 2 cores).
+decisions: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/risk.py
+	$(BIN)/python benchmarks/decisions.py
+	$(BIN)/python benchmarks/configurator_cost.py
+	$(BIN)/python benchmarks/time_model.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo_frontier.png

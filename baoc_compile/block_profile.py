@@ -37,7 +37,7 @@ class BlockCandidate:
     `launch_ns` more for its `programs` (a hash), once however many blocks share them. `predicted`: expected change of the
     loss per window in nats, against full precision, of this block alone; `error`: its standard error. `risk`: what the
     solver minimizes (see `passes/assess_risk.py`). `gain` multiplies the updates, whose relative error (L2) is
-    `relative_error`. `excluded`: why it must not be chosen, empty if it may.
+    `relative_error`. `excluded`: why it must not be chosen, `gate`: why only as a last resort; empty if it may.
     """
 
     codecs: Mapping[str, str]
@@ -51,6 +51,7 @@ class BlockCandidate:
     gain: float = 1.0
     relative_error: float = math.nan
     excluded: str = ""
+    gate: str = ""
 
     @property
     def label(self) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class Configurator:
     measures_time: bool = False
     profile: Profile | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "solving": 0.0, "migrating": 0.0})
+    clock: Callable[[], float] = time.perf_counter
     _resumed: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -68,28 +70,32 @@ class Configurator:
         if not self.is_sampling:
             self.steps += 1
             return run()
-        started = time.perf_counter()
-        if self.sampler is None:
-            self.sampler = self._new_sampler(compiled.rules)
-        sampler = self.sampler
-        sampler.begin_step()
-        begun = time.perf_counter()
-        seen: list[float] = []
+        with self._timed("sampling"):
+            if self.sampler is None:
+                self.sampler = self._new_sampler(compiled.rules)
+            sampler = self.sampler
+            sampler.begin_step()
 
         def observe(*launch: Any) -> None:
-            start = time.perf_counter()
-            sampler.observe(*launch)
-            seen.append(time.perf_counter() - start)
+            with self._timed("sampling"):
+                sampler.observe(*launch)
 
         with compiled.observed(observe):
             result = run()
-        ended = time.perf_counter()
-        sampler.end_step()
+        with self._timed("sampling"):
+            sampler.end_step()
         self.steps += 1
-        self.seconds["sampling"] += begun - started + sum(seen) + time.perf_counter() - ended
         if self.due is not None and self.steps >= self.due:
             self._plan(compiled)
         return result
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[what] += self.clock() - begun
 
     def _new_sampler(self, rules: Mapping[int, UpdateRule]) -> GradientSampler:
         table = self.session.table()
@@ -112,26 +118,23 @@ class Configurator:
         sampler, self.sampler = self.sampler, None
         assert sampler is not None
         self.due = self.planning.next_after(self.steps)
-        started = time.perf_counter()
-        self.profile = profile = self.profile_now(sampler.rules, sampler.streams if sampler.is_complete else {})
-        if not self.decides or self.session.memory_budget is None:
-            return
-        try:
-            solution = solve_profile(profile, self.session.memory_budget, self.planning.time_budget)
-        except BudgetError as error:
-            self.seconds["solving"] += time.perf_counter() - started
-            self._note(f"kept the plan: {error}")
-            return
-        self.solution = solution
-        reason = self._reason_to_keep(solution)
-        self.seconds["solving"] += time.perf_counter() - started
+        with self._timed("solving"):
+            self.profile = self.profile_now(sampler.rules, sampler.streams if sampler.is_complete else {})
+            if not self.decides or self.session.memory_budget is None:
+                return
+            try:
+                solution = solve_profile(self.profile, self.session.memory_budget, self.planning.time_budget)
+            except BudgetError as error:
+                self._note(f"kept the plan: {error}")
+                return
+            self.solution = solution
+            reason = self._reason_to_keep(solution)
         if reason:
             self._note(f"kept the plan: {reason}")
             return
-        begun = time.perf_counter()
-        changed = self._migrate(compiled, by_parameter(profile, solution.chosen))
-        self.seconds["migrating"] += time.perf_counter() - begun
-        before, after = (sum(c.risk for c in chosen) for chosen in (current_choice(profile), solution.chosen))
+        with self._timed("migrating"):
+            changed = self._migrate(compiled, by_parameter(self.profile, solution.chosen))
+        before, after = solution.kept().allocation.risk, solution.allocation.risk
         self._note(
             f"{changed} slots migrated; {solution.allocation.size_bytes} of {solution.budget_bytes} bytes; risk {before:.3g} -> "
             f"{after:.3g} nats per window; {solution.allocation.certificate}"
@@ -152,7 +155,7 @@ class Configurator:
         ns = solution.kept().time_ns
         if size > solution.budget_bytes or (solution.budget_ns is not None and ns > solution.budget_ns):
             return ""
-        if any(c.excluded for c in now):
+        if any(c.excluded or c.gate for c in now):
             return ""
         pairs = [(a, b) for a, b in zip(now, solution.chosen, strict=True) if a.codecs != b.codecs]
         if not pairs:

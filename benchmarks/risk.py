@@ -185,8 +185,8 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
         "# Predicted and true damage",
         "Made by `python benchmarks/risk.py`, which says how. A cell is one block switched to one configuration; the "
         "numbers are Spearman rank correlations of a prediction with the mean difference of the training loss after the "
-        "switch, while the learning rate falls to 0. *Repeatable*: the correlation of the damage on one set of batches with that on another, which no prediction "
-        "can be expected to exceed by much.",
+        "switch, while the learning rate falls to 0. *Repeatable*: the correlation of the damage on one set of batches with "
+        "that on another, which no prediction can be expected to exceed by much.",
     ]
     for title, keep in groups.items():
         lines += [

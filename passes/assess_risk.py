@@ -19,8 +19,9 @@ displacement; SHARE is what of it is taken to be the block's own.
 gradient descends faster at first; such gains do not add up over blocks, while losses do. So the solver minimizes
 `risk` = max(F, 0) + N + error: nothing is gained by a configuration that only looks better than full precision.
 
-Gates exclude what these formulas can't price: updates that are not finite, groups whose updates grow out of all
-proportion (blow-up), and a significant drift along the weights (radial bias, arXiv 2610.12444).
+Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up), and a significant drift
+along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last resort, but the smallest budget that
+can be met does not depend on samples. Updates that are not finite exclude a configuration.
 """
 
 from __future__ import annotations
@@ -38,9 +39,15 @@ SHARE = 0.125
 BLOW_UP = 1e4
 
 #: Drift along the weights within a window, relative to them, if it is significant.
-RADIAL_BIAS = 0.01
+RADIAL_BIAS = 0.05
 SIGNIFICANT = 4.0  # standard errors
 FEWEST_STEPS = 8  # for a standard error to mean much
+
+#: Nats per window.
+GATED = 10.0
+
+#: Below this, gains would make a block stop learning rather than learn without noise.
+SMALLEST_GAIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Risk:
-    """In nats per window; see the module. `excluded`: by which gate, empty if by none."""
+    """In nats per window; see the module. `excluded`: why it can't be chosen. `gate`: why it should not; empty if it may."""
 
     predicted: float
     error: float
@@ -69,6 +76,7 @@ class Risk:
     gain: float
     relative_error: float
     excluded: str = ""
+    gate: str = ""
 
 
 def curvature(references: list[Reference]) -> float:
@@ -90,16 +98,17 @@ def curvature(references: list[Reference]) -> float:
 
 def assess(reference: Reference, updates: Tensor, factor: float, changes_length: bool) -> Risk:
     """`updates` `[T, S]`: c. `factor`: the curvature. `changes_length`: a configuration that shares or drops state may get
-    a gain that gives its updates the length they have in full precision, sqrt(sum w h u^2 / sum w h c^2), in 0.1 ... 1."""
+    a gain, the least-squares factor of the displacements over the window, weighted by w h, in 0.25 ... 1."""
     c, u, w = updates.double(), reference.updates, reference.weights
     if not bool(c.isfinite().all()):
         return Risk(math.inf, math.inf, math.inf, 1.0, math.inf, "its updates are not finite")
     h = reference.scale
     gain = 1.0
     if changes_length:
-        length = float((w * h * c.square()).sum())
+        moved, would = u.sum(0), c.sum(0)
+        length = float((w * h * would * would).sum())
         if length > 0.0:
-            gain = min(max(math.sqrt(float((w * h * u.square()).sum()) / length), 0.1), 1.0)
+            gain = min(max(float((w * h * moved * would).sum()) / length, SMALLEST_GAIN), 1.0)
     e = gain * c - u
     by_step = (reference.grads[1:] * e * w).sum(1)
     coherent = float(by_step.sum())
@@ -107,8 +116,9 @@ def assess(reference: Reference, updates: Tensor, factor: float, changes_length:
     noise = SHARE / 2 * factor * float((h * e.square() * w).sum())
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
-    risk = max(coherent, 0.0) + noise + error
-    return Risk(coherent + noise, error, risk, gain, relative, _gate(reference, gain * c, e))
+    gate = _gate(reference, gain * c, e)
+    risk = max(coherent, 0.0) + noise + error + (GATED if gate else 0.0)
+    return Risk(coherent + noise, error, risk, gain, relative, gate=gate)
 
 
 def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:

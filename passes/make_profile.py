@@ -207,6 +207,7 @@ class _Maker:
             gain=risk.gain,
             relative_error=risk.relative_error,
             excluded=risk.excluded,
+            gate=risk.gate,
         )
 
     def _load(self, block: Block, configuration: Configuration) -> tuple:

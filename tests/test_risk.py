@@ -258,9 +258,10 @@ def test_risk_is_its_formula(steps, count, seed, factor):
     noise = SHARE / 2 * factor * sum(w[i] * h[i] * e[t, i] ** 2 for t in range(steps) for i in range(count))
     assert math.isclose(found.predicted, sum(coherent) + noise, rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.error, np.std(coherent, ddof=1) * math.sqrt(steps), rel_tol=1e-9, abs_tol=1e-12)
-    assert math.isclose(found.risk, max(sum(coherent), 0) + noise + found.error, rel_tol=1e-9, abs_tol=1e-12)
+    gated = 10.0 if found.gate else 0.0
+    assert math.isclose(found.risk, max(sum(coherent), 0) + noise + found.error + gated, rel_tol=1e-9, abs_tol=1e-12)
     assert found.gain == 1.0
-    assert not found.excluded or "length of the weights" in found.excluded
+    assert not found.excluded
 
 
 def test_full_precision_has_no_risk():
@@ -270,11 +271,11 @@ def test_full_precision_has_no_risk():
     assert found.gain == pytest.approx(1.0)
 
 
-@given(scale=st.floats(1.0, 8.0), seed=st.integers(0, 99))
-def test_the_gain_gives_the_length_back(scale, seed):
+@given(scale=st.floats(1.0, 6.0), seed=st.integers(0, 99))
+def test_the_gain_fits_displacements(scale, seed):
     ref = reference(6, 50, seed)
     found = assess(ref, ref.updates * scale, 100.0, changes_length=True)
-    assert found.gain == pytest.approx(max(1.0 / scale, 0.1))
+    assert found.gain == pytest.approx(max(1.0 / scale, 0.25))
     assert assess(ref, ref.updates * scale, 100.0, changes_length=False).gain == 1.0
 
 
@@ -306,7 +307,9 @@ def test_the_curvature_of_a_quadratic_is_found():
 def test_gates():
     ref = reference(10, 50, 3)
     assert "finite" in assess(ref, ref.updates * math.nan, 1.0, True).excluded
-    assert "blow up" in assess(ref, ref.updates * 1e3, 1.0, False).excluded
-    shrinking = ref.updates - 0.01 * ref.params
-    assert "length of the weights" in assess(ref, shrinking, 1.0, False).excluded
-    assert not assess(ref, ref.updates * 1.1, 1.0, False).excluded
+    assert "blow up" in assess(ref, ref.updates * 1e3, 1.0, False).gate
+    shrinking = ref.updates - 0.02 * ref.params
+    found = assess(ref, shrinking, 1.0, False)
+    assert "length of the weights" in found.gate
+    assert found.risk > 10.0
+    assert not assess(ref, ref.updates * 1.1, 1.0, False).gate
