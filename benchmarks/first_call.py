@@ -43,6 +43,7 @@ def first_call(contender: str, tensors: int, device: str, profile: bool = False)
     import baoc_compile
     import baoc_compile.backend
 
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other longer than the step takes
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in shapes_of(tensors)]
     for parameter in parameters:

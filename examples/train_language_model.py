@@ -62,7 +62,9 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(args.steps))
     step = optimizer.step
     if compress:
-        baoc_compile.prepare(optimizer, model=model, memory_budget=args.budget, seed=args.seed)
+        baoc_compile.prepare(
+            optimizer, model=model, memory_budget=args.budget, seed=args.seed, warmup_steps=args.warmup
+        )
         step = torch.compile(optimizer.step, backend="baoc")
 
     train_losses, step_ms = [], []
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", default="15%", help='optimizer state: "15%%" of fp32, "2.2 B/param" or "3 MiB"')
+    parser.add_argument("--warmup", type=int, default=100, help="steps before the plan is solved")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="where the loss curves go")
     args = parser.parse_args()
 

@@ -25,8 +25,9 @@ from baoc_compile.step_graph import ParameterTable
 if TYPE_CHECKING:
     from baoc_compile.block import Block
 
-#: Sampled elements of a block: one in `ONE_OF`, between these bounds.
+#: Sampled elements of a block: one in `ONE_OF`, between these bounds; and of all blocks, since shadow runs take time.
 ONE_OF, FEWEST, MOST = 64, 2048, 65536
+MOST_IN_ALL = 1 << 18
 
 
 def default_buffer_bytes(parameters: Sequence[Tensor]) -> int:
@@ -38,7 +39,7 @@ def elements_per_block(numel: int, blocks: int, steps: int, slots: int, buffer_b
     """How many elements to sample of a block of `numel`, so that all blocks fit the buffer; whole groups."""
     bytes_per_element = 4 * (3 * steps + 1 + 3 * slots) + 8  # a gradient and two means a step; the rest once
     fitting = buffer_bytes // (max(blocks, 1) * bytes_per_element)
-    return min(max(numel // ONE_OF, FEWEST), MOST, fitting) // GROUP * GROUP
+    return min(max(numel // ONE_OF, FEWEST), MOST, fitting, MOST_IN_ALL // max(blocks, 1)) // GROUP * GROUP
 
 
 def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ the configuration's own from the first step on. Shared slots take the exact mean
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +40,6 @@ class Samples:
             numbers = tuple(tuple(sorted(n.items())) for n in stream.numbers)
             groups.setdefault((rules[i], tuple(stream.counters.items()), numbers), {})[i] = stream
         return list(groups.values())
-
-    def cat(self, tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([*tensors])
 
     @property
     def param(self) -> Tensor:
