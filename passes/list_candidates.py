@@ -43,9 +43,9 @@ def list_candidates(
 ) -> list[Configuration]:
     """Full precision first, then by falling size. `current`, what the state is stored as now, is always among them.
 
-    Where row and column factors fit, nothing coarser is shared: it saves next to nothing, and without momentum it cost the
-    ViT of the examples 0.18 nats. A slot that is never negative is not dropped: its steady state under one gradient is no second moment, and nothing
-    could be restored from it.
+    Where row and column factors fit, nothing coarser is shared: it saves next to nothing, and without momentum it cost
+    the ViT of the examples 0.18 nats. A slot that is never negative is not dropped: its steady state under one gradient
+    is no second moment, and nothing could be restored from it.
     """
     choices = [_codecs(slot, shape, dtype) for slot in slots]
     every = [_configuration(slots, codecs, shape) for codecs in itertools.product(*choices)]
