@@ -12,14 +12,9 @@ from baoc_compile.passes.assess_risk import SHARE, Reference, assess, curvature
 from baoc_compile.passes.average_increments import IncrementMeans
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import list_candidates
-from baoc_compile.passes.sample_gradients import (
-    GradientSampler,
-    choose_elements,
-    elements_per_block,
-    moments_of,
-    signal_to_noise,
-)
+from baoc_compile.passes.sample_gradients import GradientSampler, choose_elements, elements_per_block
 from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
+from baoc_compile.passes.slot_values import moments_of, signal_to_noise
 from hypothesis import given
 from hypothesis import strategies as st
 
