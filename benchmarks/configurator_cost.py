@@ -117,7 +117,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=DOCS / "configurator_cost.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = {
+    results: dict[str, Any] = {
         "machine": machine("cpu"),
         "overhead": [overhead(steps) for steps in options.warmup],
         "time_budgets": time_budgets(options.steps, options.rounds),
