@@ -38,12 +38,12 @@ class Launch:
     graph: ProgramGraph
     executable: Executable
     parameters: list[str] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)
-    blocks: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     varying: list[dict[str, int]] = field(default_factory=list)
     sharing: list[dict[str, Sharing]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
     key: str = field(default_factory=lambda: f"launch_{next(_COUNT)}")
     count: int = 0
 
