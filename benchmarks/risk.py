@@ -38,7 +38,7 @@ from baoc_compile.block_profile import BlockCandidate, Profile
 from baoc_compile.session import Decision, session_of
 
 FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
-SMALLEST_BLOCK = 1500  # elements: what the other blocks do is too little to be seen
+SMALLEST_BLOCK = 1000  # elements: what the other blocks do is too little to be seen
 PREDICTORS = {
     "predicted": "our prediction (F + N)",
     "risk": "our risk, as the solver minimizes it",

@@ -116,13 +116,14 @@ def test_state_never_exceeds_the_budget_or_the_error_names_one_that_is_accepted(
             baoc_compile.prepare(made.optimizer, memory_budget=limit - 1)
         baoc_compile.prepare(made.optimizer, memory_budget=limit)
     assert state_bytes(made.optimizer) <= limit
-    assert with_state_made(made) <= limit
+    if not any(state.codec.kind == "dropping" for state in compressed(made)):  # only a compiled step can step without
+        assert with_state_made(made) <= limit
 
 
 def test_after_a_budget_error_nothing_has_changed():
     made = model([(100, 100)])
-    with pytest.raises(BudgetError, match="1000 bytes"):
-        baoc_compile.prepare(made.optimizer, memory_budget=1000, seed=5)
+    with pytest.raises(BudgetError, match="500 bytes"):
+        baoc_compile.prepare(made.optimizer, memory_budget=500, seed=5)
     assert not made.optimizer.state
     baoc_compile.prepare(made.optimizer, memory_budget="60%")
     assert {state.codec.name for state in compressed(made)} == {"bf16"}
@@ -150,13 +151,18 @@ def test_a_larger_budget_buys_precision(budget, codecs):
 
 def test_small_tensors_stay_fp32_and_count():
     made = model([(64, 64), (4095,)])
-    with pytest.raises(BudgetError):
-        baoc_compile.prepare(made.optimizer, memory_budget="40%")
     baoc_compile.prepare(made.optimizer, memory_budget="65%")
     small = made.optimizer.state[made.parameters[1]]
     assert type(small["exp_avg"]) is torch.Tensor
     assert small["exp_avg"].dtype == torch.float32
     assert len(compressed(made)) == 2
+
+
+def test_below_the_smallest_uniform_plan_small_tensors_are_compressed_too():
+    made = model([(64, 64), (4095,)])
+    baoc_compile.prepare(made.optimizer, memory_budget="40%")
+    assert state_bytes(made.optimizer) <= 0.4 * full_bytes([(64, 64), (4095,)])
+    assert len(compressed(made)) > 2
 
 
 # options

@@ -229,7 +229,7 @@ def test_more_plans_than_torch_recompiles():
             training.step(5)
             assert len(training.configurator.history) == k + 1
             assert "slots migrated" in training.configurator.history[-1]
-        assert state_bytes(training.optimizer) < 0.4 * 8 * sum(p.numel() for p in training.model.parameters())
+        assert state_bytes(training.optimizer) <= training.configurator.solution.budget_bytes
         compiled = len(training.session.steps)
         training.step(1)
         assert len(training.session.steps) == compiled + 1
