@@ -174,7 +174,7 @@ def correlations(cells: list[dict[str, Any]]) -> dict[str, float]:
 def repeatability(cells: list[dict[str, Any]]) -> float:
     """Spearman of the damage on the first set of batches with that on the others."""
     if len(cells[0]["damage"]) < 2:
-        return math.nan
+        return math.nan  # one set of batches
     first = [c["damage"][0] for c in cells]
     return float(spearmanr(first, [statistics.fmean(c["damage"][1:]) for c in cells]).statistic)
 
@@ -203,8 +203,9 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
             rows.append(f"| {name} | {len(cells)} | {repeatability(cells):.2f} | {values} |")
         lines.append("\n".join([table[1], table[0], *rows]))
     some = next(iter(results.values()))
+    sets = ", ".join(f"{len(r['cells'][0]['damage'])} ({name})" for name, r in results.items())
     lines.append(
-        f"Forks of {some['steps']} steps at {FORK_AT:.0%} of the schedule, {len(some['cells'][0]['damage'])} sets of batches; "
+        f"Forks of {some['steps']} steps at {FORK_AT:.0%} of the schedule, sets of batches: {sets}; "
         f"profiles of {some['window']} steps. Hardware: {some['cpu']} (CPU), torch {some['torch']}.\n\n"
         f"![predicted against true damage]({path.stem}.png)"
     )
