@@ -223,6 +223,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
             axes.plot(x, y, "o", markersize=3, color=color, label="momentum kept" if kept else "momentum dropped")
         axes.set_xscale("symlog", linthresh=1e-6)
         axes.set_yscale("symlog", linthresh=1e-6)
+        axes.tick_params(axis="x", labelrotation=60, labelsize=8)
         axes.set_title(f"{name}: Spearman {correlations(result['cells'])['predicted']:.2f}")
         axes.set_xlabel("predicted damage (nats per window)")
         axes.set_ylabel("true damage")
