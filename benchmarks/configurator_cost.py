@@ -117,6 +117,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=DOCS / "configurator_cost.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64  # many optimizers step by the same code here
     results: dict[str, Any] = {
         "machine": machine("cpu"),
         "overhead": [overhead(steps) for steps in options.warmup],

@@ -100,7 +100,7 @@ def frontier_of(profile: Profile) -> list[tuple[int, float]]:
 
 
 def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
-    """(label, bytes, risk) of one configuration for all blocks; where a block has no such candidate, it takes its best one
+    """(codecs, bytes, risk) of one configuration for all blocks; where a block has no such candidate, it takes its best one
     of no more bytes per element. Only configurations that are a candidate of the largest block."""
     sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
     if not sizes:
@@ -116,5 +116,5 @@ def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
             nearest = min(candidates, key=lambda c: c.size_bytes)
             chosen.append(same[0] if same else min(fitting, key=lambda c: c.risk, default=nearest))
         size = profile.fixed_bytes + sum(c.size_bytes for c in chosen)
-        points.append((model.label, size, math.fsum(c.risk for c in chosen)))
+        points.append(("/".join(model.codecs.values()), size, math.fsum(c.risk for c in chosen)))
     return points
