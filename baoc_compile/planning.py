@@ -26,7 +26,7 @@ class Planning:
     """
 
     time_budget: TimeBudget | None = None
-    warmup_steps: int = 200
+    warmup_steps: int = 400
     sample_steps: int = 24
     replan_every: int = 0
     replan_at: tuple[int, ...] = ()

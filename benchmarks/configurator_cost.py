@@ -113,7 +113,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="of each plan in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", nargs="+", type=int, default=[100, 200])
+    parser.add_argument("--warmup", nargs="*", type=int, default=[400], help="none: time budgets only")
     parser.add_argument("--out", type=Path, default=DOCS / "configurator_cost.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
