@@ -16,13 +16,13 @@ from baoc_compile.cast_model import CastReport, cast_model
 from baoc_compile.checkpoint import export_state_dict, master_weights
 from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
 from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
-from baoc_compile.inspection import Inspection, inspect, state_bytes
+from baoc_compile.inspection import Inspection, inspect
 from baoc_compile.offline import profile, solve
 from baoc_compile.passes.find_sharing import find_sharing
 from baoc_compile.plan import Plan
 from baoc_compile.prepare import prepare
 from baoc_compile.report import Report, report
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile.state_tensor import StateTensor, state_bytes
 
 __all__ = [
     "BaocError",

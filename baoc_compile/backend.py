@@ -15,7 +15,6 @@ from baoc_compile.compiled_step import CompiledStep
 from baoc_compile.configurator import start_configurator
 from baoc_compile.device_memory import bytes_left
 from baoc_compile.errors import UnsupportedStep
-from baoc_compile.inspection import state_bytes
 from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.options import Options
 from baoc_compile.passes.choose_uniform import decide
@@ -26,6 +25,7 @@ from baoc_compile.passes.record_forward import record_graph
 from baoc_compile.passes.split_components import split_components
 from baoc_compile.passes.unbatch_foreach import unbatch_foreach
 from baoc_compile.session import saw_forward, session_of
+from baoc_compile.state_tensor import state_bytes
 from baoc_compile.step_graph import StepGraph
 
 

@@ -16,7 +16,7 @@ from baoc_compile.kernels.fused_update import Launch
 from baoc_compile.plan import Plan
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session, known_session
-from baoc_compile.state_tensor import bytes_of
+from baoc_compile.state_tensor import state_bytes
 from baoc_compile.step_text import step_text
 
 
@@ -73,13 +73,6 @@ def inspect(optimizer_or_step: Any) -> Inspection:
     programs = tuple(_view(launch) for launch in rewritten.launches)
     as_traced = {t.__name__.removeprefix("as_traced_"): t.reason for t in rewritten.as_traced}
     return Inspection(graphs, rules, session.decided_plan(), programs, as_traced, state_bytes(session.optimizer()))
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
-    return sum(
-        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
-    )
 
 
 def _view(launch: Launch) -> ProgramView:

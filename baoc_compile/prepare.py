@@ -14,7 +14,6 @@ from baoc_compile.codec import weight_slots
 from baoc_compile.configurator import start_configurator
 from baoc_compile.device_memory import bytes_left
 from baoc_compile.errors import OptionError
-from baoc_compile.inspection import state_bytes
 from baoc_compile.notices import notice, refuse_untraceable
 from baoc_compile.passes.adopt_state import adopt_state, adopt_weights, fresh
 from baoc_compile.passes.choose_uniform import decide
@@ -24,7 +23,7 @@ from baoc_compile.passes.record_forward import watch_forward
 from baoc_compile.plan import as_plan
 from baoc_compile.planning import Planning
 from baoc_compile.session import Session, session_of
-from baoc_compile.state_tensor import bytes_of
+from baoc_compile.state_tensor import bytes_of, state_bytes
 from baoc_compile.step_graph import ParameterTable
 
 log = logging.getLogger("baoc")

@@ -9,9 +9,9 @@ from typing import Any
 
 from baoc_compile.block_profile import BlockCandidate, BlockStatistics
 from baoc_compile.errors import BudgetError, OptionError, StateError
-from baoc_compile.inspection import state_bytes
 from baoc_compile.passes.solve_plan import Solution, frontier_of, solve_profile, uniform_points
 from baoc_compile.session import known_session
+from baoc_compile.state_tensor import state_bytes
 
 COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
 COLUMNS += ("configuration", "gain", "bytes", "risk", "time")

@@ -255,3 +255,10 @@ def bytes_of(value: Any) -> int:
     if isinstance(value, StateTensor):
         return value.storage_bytes
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
+    return sum(
+        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
+    )

@@ -22,7 +22,7 @@ from baoc_compile.gradient_stream import GradientStream
 from baoc_compile.program import Signature
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Session
-from baoc_compile.state_tensor import bytes_of
+from baoc_compile.state_tensor import state_bytes
 from baoc_compile.step_graph import ParameterTable
 
 #: Nats per unit of expected harm for a block that is the whole model: an order for blocks that were not sampled.
@@ -108,7 +108,7 @@ class _Maker:
             for b, cs in zip(self.blocks, candidates, strict=True)
         )
         planned_bytes = sum(cs[j].size_bytes for cs, j in zip(candidates, current, strict=True))
-        fixed = self._state_bytes() - planned_bytes
+        fixed = state_bytes(self.table.optimizer) - planned_bytes
         full = [self._full(k) for k in range(len(self.blocks))]
         loads = [load for b, c in zip(self.blocks, full, strict=True) for load in [self._load(b, c)]]
         return Profile(
@@ -221,10 +221,6 @@ class _Maker:
 
     def _full(self, k: int) -> Configuration:
         return next(c for c in self.configurations[k] if c.harm == 0.0)
-
-    def _state_bytes(self) -> int:
-        optimizer = self.table.optimizer
-        return sum(bytes_of(v) for e in optimizer.state.values() if isinstance(e, dict) for v in e.values())
 
 
 def _names(codecs: Mapping[str, Codec]) -> dict[str, str]:
