@@ -128,8 +128,10 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {next(iter(names), platform.processor() or platform.machine())}"
 
 
-#: Timings taken of one call, and how long one lasts at least: short calls are repeated within it.
-MOST_TIMINGS, LEAST_TIMINGS = 200, 3
+#: Timings taken of one call.
+MOST_TIMINGS, LEAST_TIMINGS = 200, 7
+
+#: On a GPU short calls are repeated, so that each timing lasts at least so long.
 LEAST_NS = 100_000
 
 #: How many times as long timing may take where other processes have the processors, too.
@@ -138,15 +140,21 @@ PATIENCE = 3
 #: Share of its processors' time that a call of several threads must get.
 LEAST_SHARE = 0.75
 
+#: More than the caches of a processor hold.
+CACHE_BYTES = 1 << 26
+
 
 def ns_of(call: Callable[[], object], device: torch.device, threads: int, seconds: float) -> tuple[float, bool]:
     """Nanoseconds of a call, timed for about so many seconds of processors after two calls that warm it up, and whether
     it had them to itself. The lower quartile: what disturbs a timing only adds to it.
 
-    Between two events on a GPU. On processors wall time; for one thread, only what this process had of it.
+    On processors every timing begins with empty caches, as a step does after a backward pass; wall time, for one thread only
+    what this process had of it. On a GPU the time between two events.
     """
     call()
-    repeats = 1 + int(LEAST_NS / max(1.0, _timing(call, 1, device)[0]))
+    once = max(1.0, _timing(call, 1, device)[0])
+    repeats = 1 + int(LEAST_NS / once) if device.type == "cuda" else 1
+    other = torch.zeros(CACHE_BYTES if device.type == "cpu" else 0, dtype=torch.uint8)
     taken: list[tuple[float, float]] = []
     processor = time.process_time()
     deadline = time.perf_counter() + PATIENCE * seconds
@@ -154,6 +162,7 @@ def ns_of(call: Callable[[], object], device: torch.device, threads: int, second
         len(taken) < LEAST_TIMINGS
         or (time.process_time() < processor + seconds * threads and time.perf_counter() < deadline)
     ):
+        other.add_(1)
         taken.append(_timing(call, repeats, device))
     if device.type == "cuda":
         return _lower_quartile(wall for wall, _ in taken), True

@@ -3,8 +3,9 @@
 With u[t, i] the update of full precision, c[t, i] that of the configuration, g[t, i] the gradient before step t, and
 w[i] the number of elements that sample i stands for, the error of an update is e = gain * c - u, and
 
-    coherent   F = sum_t sum_i w[i] g[t+1, i] e[t, i]
-    noise      N = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
+    coherent     F = sum_t sum_i w[i] g[t+1, i] e[t, i]
+    noise        N(e) = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
+    interaction  I = 1 / 2 * curvature * sum_i w[i] h[i] (sum_t b[t, i])^2
 
 F is the first-order change of the *next* batch's loss, which owes nothing to e; its standard error comes from the spread
 over steps. N prices errors that have no direction, by a diagonal curvature proportional to the root mean square of
@@ -15,9 +16,13 @@ the gradient. The factor is read from the stream itself: two steps on, the gradi
 (u[t] owes nothing to the noise of either gradient). All blocks move at once, so this is the curvature of a joint
 displacement; SHARE is what of it is taken to be the block's own.
 
-`predicted` = F + N is what one block alone would do. It is often negative where momentum is dropped, since a fresh
-gradient descends faster at first; such gains do not add up over blocks, while losses do. So the solver minimizes
-`risk` = max(F, 0) + N + error: nothing is gained by a configuration that only looks better than full precision.
+`predicted` = F + N(e) is what one block alone would do, and what forks of training confirm. It is often negative: what
+shares or drops state descends faster at first. Over blocks such gains do not add up, and over a training they do not last,
+while losses do. So e is parted into b, what the same configuration errs without rounding, and the rest, e - b, which is
+0 on average. Rounding of different blocks and steps is independent, so it is priced as noise; b drives all blocks
+the same way step after step, so that the blocks' displacements meet the whole curvature. The solver minimizes
+
+    risk = max(F, 0) + standard error of F + N(e - b) + I
 
 Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up), and a significant drift
 along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last resort, but the smallest budget that
@@ -96,29 +101,33 @@ def curvature(references: list[Reference]) -> float:
     return max(float(total.sum()), error) / length
 
 
-def assess(reference: Reference, updates: Tensor, factor: float, changes_length: bool) -> Risk:
-    """`updates` `[T, S]`: c. `factor`: the curvature. `changes_length`: a configuration that shares or drops state may get
-    a gain, the least-squares factor of the displacements over the window, weighted by w h, in 0.25 ... 1."""
-    c, u, w = updates.double(), reference.updates, reference.weights
+def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None) -> Risk:
+    """`updates` `[T, S]`: c. `factor`: the curvature. `unrounded` `[T, S]`: the updates without rounding, of a configuration
+    that shares or drops state. Such a one may get a gain: the least-squares factor of the displacements over the window,
+    weighted by w h, in 0.25 ... 1."""
+    c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
     if not bool(c.isfinite().all()):
         return Risk(math.inf, math.inf, math.inf, 1.0, math.inf, "its updates are not finite")
-    h = reference.scale
-    gain = 1.0
-    if changes_length:
+    gain, bias = 1.0, torch.zeros_like(u)
+    if unrounded is not None:
         moved, would = u.sum(0), c.sum(0)
         length = float((w * h * would * would).sum())
         if length > 0.0:
             gain = min(max(float((w * h * moved * would).sum()) / length, SMALLEST_GAIN), 1.0)
+        bias = gain * unrounded.double() - u
     e = gain * c - u
     by_step = (reference.grads[1:] * e * w).sum(1)
     coherent = float(by_step.sum())
     error = float(by_step.std()) * math.sqrt(len(by_step)) if len(by_step) > 1 else abs(coherent)
-    noise = SHARE / 2 * factor * float((h * e.square() * w).sum())
+
+    def curved(several: Tensor) -> float:
+        return factor / 2 * float((h * several.square() * w).sum())
+
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
     gate = _gate(reference, gain * c, e)
-    risk = max(coherent, 0.0) + noise + error + (GATED if gate else 0.0)
-    return Risk(coherent + noise, error, risk, gain, relative, gate=gate)
+    risk = max(coherent, 0.0) + error + SHARE * curved(e - bias) + curved(bias.sum(0)) + (GATED if gate else 0.0)
+    return Risk(coherent + SHARE * curved(e), error, risk, gain, relative, gate=gate)
 
 
 def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:

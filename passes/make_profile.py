@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from baoc_compile.passes.assess_risk import Reference, Risk, assess, curvature
+from baoc_compile.passes.assess_risk import Risk
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import Configuration, list_candidates
+from baoc_compile.passes.measure_risk import measure_risk
 from baoc_compile.passes.measure_time import HOST_NS_PER_TENSOR, TimeModel
 from baoc_compile.passes.proxy_risk import proxy_risk
-from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 
 from baoc_compile.block import Block
 from baoc_compile.block_profile import BlockCandidate, BlockStatistics, Profile
@@ -95,7 +95,7 @@ class _Maker:
         return list_candidates(self.rules[i].slots, parameter.shape, parameter.dtype, self.planned.current(i))
 
     def make(self, started: float) -> Profile:
-        risks, factor = self._risks()
+        risks, factor = measure_risk(self.blocks, self.configurations, self.streams, self.rules, self.seed)
         statistics = tuple(
             block_statistics([self.streams[i] for i in b.parameters if i in self.streams]) for b in self.blocks
         )
@@ -129,56 +129,6 @@ class _Maker:
             seconds=time.perf_counter() - started,
             time_is_measured=self.measure_time,
         )
-
-    # risk
-
-    def _risks(self) -> tuple[dict[tuple[int, str], Risk], float]:
-        """By (block, label of the configuration), and the curvature."""
-        references: dict[int, Reference] = {}
-        groups = [list(g) for g in Samples.alike(self.streams, self.rules)]
-        block_of = {i: k for k, b in enumerate(self.blocks) for i in b.parameters}
-        whole = [k for k, b in enumerate(self.blocks) if all(i in self.streams for i in b.parameters)]
-        runs: list[tuple[list[int], Samples, torch.Tensor]] = []
-        for members in groups:
-            inside = sorted({block_of[i] for i in members if i in block_of and block_of[i] in whole})
-            if not inside:
-                continue
-            samples = self._samples(inside)
-            weights, updates = reference_run(samples, self.seed)
-            for k, at in self._spans(inside).items():
-                part = Samples(samples.rule, [self.streams[i] for i in self.blocks[k].parameters])
-                references[k] = Reference(
-                    torch.cat([s.weights for s in part.streams]).double(),
-                    part.grads.double(),
-                    weights[:, at].double(),
-                    updates[:, at].double(),
-                )
-            runs.append((inside, samples, weights))
-        factor = curvature(list(references.values()))
-        found: dict[tuple[int, str], Risk] = {}
-        for inside, _, weights in runs:
-            spans = self._spans(inside)
-            for label, configuration in {c.label: c for k in inside for c in self.configurations[k]}.items():
-                having = [k for k in inside if label in {c.label for c in self.configurations[k]}]
-                columns = torch.cat([torch.arange(spans[k].start, spans[k].stop) for k in having])
-                updates = shadow_updates(self._samples(having), configuration.codecs, weights[:, columns], self.seed)
-                changes_length = any(c.kind != "rounding" for c in configuration.codecs.values())
-                for k, at in self._spans(having).items():
-                    found[k, label] = assess(references[k], updates[:, at], factor, changes_length)
-        return found, factor
-
-    def _samples(self, blocks: Sequence[int]) -> Samples:
-        members = [i for k in blocks for i in self.blocks[k].parameters]
-        return Samples(self.rules[members[0]], [self.streams[i] for i in members])
-
-    def _spans(self, blocks: Sequence[int]) -> dict[int, slice]:
-        """Where the samples of each block lie in `_samples(blocks)`."""
-        spans, start = {}, 0
-        for k in blocks:
-            length = sum(len(self.streams[i].index) for i in self.blocks[k].parameters)
-            spans[k] = slice(start, start + length)
-            start += length
-        return spans
 
     # one candidate
 

@@ -1,0 +1,97 @@
+"""Risks: every configuration of every block, run on the samples beside full precision and assessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from baoc_compile.kernels.catalogue import full_precision
+from baoc_compile.passes.assess_risk import Reference, Risk, assess, curvature
+from baoc_compile.passes.list_candidates import Configuration
+from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
+from torch import Tensor
+
+from baoc_compile.block import Block
+from baoc_compile.codec import Codec
+from baoc_compile.gradient_stream import GradientStream
+from baoc_compile.rule import UpdateRule
+
+
+def measure_risk(
+    blocks: Sequence[Block],
+    configurations: Sequence[Sequence[Configuration]],
+    streams: Mapping[int, GradientStream],
+    rules: Mapping[int, UpdateRule],
+    seed: int,
+) -> tuple[dict[tuple[int, str], Risk], float]:
+    """By (block, label of one of its `configurations`), of the blocks that were sampled; and the curvature."""
+    runs = [_Run(inside, blocks, streams, rules, seed) for inside in _alike(blocks, streams, rules)]
+    factor = curvature([reference for run in runs for reference in run.references.values()])
+    found: dict[tuple[int, str], Risk] = {}
+    for run in runs:
+        for label, configuration in {c.label: c for k in run.blocks for c in configurations[k]}.items():
+            having = tuple(k for k in run.blocks if label in {c.label for c in configurations[k]})
+            updates = run.updates(having, configuration.codecs)
+            unrounded = run.unrounded(having, configuration.codecs)
+            for k in having:
+                without = unrounded[k] if unrounded is not None else None
+                found[k, label] = assess(run.references[k], updates[k], factor, without)
+    return found, factor
+
+
+def _alike(
+    blocks: Sequence[Block], streams: Mapping[int, GradientStream], rules: Mapping[int, UpdateRule]
+) -> list[tuple[int, ...]]:
+    """Sampled blocks, in groups that can be run at once."""
+    block_of = {i: k for k, b in enumerate(blocks) if all(i in streams for i in b.parameters) for i in b.parameters}
+    groups = [tuple(sorted({block_of[i] for i in g if i in block_of})) for g in Samples.alike(streams, rules)]
+    return [g for g in groups if g]
+
+
+class _Run:
+    """Blocks whose parameters step alike: full precision on their samples, and what configurations make of them."""
+
+    def __init__(
+        self,
+        inside: tuple[int, ...],
+        blocks: Sequence[Block],
+        streams: Mapping[int, GradientStream],
+        rules: Mapping[int, UpdateRule],
+        seed: int,
+    ):
+        self.blocks, self.seed = inside, seed
+        self.streams = {k: [streams[i] for i in blocks[k].parameters] for k in inside}
+        self.rule = rules[blocks[inside[0]].parameters[0]]
+        weights, updates = reference_run(self._samples(inside), seed)
+        self.weights = self._by_block(inside, weights)
+        self.references = {
+            k: Reference(
+                torch.cat([s.weights for s in self.streams[k]]).double(),
+                self._samples((k,)).grads.double(),
+                self.weights[k].double(),
+                update.double(),
+            )
+            for k, update in self._by_block(inside, updates).items()
+        }
+        self._unrounded: dict[object, dict[int, Tensor]] = {}
+
+    def updates(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor]:
+        weights = torch.cat([self.weights[k] for k in having], 1)
+        return self._by_block(having, shadow_updates(self._samples(having), codecs, weights, self.seed))
+
+    def unrounded(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor] | None:
+        """The same without rounding; None if the configuration does nothing else."""
+        if all(c.kind == "rounding" for c in codecs.values()):
+            return None
+        exact = {k: full_precision(torch.float32) if c.kind == "rounding" else c for k, c in codecs.items()}
+        key = (having, tuple((k, c.name) for k, c in exact.items()))
+        if key not in self._unrounded:
+            self._unrounded[key] = self.updates(having, exact)
+        return self._unrounded[key]
+
+    def _samples(self, blocks: tuple[int, ...]) -> Samples:
+        return Samples(self.rule, [s for k in blocks for s in self.streams[k]])
+
+    def _by_block(self, blocks: tuple[int, ...], values: Tensor) -> dict[int, Tensor]:
+        sizes = [sum(len(s.index) for s in self.streams[k]) for k in blocks]
+        return dict(zip(blocks, values.split(sizes, dim=1), strict=True))
