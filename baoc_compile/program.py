@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -68,7 +69,7 @@ class Signature:
 class ProgramGraph:
     """decode -> rule -> encode as one graph over groups of `width` elements.
 
-    `gm` takes the operands in order and returns the new values of the written ones, in `outputs` order, followed by
+    `graph` takes the operands in order and returns the new values of the written ones, in `outputs` order, followed by
     the values of `decays`: written "shared" operand -> position of its decay behind `outputs`. Nodes carry
     `meta["kind"]`, `meta["dtype"]` and, where the kind is "group", `meta["group_size"]`.
     """
@@ -76,11 +77,16 @@ class ProgramGraph:
     rule: UpdateRule
     configuration: Mapping[str, Codec]
     signature: Signature
-    gm: fx.GraphModule
+    graph: fx.Graph
     operands: tuple[Operand, ...]
     outputs: tuple[str, ...]
     width: int
     decays: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def gm(self) -> fx.GraphModule:
+        """The graph as a module, to look at or to run: torch takes long to write its code."""
+        return fx.GraphModule(torch.nn.Module(), self.graph)
 
     @property
     def shared(self) -> tuple[Operand, ...]:

@@ -24,12 +24,13 @@ from dataclasses import replace
 from itertools import islice, product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from baoc_compile.passes.solve_plan import solve_profile
 from learning import DOCS, REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
 from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp
 
 import baoc_compile
 from baoc_compile.block_profile import Profile
@@ -108,10 +109,23 @@ def uniform_losses(workload: str) -> dict[str, tuple[float, dict[int, float]]]:
     return found
 
 
-def mean_difference(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float]:
-    """Over the seeds that both have, and its standard error."""
+class Difference(NamedTuple):
+    """Of the mean losses over seeds that both have: its standard error, and the two-sided p of a paired t test."""
+
+    mean: float
+    error: float
+    p: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f}" if math.isnan(self.p) else f"{self.mean:+.4f} ± {self.error:.4f} (p = {self.p:.2g})"
+
+
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     gaps = [a[s] - b[s] for s in sorted(a.keys() & b.keys())]
-    return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return Difference(mean, math.nan, math.nan)
+    return Difference(mean, statistics.stdev(gaps) / math.sqrt(len(gaps)), float(ttest_1samp(gaps, 0.0).pvalue))
 
 
 def rows_of(workload: str, runs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,10 +144,10 @@ def rows_of(workload: str, runs: Mapping[str, dict[str, Any]]) -> list[dict[str,
             {
                 "budget": budget,
                 "plan": statistics.fmean(by_kind["plan"].values()),
-                "gap": mean_difference(by_kind["plan"], uniform[REFERENCE][1]),
+                "gap": difference(by_kind["plan"], uniform[REFERENCE][1]),
                 "best": best or "none fits",
-                "to_best": mean_difference(by_kind["plan"], fitting[best]) if best else None,
-                "to_random": mean_difference(by_kind["plan"], by_kind["random"]) if by_kind["random"] else None,
+                "to_best": difference(by_kind["plan"], fitting[best]) if best else None,
+                "to_random": difference(by_kind["plan"], by_kind["random"]) if by_kind["random"] else None,
                 "seeds": len(by_kind["plan"]),
             }
         )
@@ -145,9 +159,10 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     parts = [
         "# Plans against uniform configurations",
         "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after 50 steps, everything "
-        "else as in [learning.md](learning.md), whose uniform configurations these are compared with. Differences are plan "
-        "minus other, in the workload's loss, mean ± standard error over paired seeds: negative means that the plan is "
-        f"better. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
+        "else as in [learning.md](learning.md), whose uniform configurations these are compared with: the one of no more "
+        "bytes that is best on the same seeds, which favours it. Differences are plan minus other, in the workload's loss, "
+        "mean ± standard error over paired seeds, and p of a paired t test: negative means that the plan is better. "
+        f"Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
         f"![loss against bytes]({path.stem}.png)",
     ]
     for name in WORKLOADS:
@@ -160,17 +175,13 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
         ]
         for r in rows:
             table.append(
-                f"| {r['budget']:g} | {r['plan']:.4f} | {_difference(r['gap'])} | {r['best']} | {_difference(r['to_best'])} | "
-                f"{_difference(r['to_random'])} | {r['seeds']} |"
+                f"| {r['budget']:g} | {r['plan']:.4f} | {r['gap']} | {r['best']} | {r['to_best'] or '–'} | "
+                f"{r['to_random'] or '–'} | {r['seeds']} |"
             )
         parts += [f"## {name}", "\n".join(table)]
     path.write_text("\n\n".join(parts) + "\n")
     plot(runs, path.with_suffix(".png"))
     print("\n\n".join(parts))
-
-
-def _difference(value: tuple[float, float] | None) -> str:
-    return f"{value[0]:+.4f} ± {value[1]:.4f}" if value is not None else "–"
 
 
 def plot(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
@@ -179,9 +190,7 @@ def plot(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         uniform = uniform_losses(name)
         reference = uniform[REFERENCE][1]
-        points = [
-            (size, *mean_difference(losses, reference)) for n, (size, losses) in uniform.items() if n != REFERENCE
-        ]
+        points = [(size, *difference(losses, reference)[:2]) for n, (size, losses) in uniform.items() if n != REFERENCE]
         axes.errorbar(*zip(*points, strict=True), fmt="o", color="gray", markersize=4, capsize=2, label="uniform")
         for kind, color in (("random", "C1"), ("plan", "C0")):
             found = []
@@ -190,7 +199,7 @@ def plot(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
                 if several:
                     size = statistics.fmean(r["bytes_per_parameter"] for r in several)
                     losses = {r["seed"]: r["validation_loss"] for r in several}
-                    found.append((size, *mean_difference(losses, reference)))
+                    found.append((size, *difference(losses, reference)[:2]))
             if found:
                 style = "*-" if kind == "plan" else "x"
                 axes.errorbar(*zip(*found, strict=True), fmt=style, color=color, capsize=2, label=kind)

@@ -6,6 +6,9 @@ same batches as the fork that switches nothing, while the learning rate falls to
 difference than most configurations). The damage is the mean difference of the two training losses over the fork,
 over several sets of batches. A rank correlation (Spearman) says how well a prediction orders the cells.
 
+Then all blocks are switched at once, to the uniform configurations of learning.json: do damages add up, and what is
+left of them at the end of a training?
+
     python benchmarks/risk.py [--workloads language ...] [--steps 40] [--repeats 2] [--report]
 """
 
@@ -19,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -27,14 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baoc_compile.kernels.catalogue import codec_named, full_precision
+from baoc_compile.kernels.catalogue import FORMATS, codec_named, full_precision
 from baoc_compile.passes.proxy_risk import proxy_risk
-from learning import DOCS, WORKLOADS, Workload, cpu_name, warmup_then_cosine
+from learning import CONFIGURATIONS, DOCS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 import baoc_compile
 from baoc_compile.block_profile import BlockCandidate, Profile
+from baoc_compile.plan import SMALL_NUMEL, as_plan
 from baoc_compile.session import Decision, session_of
 
 FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
@@ -87,15 +91,16 @@ class Fork:
         self.state = [{k: v.clone() for k, v in self.optimizer.state[p].items()} for p in self.parameters]
         return profile
 
-    def run(self, block: tuple[int, ...], candidate: BlockCandidate | None, seed: int, steps: int) -> list[float]:
-        """Training losses from the fork on. The compiled step is called without Dynamo, which would trace every cell."""
+    def run(self, chosen: Mapping[int, BlockCandidate], seed: int, steps: int) -> list[float]:
+        """Training losses from the fork on; parameters that are not in `chosen` stay in full precision. The compiled step is
+        called without Dynamo, which would trace every cell."""
         self.model.load_state_dict(self.saved[0])
         self.schedule.load_state_dict(copy.deepcopy(self.saved[1]))
         self.optimizer.param_groups[0]["lr"].fill_(self.lr)
         for i, parameter in enumerate(self.parameters):
             self.optimizer.state[parameter] = {k: v.clone() for k, v in self.state[i].items()}
-            names = candidate.codecs if candidate is not None and i in block else {}
-            self.session.gains[parameter] = candidate.gain if candidate is not None and i in block else 1.0
+            names = chosen[i].codecs if i in chosen else {}
+            self.session.gains[parameter] = chosen[i].gain if i in chosen else 1.0
             for key in self.session.decisions[parameter]:
                 codec = codec_named(names[key]) if key in names else full_precision(parameter.dtype)
                 self.session.decisions[parameter][key] = Decision(codec)
@@ -120,24 +125,31 @@ def measure(name: str, steps: int, repeats: int) -> dict[str, Any]:
     started = time.perf_counter()
     fork = Fork(WORKLOADS[name])
     profile = fork.advance()
-    sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
     cells: list[dict[str, Any]] = []
+    uniform: list[dict[str, Any]] = []
     for seed in range(repeats):
-        reference = fork.run((), None, seed, steps)
-        at = 0
-        for k, block in enumerate(profile.blocks):
-            for candidate in profile.candidates[k] if sizes[k] >= SMALLEST_BLOCK else ():
-                if candidate.risk == 0.0:  # full precision
-                    continue
-                losses = fork.run(block.parameters, candidate, seed, steps)
-                damage = statistics.fmean(a - b for a, b in zip(losses, reference, strict=True))
-                if seed == 0:
-                    cells.append(cell(profile, k, candidate))
-                cells[at]["damage"].append(damage)
-                at += 1
-            print(f"{name}, batches {seed}: {block.name} ({time.perf_counter() - started:.0f} s)", flush=True)
+        reference = fork.run({}, seed, steps)
+
+        def damage(chosen: Mapping[int, BlockCandidate], seed: int = seed, reference: Any = reference) -> float:
+            losses = fork.run(chosen, seed, steps)
+            return statistics.fmean(a - b for a, b in zip(losses, reference, strict=True))
+
+        choices = list(choices_of(profile))
+        for at, (k, candidate) in enumerate(choices):
+            if seed == 0:
+                cells.append(cell(profile, k, candidate))
+            cells[at]["damage"].append(damage(dict.fromkeys(profile.blocks[k].parameters, candidate)))
+            if at + 1 == len(choices) or choices[at + 1][0] != k:
+                elapsed = time.perf_counter() - started
+                print(f"{name}, batches {seed}: {profile.blocks[k].name} ({elapsed:.0f} s)", flush=True)
+        for at, (configuration, by_block) in enumerate(uniform_choices(profile).items()):
+            if seed == 0:
+                uniform.append(together(profile, configuration, by_block))
+            every = {i: c for k, c in by_block.items() for i in profile.blocks[k].parameters}
+            uniform[at]["damage"].append(damage(every))
     return {
         "cells": cells,
+        "uniform": uniform,
         "steps": steps,
         "sampled_elements": profile.sampled_elements,
         "curvature": profile.curvature,
@@ -145,6 +157,39 @@ def measure(name: str, steps: int, repeats: int) -> dict[str, Any]:
         "cpu": cpu_name(),
         "torch": torch.__version__,
         "seconds": time.perf_counter() - started,
+    }
+
+
+def choices_of(profile: Profile) -> Iterator[tuple[int, BlockCandidate]]:
+    """The cells: every candidate but full precision, of every block that is not too small."""
+    for k, block in enumerate(profile.blocks):
+        if sum(math.prod(profile.shapes[i]) for i in block.parameters) >= SMALLEST_BLOCK:
+            yield from ((k, c) for c in profile.candidates[k] if c.risk > 0.0)
+
+
+def uniform_choices(profile: Profile) -> dict[str, dict[int, BlockCandidate]]:
+    """Configuration of learning.json -> what every block takes, of those that are candidates; small tensors stay as they
+    are, as in those runs."""
+    found: dict[str, dict[int, BlockCandidate]] = {}
+    for name, formats in CONFIGURATIONS.items():
+        default = as_plan(formats).default
+        for k, block in enumerate(profile.blocks):
+            if math.prod(profile.shapes[block.parameters[0]]) < SMALL_NUMEL or name == REFERENCE:
+                continue
+            for candidate in profile.candidates[k]:
+                wanted = [(codec, default.get(key, default.get("*", ""))) for key, codec in candidate.codecs.items()]
+                if all(codec in FORMATS.get(choice, (choice,)) for codec, choice in wanted):
+                    found.setdefault(name, {})[k] = candidate
+    return found
+
+
+def together(profile: Profile, configuration: str, by_block: Mapping[int, BlockCandidate]) -> dict[str, Any]:
+    return {
+        "configuration": configuration,
+        "blocks": {profile.blocks[k].name: candidate.label for k, candidate in by_block.items()},
+        "predicted": sum(c.predicted for c in by_block.values()),
+        "risk": sum(c.risk for c in by_block.values()),
+        "damage": [],
     }
 
 
@@ -202,6 +247,7 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
             values = " | ".join(f"{found[p]:.2f}" for p in PREDICTORS)
             rows.append(f"| {name} | {len(cells)} | {repeatability(cells):.2f} | {values} |")
         lines.append("\n".join([table[1], table[0], *rows]))
+    lines += all_at_once(results)
     some = next(iter(results.values()))
     sets = ", ".join(f"{len(r['cells'][0]['damage'])} ({name})" for name, r in results.items())
     lines.append(
@@ -212,6 +258,38 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
     path.write_text("\n\n".join(lines) + "\n")
     plot(results, path.with_suffix(".png"))
     print("\n\n".join(lines))
+
+
+def all_at_once(results: Mapping[str, dict[str, Any]]) -> list[str]:
+    """What uniform configurations do: sums over blocks, forks of all blocks at once, whole trainings."""
+    trainings = json.loads((DOCS / "learning.json").read_text())
+    lines = [
+        "## All blocks at once",
+        "Uniform configurations (tensors under 4,096 elements stay fp32). *Sum of forks*: of the damages of single blocks. "
+        "*Whole training*: the gap to fp32 at the end, from [learning.md](learning.md), where gains are 1 unless the name "
+        "says otherwise. Gains of single blocks neither add up nor last, and damage that lasts is not seen in a fork: the "
+        "risk that the solver minimizes is to order whole trainings.",
+    ]
+    for name, result in results.items():
+        gaps = {row.configuration: row.gap for row in rows_of(name, trainings)}
+        single = {(c["block"], c["configuration"]): statistics.fmean(c["damage"]) for c in result["cells"]}
+        table = [
+            f"| {name} | predicted, sum | sum of forks | fork of all blocks | risk, sum | whole training |",
+            "|---|---|---|---|---|---|",
+        ]
+        for u in result["uniform"]:
+            forks = sum(single.get(cell, 0.0) for cell in u["blocks"].items())
+            figures = [u["predicted"], forks, statistics.fmean(u["damage"]), u["risk"], gaps[u["configuration"]]]
+            table.append(f"| {u['configuration']} | " + " | ".join(f"{f:+.4f}" for f in figures) + " |")
+        whole = [gaps[u["configuration"]] for u in result["uniform"]]
+        orders = {
+            p: float(spearmanr([u[p] for u in result["uniform"]], whole).statistic) for p in ("predicted", "risk")
+        }
+        lines += [
+            "\n".join(table),
+            f"Spearman with whole trainings: risk {orders['risk']:.2f}, predicted {orders['predicted']:.2f}.",
+        ]
+    return lines
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:

@@ -22,8 +22,8 @@ class CppStages(CppExpressions):
     def __init__(self, graph: ProgramGraph):
         super().__init__(graph)
         self.graph = graph
-        self.nodes = [n for n in graph.gm.graph.nodes if n.op != "output"]
-        (returned,) = graph.gm.graph.output_node().args
+        self.nodes = [n for n in graph.graph.nodes if n.op != "output"]
+        (returned,) = graph.graph.output_node().args
         self.new_value = dict(zip(graph.outputs, returned, strict=False))
         self.decays = {name: returned[len(graph.outputs) + k] for name, k in graph.decays.items()}
         self.stage = self._stages()

@@ -34,8 +34,8 @@ class TritonEmitter:
     def __init__(self, graph: ProgramGraph):
         self.graph = graph
         self.operand = {o.name: o for o in graph.operands}
-        self.nodes = [n for n in graph.gm.graph.nodes if n.op != "output"]
-        (returned,) = graph.gm.graph.output_node().args
+        self.nodes = [n for n in graph.graph.nodes if n.op != "output"]
+        (returned,) = graph.graph.output_node().args
         self.new_value = dict(zip(graph.outputs, returned, strict=False))
         self.decays = {name: returned[len(graph.outputs) + k] for name, k in graph.decays.items()}
         self.calls: dict[str, str] = {}  # name of a codec's function -> its text

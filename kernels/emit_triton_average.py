@@ -79,10 +79,10 @@ class TritonAverageEmitter(TritonEmitter):
 def _without_views(graph: ProgramGraph) -> ProgramGraph:
     """Lanes stand for single elements here: there are no groups to view them as."""
     copy = fx.Graph()
-    returned = copy.graph_copy(graph.gm.graph, {})
+    returned = copy.graph_copy(graph.graph, {})
     copy.output(returned)
     for node in copy.nodes:
         if name_of(node.target) == "view" and len(node.args) == 2 and isinstance(node.args[1], (list, tuple)):
             node.replace_all_uses_with(node.args[0])
             copy.erase_node(node)
-    return replace(graph, gm=fx.GraphModule(graph.gm, copy))
+    return replace(graph, graph=copy)

@@ -39,7 +39,7 @@ class TorchProgram:
 
     def __init__(self, graph: ProgramGraph, chunk_elements: int = CHUNK_ELEMENTS):
         self.graph = graph
-        self.gm = with_exact_roots(graph.gm.graph)
+        self.gm = with_exact_roots(graph.graph)
         self.source = self.gm.code
         self.chunk_elements = max(graph.width, chunk_elements // graph.width * graph.width)
 

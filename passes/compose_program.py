@@ -80,10 +80,16 @@ class _Composer(GraphBuilder):
                 operands.append(replace(operand, written=name in self.written, read=name in used))
             else:
                 self.graph.erase_node(self.nodes[name])
-        gm = fx.GraphModule(torch.nn.Module(), self.graph)
         positions = {name: position for position, name in enumerate(decays)}
         return ProgramGraph(
-            self.rule, dict(self.configuration), self.signature, gm, tuple(operands), outputs, self.width, positions
+            self.rule,
+            dict(self.configuration),
+            self.signature,
+            self.graph,
+            tuple(operands),
+            outputs,
+            self.width,
+            positions,
         )
 
     def _operand(

@@ -62,7 +62,7 @@ class ShadowRun:
         first, rule = samples.streams[0], samples.rule
         counters = tuple((i.name, torch.float32) for i in rule.inputs_of("counter"))
         *_, self.graph = compose_step(rule, codecs, Signature("cpu", torch.float32, torch.float32, counters))
-        self.gm = with_exact_roots(self.graph.gm.graph)
+        self.gm = with_exact_roots(self.graph.graph)
         self.width = max((c.group_size or 0 for c in codecs.values()), default=0) or GROUP
         self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, self.width)
         self.salts: dict[str, Tensor] = {}
