@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_PERCENT = 10.0  # a gap beside a risk near 0 is said in nats
 EQUAL = 1e-12  # risks that differ by less than this fraction count as equal
 
 
@@ -17,6 +18,18 @@ class Candidate:
     size_bytes: int
     time_ns: float
     risk: float  # nats; may be negative
+    interaction: float = 0.0  # nats, if all blocks are displaced as much; see `passes/couple.py`
+
+
+def joint_interaction(items: Sequence[Sequence[Candidate]]) -> float:
+    """Of the blocks' candidates that interact most."""
+    return math.fsum(max((c.interaction for c in block), default=0.0) for block in items)
+
+
+def total_risk(items: Sequence[Sequence[Candidate]], chosen: Sequence[Candidate]) -> float:
+    """sum_i risk_i + (sum_i interaction_i)^2 / joint"""
+    risk, together = math.fsum(c.risk for c in chosen), math.fsum(c.interaction for c in chosen)
+    return risk + together * together / joint_interaction(items) if together else risk
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Allocation:
     @classmethod
     def of(cls, items: Sequence[Sequence[Candidate]], choice: Sequence[int], lower_bound: float) -> Allocation:
         chosen = [candidates[j] for candidates, j in zip(items, choice, strict=True)]
-        risk = math.fsum(c.risk for c in chosen)
+        risk = total_risk(items, chosen)
         size_bytes, time_ns = sum(c.size_bytes for c in chosen), math.fsum(c.time_ns for c in chosen)
         return cls(tuple(int(j) for j in choice), size_bytes, time_ns, risk, min(lower_bound, risk))
 
@@ -56,10 +69,9 @@ class Allocation:
     def certificate(self) -> str:
         if self.is_exact:
             return "optimal"
-        return (
-            f"within {100 * self.relative_gap:.2g} % of the optimum "
-            f"(risk {self.risk:.6g}, lower bound {self.lower_bound:.6g})"
-        )
+        percent = 100 * self.relative_gap
+        gap = f"{percent:.2g} %" if percent < MOST_PERCENT else f"{self.gap:.2g} nats"
+        return f"within {gap} of the optimum (risk {self.risk:.6g}, lower bound {self.lower_bound:.6g})"
 
     def __str__(self) -> str:
         blocks = "1 block" if len(self.choice) == 1 else f"{len(self.choice)} blocks"

@@ -35,9 +35,10 @@ class BlockCandidate:
 
     `codecs`: slot -> codec name. `size_bytes`: of the state of all its parameters. `time_ns`: of the step, over the block;
     `launch_ns` more for its `programs` (a hash), once however many blocks share them. `predicted`: expected change of the
-    loss per window in nats, against full precision, of this block alone; `error`: its standard error. `risk`: what the
-    solver minimizes (see `passes/assess_risk.py`). `gain` multiplies the updates, whose relative error (L2) is
-    `relative_error`. `excluded`: why it must not be chosen, `gate`: why only as a last resort; empty if it may.
+    loss per window in nats, against full precision, of this block alone; `error`: its standard error. `risk` and
+    `interaction`: what the solver minimizes (see `passes/assess_risk.py`, `passes/couple.py`). `gain` multiplies the
+    updates, whose relative error (L2) is `relative_error`. `excluded`: why it must not be chosen, `gate`: why only as a last
+    resort; empty if it may.
     """
 
     codecs: Mapping[str, str]
@@ -48,6 +49,7 @@ class BlockCandidate:
     predicted: float
     error: float
     risk: float
+    interaction: float = 0.0
     gain: float = 1.0
     relative_error: float = math.nan
     excluded: str = ""

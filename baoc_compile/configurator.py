@@ -157,11 +157,10 @@ class Configurator:
             return ""
         if any(c.excluded or c.gate for c in now):
             return ""
-        pairs = [(a, b) for a, b in zip(now, solution.chosen, strict=True) if a.codecs != b.codecs]
-        if not pairs:
+        if all(a.codecs == b.codecs for a, b in zip(now, solution.chosen, strict=True)):
             return "it is the best one"
-        gained = sum(a.risk - b.risk for a, b in pairs)
-        wanted = self.planning.hysteresis * sum(a.risk for a in now)
+        before = solution.kept().allocation.risk
+        gained, wanted = before - solution.allocation.risk, self.planning.hysteresis * abs(before)
         if gained <= wanted:
             return f"a new one would lower the risk by {gained:.3g} nats per window, less than {wanted:.3g}"
         return ""

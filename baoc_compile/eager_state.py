@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map, tree_map_only
@@ -27,8 +28,20 @@ def _shape_only(state: StateTensor) -> Tensor:
     return next(iter(state.parts.values())).new_empty(state.shape, dtype=state.dtype)
 
 
+def _only_traced(kind: type[StateTensor], func: Any, args: Any) -> bool:
+    """Is this an elementwise operation in place, while torch traces? There is nothing to do then but to look at shapes."""
+    state = args[0]
+    if not isinstance(state, kind) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
+        return False
+    writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+    shapes = [a.shape for a in args if isinstance(a, Tensor)]
+    return writes[0] and not any(writes[1:]) and torch.broadcast_shapes(*shapes) == state.shape
+
+
 def decode_run_encode(kind: type[StateTensor], func: Any, args: Any, kwargs: Any) -> Any:
     """Runs `func` on decoded values and stores those that it changed."""
+    if _only_traced(kind, func, args):
+        return args[0]
     decoded: dict[int, tuple[StateTensor, Tensor]] = {}
 
     def unwrap(state: StateTensor) -> Tensor:

@@ -94,7 +94,8 @@ def random_plan(profile: Profile, budget: str, seed: int) -> Plan:
     """Every block's candidates in a random order of preference, as far as the budget allows."""
     generator = random.Random(seed)
     candidates = tuple(
-        tuple(replace(c, risk=generator.random(), excluded="") for c in several) for several in profile.candidates
+        tuple(replace(c, risk=generator.random(), interaction=0.0, excluded="") for c in several)
+        for several in profile.candidates
     )
     return solve_profile(replace(profile, candidates=candidates), MemoryBudget.parse(budget)).plan(Plan(seed=seed))
 

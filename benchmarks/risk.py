@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from baoc_compile.kernels.catalogue import FORMATS, codec_named, full_precision
 from baoc_compile.passes.proxy_risk import proxy_risk
+from baoc_compile.passes.solve_plan import risk_of
 from learning import CONFIGURATIONS, DOCS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -45,7 +46,7 @@ FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
 SMALLEST_BLOCK = 1000  # elements: what the other blocks do is too little to be seen
 PREDICTORS = {
     "predicted": "our prediction (F + N)",
-    "risk": "our risk, as the solver minimizes it",
+    "risk": "our risk, as the solver minimizes it, of this block alone",
     "proxy": "BAOC-style proxy (our reconstruction)",
     "relative_error": "relative L2 error of the updates",
     "bytes": "bytes saved",
@@ -164,7 +165,7 @@ def choices_of(profile: Profile) -> Iterator[tuple[int, BlockCandidate]]:
     """The cells: every candidate but full precision, of every block that is not too small."""
     for k, block in enumerate(profile.blocks):
         if sum(math.prod(profile.shapes[i]) for i in block.parameters) >= SMALLEST_BLOCK:
-            yield from ((k, c) for c in profile.candidates[k] if c.risk > 0.0)
+            yield from ((k, c) for c in profile.candidates[k][1:])
 
 
 def uniform_choices(profile: Profile) -> dict[str, dict[int, BlockCandidate]]:
@@ -188,7 +189,7 @@ def together(profile: Profile, configuration: str, by_block: Mapping[int, BlockC
         "configuration": configuration,
         "blocks": {profile.blocks[k].name: candidate.label for k, candidate in by_block.items()},
         "predicted": sum(c.predicted for c in by_block.values()),
-        "risk": sum(c.risk for c in by_block.values()),
+        "risk": risk_of(profile, list(by_block.values())),
         "damage": [],
     }
 
@@ -202,7 +203,7 @@ def cell(profile: Profile, k: int, candidate: BlockCandidate) -> dict[str, Any]:
         "gain": candidate.gain,
         "predicted": candidate.predicted,
         "error": candidate.error,
-        "risk": candidate.risk,
+        "risk": risk_of(profile, [candidate]),
         "proxy": proxy_risk(profile.statistics[k], codecs),
         "relative_error": candidate.relative_error,
         "bytes": full - candidate.size_bytes,

@@ -3,10 +3,10 @@
 A plan is predicted from its configurations alone, before its step is compiled, with timings made for this: nothing is
 taken from earlier ones. Measured is the compiled step: all of it, and what is inside the callable that the backend
 returned (*launches*: the kernels and what baoc does for them on the host). The whole step has Dynamo's guards and the
-wrapper of `Optimizer.step` beside, for which the prediction has two constants. Every case has a process of its own,
-and the plans of a model take turns. Steps follow each other: in training, other work comes between them and takes the
-caches. Of one thread, processor time counts where it is less than wall time. Writes
-time_model.json (on a GPU time_model_cuda.json): hardware, releases, figures.
+wrapper of `Optimizer.step` beside, for which the prediction has two constants. As in training, a forward and backward
+pass comes before every step and takes the caches. Every case has a process of its own, and the plans of a model take
+turns. Of one thread, processor time counts where it is less than wall time. Writes time_model.json (on a GPU
+time_model_cuda.json): hardware, releases, figures.
 
     python benchmarks/time_model.py [--models GPT 10x1M convnet] [--threads 1] [--turns 6] [--device cuda]
 """
@@ -44,6 +44,7 @@ from baoc_compile.time_model import Cost, RememberedTimes
 
 ROOT = Path(__file__).resolve().parent.parent
 TURN_SECONDS = 0.5
+OTHER_WIDTH = 1536  # of the work before every step: 36 MiB of weights
 Format = str | dict[str, str]
 MIXED = {"exp_avg": "8bit", "exp_avg_sq": "factored"}
 
@@ -114,6 +115,8 @@ class Running:
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4)
         baoc_compile.prepare(self.optimizer, plan=plan(case.plan, self.optimizer))
         self.predicted = predict(self.optimizer, case)
+        self.other = torch.nn.Sequential(*(torch.nn.Linear(OTHER_WIDTH, OTHER_WIDTH) for _ in range(4))).to(case.device)
+        self.inputs = torch.randn(8, OTHER_WIDTH, device=case.device)
         self.step = Probe(torch.compile(self.optimizer.step, backend=self._backend))
         for _ in range(5):
             self.step()
@@ -123,11 +126,12 @@ class Running:
         return self.probes[-1]
 
     def turn(self) -> list[tuple[float, float]]:
-        """Nanoseconds of some steps, (whole, launches); the others' turn has emptied the caches before."""
+        """Nanoseconds of some steps, (whole, launches)."""
         self.step()
         taken: list[tuple[float, float]] = []
         deadline = time.perf_counter() + TURN_SECONDS
         while len(taken) < 3 or time.perf_counter() < deadline:
+            self.other(self.inputs).sum().backward()
             if self.case.device == "cuda":
                 taken.append(self._on_gpu())
                 continue

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from baoc_compile.passes.frontier import frontier
+from baoc_compile.passes.relax import relax
 from baoc_compile.passes.settle_ties import settle_ties
 from baoc_compile.passes.solve_knapsack import Solution, solve_knapsack
 from baoc_compile.passes.tabulate import Knapsack, Table, whole_times
@@ -44,6 +45,17 @@ def allocate(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns:
     return settle_ties(items, found, budget_bytes, budget_ns)
 
 
+def relaxed_choice(
+    items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: float | None = None
+) -> list[int] | None:
+    """For every block the candidate of least cost at the relaxation's prices; together they may exceed the budgets by
+    part of a block for each. None if not even fractions of candidates fit."""
+    table = Table.of(items)
+    knapsack = _knapsack(table, table.risk, budget_bytes, budget_ns)
+    relaxation = relax(knapsack) if knapsack is not None else None
+    return None if relaxation is None else table.original(relaxation.reduced.argmin(1))
+
+
 def _fits(table: Table, choice: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> bool:
     return (budget_bytes is None or table.bytes_of(choice) <= budget_bytes) and (
         budget_ns is None or table.time_of(choice) <= budget_ns
@@ -51,6 +63,13 @@ def _fits(table: Table, choice: np.ndarray, budget_bytes: int | None, budget_ns:
 
 
 def _least(table: Table, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Solution:
+    knapsack = _knapsack(table, cost, budget_bytes, budget_ns)
+    if knapsack is None:
+        return Solution(None, math.inf, False)
+    return solve_knapsack(knapsack, lambda choice: _fits(table, choice, budget_bytes, budget_ns))
+
+
+def _knapsack(table: Table, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Knapsack | None:
     weights, budgets, exists = [], [], table.exists
     if budget_bytes is not None:
         weights.append(table.size_bytes)
@@ -59,10 +78,7 @@ def _least(table: Table, cost: np.ndarray, budget_bytes: int | None, budget_ns: 
         times, budget, exists = whole_times(table.time_ns, budget_ns, exists)
         weights.append(times)
         budgets.append(budget)
-    knapsack = Knapsack.of(cost, weights, budgets, exists)
-    if knapsack is None:
-        return Solution(None, math.inf, False)
-    return solve_knapsack(knapsack, lambda choice: _fits(table, choice, budget_bytes, budget_ns))
+    return Knapsack.of(cost, weights, budgets, exists)
 
 
 def _ends(table: Table, budget_bytes: int, budget_ns: float | None) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -3,9 +3,8 @@
 With u[t, i] the update of full precision, c[t, i] that of the configuration, g[t, i] the gradient before step t, and
 w[i] the number of elements that sample i stands for, the error of an update is e = gain * c - u, and
 
-    coherent     F = sum_t sum_i w[i] g[t+1, i] e[t, i]
-    noise        N(e) = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
-    interaction  I = 1 / 2 * curvature * sum_i w[i] h[i] (sum_t b[t, i])^2
+    coherent   F(e) = sum_t sum_i w[i] g[t+1, i] e[t, i]
+    noise      N(e) = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
 
 F is the first-order change of the *next* batch's loss, which owes nothing to e; its standard error comes from the spread
 over steps. N prices errors that have no direction, by a diagonal curvature proportional to the root mean square of
@@ -16,17 +15,28 @@ the gradient. The factor is read from the stream itself: two steps on, the gradi
 (u[t] owes nothing to the noise of either gradient). All blocks move at once, so this is the curvature of a joint
 displacement; SHARE is what of it is taken to be the block's own.
 
-`predicted` = F + N(e) is what one block alone would do, and what forks of training confirm. It is often negative: what
-shares or drops state descends faster at first. Over blocks such gains do not add up, and over a training they do not last,
-while losses do. So e is parted into b, what the same configuration errs without rounding, and the rest, e - b, which is
-0 on average. Rounding of different blocks and steps is independent, so it is priced as noise; b drives all blocks
-the same way step after step, so that the blocks' displacements meet the whole curvature. The solver minimizes
+`predicted` = F(e) + N(e) is what a fork of the training shows when one block is switched. A plan is for longer, and for all
+blocks, and there three things differ (docs/risk.md, "All blocks at once"):
 
-    risk = max(F, 0) + standard error of F + N(e - b) + I
+- A change of the updates' length acts like another learning rate: shorter steps pay at once and cost later. So what lies
+  along u is taken out: x' = x - a(x) u, a(x) = <w h D(x), D(u)> / <w h D(u), D(u)>, with D(x) = sum_t x[t].
+- What is done at step t stays. So it meets the mean of all later gradients of the window, rather than the next one:
+  G(x) = sum_t sum_i w[i] mean_{s > t} g[s, i] x'[t, i].
+- Blocks that are displaced together meet the whole curvature.
 
-Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up), and a significant drift
-along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last resort, but the smallest budget that
-can be met does not depend on samples. Updates that are not finite exclude a configuration.
+e is parted into b, what the same configuration errs without rounding, and the rest, whose mean is 0: what it seems
+to gain is chance. With sigma the standard errors, the solver minimizes over all blocks the sum of
+
+    risk = G(b) + CAUTION sigma(G(b)) + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e - b)
+
+and what their interactions I make of each other (`couple.py`):
+
+    I = 1/2 * curvature * sum_i w[i] h[i] D(b')[i]^2
+
+Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up) or all but cease
+(stall), and a significant drift along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last
+resort, but the smallest budget that can be met does not depend on samples. Updates that are not finite exclude a
+configuration.
 """
 
 from __future__ import annotations
@@ -40,6 +50,9 @@ from torch import Tensor
 #: Of the curvature along a joint displacement of all blocks, that of one block alone.
 SHARE = 0.125
 
+#: Standard errors that are added to an estimate.
+CAUTION = 0.5
+
 #: A group's updates may have so many times the squared length of those in full precision.
 BLOW_UP = 1e4
 
@@ -47,6 +60,9 @@ BLOW_UP = 1e4
 RADIAL_BIAS = 0.05
 SIGNIFICANT = 4.0  # standard errors
 FEWEST_STEPS = 8  # for a standard error to mean much
+
+#: What the updates' length along those of full precision may lose.
+STALL = 0.95
 
 #: Nats per window.
 GATED = 10.0
@@ -78,8 +94,9 @@ class Risk:
     predicted: float
     error: float
     risk: float
-    gain: float
-    relative_error: float
+    interaction: float = 0.0
+    gain: float = 1.0
+    relative_error: float = math.nan
     excluded: str = ""
     gate: str = ""
 
@@ -107,18 +124,16 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     weighted by w h, in 0.25 ... 1."""
     c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
     if not bool(c.isfinite().all()):
-        return Risk(math.inf, math.inf, math.inf, 1.0, math.inf, "its updates are not finite")
+        return Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
     gain, bias = 1.0, torch.zeros_like(u)
     if unrounded is not None:
-        moved, would = u.sum(0), c.sum(0)
-        length = float((w * h * would * would).sum())
-        if length > 0.0:
-            gain = min(max(float((w * h * moved * would).sum()) / length, SMALLEST_GAIN), 1.0)
+        gain = min(max(_along(reference, u, c), SMALLEST_GAIN), 1.0)
         bias = gain * unrounded.double() - u
     e = gain * c - u
-    by_step = (reference.grads[1:] * e * w).sum(1)
-    coherent = float(by_step.sum())
-    error = float(by_step.std()) * math.sqrt(len(by_step)) if len(by_step) > 1 else abs(coherent)
+    coherent, error = _sum((reference.grads[1:] * e * w).sum(1))
+    lasting_bias, bias_error = _lasting(reference, bias)
+    lasting_noise, noise_error = _lasting(reference, e - bias)
+    displaced = (bias - _along(reference, bias, u) * u).sum(0)
 
     def curved(several: Tensor) -> float:
         return factor / 2 * float((h * several.square() * w).sum())
@@ -126,8 +141,41 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
     gate = _gate(reference, gain * c, e)
-    risk = max(coherent, 0.0) + error + SHARE * curved(e - bias) + curved(bias.sum(0)) + (GATED if gate else 0.0)
-    return Risk(coherent + SHARE * curved(e), error, risk, gain, relative, gate=gate)
+    return Risk(
+        predicted=coherent + SHARE * curved(e),
+        error=error,
+        risk=lasting_bias
+        + max(lasting_noise, 0.0)
+        + CAUTION * (bias_error + noise_error)
+        + SHARE * curved(e - bias)
+        + (GATED if gate else 0.0),
+        interaction=curved(displaced),
+        gain=gain,
+        relative_error=relative,
+        gate=gate,
+    )
+
+
+def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
+    """The least-squares factor of `others` in `several`: of their displacements over the window, weighted by w h."""
+    x, y = several.sum(0), others.sum(0)
+    weighted = reference.weights * reference.scale * y
+    length = float((weighted * y).sum())
+    return float((weighted * x).sum()) / length if length > 0.0 else 0.0
+
+
+def _lasting(reference: Reference, several: Tensor) -> tuple[float, float]:
+    """G and its standard error: for every gradient the part that each earlier update has in it, see the module."""
+    steps = len(several)
+    beside = several - _along(reference, several, reference.updates) * reference.updates
+    shares = beside / torch.arange(steps, 0, -1, dtype=beside.dtype)[:, None]
+    return _sum((reference.grads[1:] * shares.cumsum(0) * reference.weights).sum(1))
+
+
+def _sum(by_step: Tensor) -> tuple[float, float]:
+    """A sum over steps, and its standard error from their spread."""
+    total = float(by_step.sum())
+    return total, float(by_step.std()) * math.sqrt(len(by_step)) if len(by_step) > 1 else abs(total)
 
 
 def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:
@@ -135,11 +183,12 @@ def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:
     length, full = (updates.square() * w).sum(), (u.square() * w).sum()
     if float(length) > BLOW_UP * max(float(full), 1e-300):
         return "its updates blow up"
-    drift = (reference.params * e * w).sum(1)
+    if -_along(reference, e, u) > STALL:
+        return "its updates stall"
     norm = float((reference.params[0].square() * w).sum())
-    total, error = float(drift.sum()), math.inf
-    if len(drift) >= FEWEST_STEPS:
-        error = float(drift.std()) * math.sqrt(len(drift))
+    total, error = _sum((reference.params * e * w).sum(1))
+    if len(e) < FEWEST_STEPS:
+        error = math.inf
     if norm > 0.0 and abs(total) / norm > RADIAL_BIAS and abs(total) > SIGNIFICANT * error:
         return f"its updates change the length of the weights by {total / norm:+.1%} per window"
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,12 +137,12 @@ class _Maker:
         share = self._numel(block) / max(1, sum(map(self._numel, self.blocks)))
         is_full = configuration.harm == 0.0
         if is_full:
-            risk = Risk(0.0, 0.0, 0.0, 1.0, 0.0)
+            risk = Risk(0.0, 0.0, 0.0, relative_error=0.0)
         elif risk is None or self.risk == "proxy":
             expected = NATS_PER_HARM * share * configuration.harm
             if risk is not None:
                 expected = share * proxy_risk(statistics, configuration.codecs)
-            risk = Risk(expected, expected, expected, 1.0 if risk is None else risk.gain, math.nan)
+            risk = Risk(expected, expected, expected, gain=1.0 if risk is None else risk.gain)
         cost, elements, tensors = self._load(block, configuration)
         return BlockCandidate(
             codecs=_names(configuration.codecs),
@@ -154,6 +153,7 @@ class _Maker:
             predicted=risk.predicted,
             error=risk.error,
             risk=risk.risk,
+            interaction=risk.interaction,
             gain=risk.gain,
             relative_error=risk.relative_error,
             excluded=risk.excluded,

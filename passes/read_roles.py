@@ -154,6 +154,8 @@ def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> di
     """Outputs that the traced code stores in `optimizer.state[parameter][key]`, read off its pending side effects."""
     returned = {node.name: node for node in returned_nodes(gm.graph)}
     found: dict[fx.Node, Role] = {}
+    if not returned:  # all state is there already
+        return found
     try:
         index_of = {id(p): i for i, p in enumerate(table.parameters)}
         for owner, entries in _dictionaries(translator.output.side_effects, translator):

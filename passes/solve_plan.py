@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from baoc_compile.passes.allocate import allocate, frontier
+from baoc_compile.passes.couple import allocate_coupled, coupled_frontier
 
-from baoc_compile.allocation import Allocation, Candidate
+from baoc_compile.allocation import Allocation, Candidate, total_risk
 from baoc_compile.block_profile import BlockCandidate, Profile
 from baoc_compile.budget import MemoryBudget, TimeBudget
 from baoc_compile.plan import ParameterPlan, Plan
@@ -33,8 +33,14 @@ class Solution:
     def kept(self) -> Solution:
         """The same, for the plan that is in force now."""
         now = current_choice(self.profile)
-        items = [*([_item(c)] for c in now), items_of(self.profile)[-1]]
-        allocation = Allocation.of(items, [0] * len(items), self.allocation.lower_bound)
+        risk = risk_of(self.profile, now)
+        allocation = Allocation(
+            choice=self.profile.current,
+            size_bytes=self.profile.fixed_bytes + sum(c.size_bytes for c in now),
+            time_ns=math.fsum([self.profile.fixed_ns, *(c.time_ns for c in now)]),
+            risk=risk,
+            lower_bound=min(self.allocation.lower_bound, risk),
+        )
         return replace(self, allocation=allocation, chosen=tuple(now))
 
     def plan(self, base: Plan) -> Plan:
@@ -59,7 +65,7 @@ def _is_allowed(candidate: BlockCandidate) -> bool:
 
 
 def _item(candidate: BlockCandidate) -> Candidate:
-    return Candidate(candidate.label, candidate.size_bytes, candidate.time_ns, candidate.risk)
+    return Candidate(candidate.label, candidate.size_bytes, candidate.time_ns, candidate.risk, candidate.interaction)
 
 
 def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: TimeBudget | None = None) -> Solution:
@@ -73,12 +79,17 @@ def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: Ti
     spared = 0.0
     while True:
         left_ns = budget_ns - spared if budget_ns is not None else None
-        allocation = allocate(items_of(profile), budget_bytes, left_ns)
+        allocation = allocate_coupled(items_of(profile), budget_bytes, left_ns)
         chosen = tuple(candidates[j] for candidates, j in zip(allowed, allocation.choice, strict=False))
         solution = Solution(profile, allocation, chosen, budget_bytes, budget_ns)
         if budget_ns is None or solution.time_ns <= budget_ns:
             return solution
         spared = max(launch_ns(chosen), spared * 1.05)  # launches are shared, so they are no block's own
+
+
+def risk_of(profile: Profile, chosen: Sequence[BlockCandidate]) -> float:
+    """Of a plan, or of a part of one whose other blocks stay in full precision; see `couple.py`."""
+    return total_risk(items_of(profile), [_item(c) for c in chosen])
 
 
 def launch_ns(chosen: Sequence[BlockCandidate]) -> float:
@@ -96,7 +107,7 @@ def by_parameter(profile: Profile, chosen: Sequence[BlockCandidate]) -> Mapping[
 
 def frontier_of(profile: Profile) -> list[tuple[int, float]]:
     """(bytes of state, risk) of the best plans for every memory budget, without a time budget."""
-    return [(point.size_bytes, point.risk) for point in frontier(items_of(profile))]
+    return [(point.size_bytes, point.risk) for point in coupled_frontier(items_of(profile))]
 
 
 def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
@@ -116,5 +127,5 @@ def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
             nearest = min(candidates, key=lambda c: c.size_bytes)
             chosen.append(same[0] if same else min(fitting, key=lambda c: c.risk, default=nearest))
         size = profile.fixed_bytes + sum(c.size_bytes for c in chosen)
-        points.append(("/".join(model.codecs.values()), size, math.fsum(c.risk for c in chosen)))
+        points.append(("/".join(model.codecs.values()), size, risk_of(profile, chosen)))
     return points

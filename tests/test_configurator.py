@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -263,9 +264,13 @@ def test_blocks_without_room_for_samples_are_named():
 
 
 def test_a_plan_that_is_hardly_better_is_not_taken():
-    training = Training(memory_budget="20%", replan_every=6, hysteresis=0.99, **SOON)
-    training.step(12)
+    training = Training(memory_budget="20%", replan_every=6, **SOON)
+    training.step(6)
+    plan = training.plan()
+    training.configurator.planning = replace(training.configurator.planning, hysteresis=1e6)  # of risks of any sign
+    training.step(6)
     assert "kept the plan" in training.configurator.history[-1]
+    assert training.plan() == plan
 
 
 def test_who_names_a_plan_is_left_alone():

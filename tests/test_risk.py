@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from baoc_compile.kernels.catalogue import GROUP, codec_named, full_precision
-from baoc_compile.passes.assess_risk import SHARE, Reference, assess, curvature
+from baoc_compile.passes.assess_risk import CAUTION, SHARE, Reference, assess, curvature
 from baoc_compile.passes.average_increments import IncrementMeans
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import list_candidates
@@ -259,25 +259,47 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
     h = np.sqrt((g**2).mean(0))
     e = found.gain * c - u
     b = found.gain * unrounded.numpy() - u if shares else 0 * u
-    coherent = [sum(w[i] * g[t + 1, i] * e[t, i] for i in range(count)) for t in range(steps)]
 
-    def noise_of(several):
-        return SHARE / 2 * factor * sum(w[i] * h[i] * several[t, i] ** 2 for t in range(steps) for i in range(count))
+    def curved(several):
+        return factor / 2 * sum(w[i] * h[i] * row[i] ** 2 for row in several for i in range(count))
 
-    interaction = factor / 2 * sum(w[i] * h[i] * sum(b[t, i] for t in range(steps)) ** 2 for i in range(count))
-    error = np.std(coherent, ddof=1) * math.sqrt(steps)
-    risk = max(sum(coherent), 0) + error + noise_of(e - b) + interaction + (10.0 if found.gate else 0.0)
-    assert math.isclose(found.predicted, sum(coherent) + noise_of(e), rel_tol=1e-9, abs_tol=1e-12)
+    def beside(several):
+        x, y = several.sum(0), u.sum(0)
+        return several - (w * h * x * y).sum() / (w * h * y * y).sum() * u
+
+    def of(by_step):
+        return sum(by_step), np.std(by_step, ddof=1) * math.sqrt(steps)
+
+    def lasting(several):
+        shares = beside(several) / np.arange(steps, 0, -1)[:, None]
+        total, error = of([(w * g[s] * shares[:s].sum(0)).sum() for s in range(1, steps + 1)])
+        later = [g[t + 1 :].mean(0) for t in range(steps)]
+        assert math.isclose(total, sum((w * later[t] * beside(several)[t]).sum() for t in range(steps)), abs_tol=1e-12)
+        return total, error
+
+    coherent, error = of([(w * g[t + 1] * e[t]).sum() for t in range(steps)])
+    (bias, bias_error), (noise, noise_error) = lasting(b), lasting(e - b)
+    risk = bias + max(noise, 0) + CAUTION * (bias_error + noise_error) + SHARE * curved(e - b)
+    assert math.isclose(found.predicted, coherent + SHARE * curved(e), rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.error, error, rel_tol=1e-9, abs_tol=1e-12)
-    assert math.isclose(found.risk, risk, rel_tol=1e-9, abs_tol=1e-12)
+    assert math.isclose(found.risk, risk + (10.0 if found.gate else 0.0), rel_tol=1e-9, abs_tol=1e-12)
+    assert math.isclose(found.interaction, curved([beside(b).sum(0)]), rel_tol=1e-9, abs_tol=1e-12)
     assert shares or found.gain == 1.0
     assert not found.excluded
+
+
+@given(scale=st.floats(0.2, 6.0), seed=st.integers(0, 99))
+def test_other_lengths_are_no_gain_and_no_loss(scale, seed):
+    """Of a configuration whose updates point where those of full precision do."""
+    ref = reference(6, 50, seed)
+    found = assess(ref, ref.updates * scale, 100.0, ref.updates * scale)
+    assert (found.risk, found.interaction) == pytest.approx((0.0, 0.0), abs=1e-12)
 
 
 def test_full_precision_has_no_risk():
     ref = reference(5, 30, 0)
     found = assess(ref, ref.updates, 100.0, ref.updates)
-    assert (found.predicted, found.error, found.risk, found.relative_error) == (0.0, 0.0, 0.0, 0.0)
+    assert (found.predicted, found.error, found.risk, found.interaction) == (0.0, 0.0, 0.0, 0.0)
     assert found.gain == pytest.approx(1.0)
 
 
@@ -317,6 +339,7 @@ def test_the_curvature_of_a_quadratic_is_found():
 def test_gates():
     ref = reference(10, 50, 3)
     assert "finite" in assess(ref, ref.updates * math.nan, 1.0, ref.updates).excluded
+    assert "stall" in assess(ref, ref.updates * 0.0, 1.0).gate
     assert "blow up" in assess(ref, ref.updates * 1e3, 1.0).gate
     shrinking = ref.updates - 0.02 * ref.params
     found = assess(ref, shrinking, 1.0)

@@ -1,0 +1,93 @@
+"""Plans whose blocks interact, against brute force."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from baoc_compile.passes.allocate import allocate
+from baoc_compile.passes.couple import allocate_coupled, coupled_frontier
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baoc_compile.allocation import Allocation, Candidate
+from baoc_compile.errors import BudgetError
+
+
+def instance(blocks: int, candidates: int, seed: int) -> list[list[Candidate]]:
+    """Candidates of less than full size interact; some of them gain."""
+    r = np.random.default_rng(seed)
+    items = []
+    for _ in range(blocks):
+        numel = int(r.integers(100, 10**5))
+        found = [Candidate("full", 8 * numel, float(numel), 0.0)]
+        for j in range(1, candidates):
+            size, strength = int(8 * numel * r.uniform(0, 1)), r.lognormal(0, 1)
+            risk, interaction = strength * r.normal(0.3, 1), strength * r.uniform()
+            found.append(Candidate(f"c{j}", size, numel * r.uniform(), risk, interaction))
+        items.append(found)
+    return items
+
+
+def risk_of(items, choice) -> float:
+    chosen = [block[j] for block, j in zip(items, choice, strict=True)]
+    joint = sum(max(c.interaction for c in block) for block in items)
+    return sum(c.risk for c in chosen) + sum(c.interaction for c in chosen) ** 2 / joint
+
+
+@given(st.integers(1, 4), st.integers(2, 5), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 999))
+def test_brute_force_finds_nothing_below_the_bound(blocks, candidates, budget, has_time, seed):
+    items = instance(blocks, candidates, seed)
+    budget_bytes = int(budget * sum(block[0].size_bytes for block in items))
+    budget_ns = 0.7 * sum(block[0].time_ns for block in items) if has_time else None
+    every = [Allocation.of(items, c, -math.inf) for c in itertools.product(*(range(len(b)) for b in items))]
+    fitting = [a for a in every if a.fits(budget_bytes, budget_ns)]
+    if not fitting:
+        with pytest.raises(BudgetError):
+            allocate_coupled(items, budget_bytes, budget_ns)
+        return
+    found = allocate_coupled(items, budget_bytes, budget_ns)
+    best = min(a.risk for a in fitting)
+    assert found.fits(budget_bytes, budget_ns)
+    assert found.risk == pytest.approx(risk_of(items, found.choice), rel=1e-9, abs=1e-12)
+    assert found.lower_bound <= best + 1e-9 and best <= found.risk + 1e-9
+
+
+@given(st.integers(1, 20), st.floats(0.1, 1.0), st.integers(0, 999))
+def test_without_interactions_it_is_the_knapsack(blocks, budget, seed):
+    items = [[replace(c, interaction=0.0) for c in block] for block in instance(blocks, 6, seed)]
+    smallest = sum(min(c.size_bytes for c in block) for block in items)
+    budget_bytes = smallest + int(budget * sum(block[0].size_bytes for block in items))
+    assert allocate_coupled(items, budget_bytes) == allocate(items, budget_bytes)
+
+
+@pytest.mark.parametrize(("blocks", "most"), [(30, 0.02), (150, 0.005)])
+def test_many_blocks_leave_small_gaps(blocks, most):
+    """Relative to the sum of the magnitudes of the blocks' risks."""
+    for seed in range(6):
+        items = instance(blocks, 8, seed)
+        full = sum(block[0].size_bytes for block in items)
+        for budget_ns in (None, 0.8 * sum(block[0].time_ns for block in items)):
+            found = allocate_coupled(items, int(0.3 * full), budget_ns)
+            chosen = [block[j] for block, j in zip(items, found.choice, strict=True)]
+            assert found.gap <= most * sum(abs(c.risk) + c.interaction for c in chosen)
+
+
+def test_displacements_are_shared_out():
+    """One block of four is worth it, two are not: interactions grow with their square."""
+    items = [[Candidate("full", 8, 0.0, 0.0), Candidate("none", 0, 0.0, -0.4, 1.0)] for _ in range(4)]
+    found = allocate_coupled(items, 32)
+    assert sorted(found.choice) == [0, 0, 0, 1]
+    assert found.risk == pytest.approx(-0.4 + 1 / 4) and found.lower_bound <= found.risk
+    assert allocate_coupled(items, 0).risk == pytest.approx(-1.6 + 16 / 4)
+
+
+@given(st.integers(1, 5), st.integers(0, 99))
+def test_the_frontier_falls_and_starts_at_the_smallest_plan(blocks, seed):
+    items = instance(blocks, 4, seed)
+    points = coupled_frontier(items)
+    assert all(a.size_bytes < b.size_bytes and a.risk > b.risk for a, b in itertools.pairwise(points))
+    assert points[0].size_bytes == sum(min(c.size_bytes for c in block) for block in items)
+    for point in points:
+        assert point.risk == pytest.approx(risk_of(items, point.choice), rel=1e-9, abs=1e-12)
