@@ -40,7 +40,7 @@ from baoc_compile.session import session_of
 
 BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
 KINDS = ("plan", "random")
-WARMUP_STEPS = 50  # runs are short: the learning rate's warm-up ends here
+WARMUP_STEPS = 100  # runs are short: a fifth to a quarter of them, and well past the learning rate's warm-up
 PROFILED = 2.2  # the budget whose profile random plans are drawn from
 
 
@@ -159,7 +159,8 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(runs.values()))
     parts = [
         "# Plans against uniform configurations",
-        "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after 50 steps, everything "
+        "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after "
+        f"{WARMUP_STEPS} steps, everything "
         "else as in [learning.md](learning.md), whose uniform configurations these are compared with: the one of no more "
         "bytes that is best on the same seeds, which favours it. Differences are plan minus other, in the workload's loss, "
         "mean ± standard error over paired seeds, and p of a paired t test: negative means that the plan is better. "

@@ -25,13 +25,15 @@ blocks, and there three things differ (docs/risk.md, "All blocks at once"):
 - Blocks that are displaced together meet the whole curvature.
 
 e is parted into b, what the same configuration errs without rounding, and the rest, whose mean is 0: what it seems
-to gain is chance. With sigma the standard errors, the solver minimizes over all blocks the sum of
-
-    risk = G(b) + CAUTION sigma(G(b)) + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e - b)
-
-and what their interactions I make of each other (`couple.py`):
+to gain is chance. What blocks make of each other's b goes by their interactions (`couple.py`):
 
     I = 1/2 * curvature * sum_i w[i] h[i] D(b')[i]^2
+
+One block's G(b) is mostly noise. What dropping momentum, say, does in all blocks together is known better, and shared out
+in proportion to I. With sums over the blocks k that may be changed in the same way, and sigma the standard errors,
+
+    rate = (sum_k G(b_k) + CAUTION sigma(sum_k G(b_k))) / sum_k I_k
+    risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e - b)
 
 Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up) or all but cease
 (stall), and a significant drift along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last
@@ -42,6 +44,7 @@ configuration.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +104,14 @@ class Risk:
     gate: str = ""
 
 
+@dataclass(frozen=True)
+class Assessment:
+    """`risk` lacks what `rate` adds; `lasting` `[T]`: G(b), by gradient."""
+
+    risk: Risk
+    lasting: Tensor
+
+
 def curvature(references: list[Reference]) -> float:
     """The factor of the module's third formula, over all blocks; its standard error if that is larger."""
     change, moved = [], []
@@ -118,21 +129,21 @@ def curvature(references: list[Reference]) -> float:
     return max(float(total.sum()), error) / length
 
 
-def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None) -> Risk:
+def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None) -> Assessment:
     """`updates` `[T, S]`: c. `factor`: the curvature. `unrounded` `[T, S]`: the updates without rounding, of a configuration
     that shares or drops state. Such a one may get a gain: the least-squares factor of the displacements over the window,
     weighted by w h, in 0.25 ... 1."""
     c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
     if not bool(c.isfinite().all()):
-        return Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
+        excluded = Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
+        return Assessment(excluded, torch.zeros(len(u), dtype=u.dtype))
     gain, bias = 1.0, torch.zeros_like(u)
     if unrounded is not None:
         gain = min(max(_along(reference, u, c), SMALLEST_GAIN), 1.0)
         bias = gain * unrounded.double() - u
     e = gain * c - u
     coherent, error = _sum((reference.grads[1:] * e * w).sum(1))
-    lasting_bias, bias_error = _lasting(reference, bias)
-    lasting_noise, noise_error = _lasting(reference, e - bias)
+    lasting, lasting_error = _sum(_lasting(reference, e - bias))
     displaced = (bias - _along(reference, bias, u) * u).sum(0)
 
     def curved(several: Tensor) -> float:
@@ -141,19 +152,23 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
     gate = _gate(reference, gain * c, e)
-    return Risk(
+    risk = Risk(
         predicted=coherent + SHARE * curved(e),
         error=error,
-        risk=lasting_bias
-        + max(lasting_noise, 0.0)
-        + CAUTION * (bias_error + noise_error)
-        + SHARE * curved(e - bias)
-        + (GATED if gate else 0.0),
+        risk=max(lasting, 0.0) + CAUTION * lasting_error + SHARE * curved(e - bias) + (GATED if gate else 0.0),
         interaction=curved(displaced),
         gain=gain,
         relative_error=relative,
         gate=gate,
     )
+    return Assessment(risk, _lasting(reference, bias))
+
+
+def rate(alike: Sequence[Assessment]) -> float:
+    """See the module; of different blocks that are changed in the same way."""
+    total, error = _sum(torch.stack([a.lasting for a in alike]).sum(0))
+    interaction = math.fsum(a.risk.interaction for a in alike)
+    return (total + CAUTION * error) / interaction if interaction > 0.0 else 0.0
 
 
 def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
@@ -164,12 +179,12 @@ def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
     return float((weighted * x).sum()) / length if length > 0.0 else 0.0
 
 
-def _lasting(reference: Reference, several: Tensor) -> tuple[float, float]:
-    """G and its standard error: for every gradient the part that each earlier update has in it, see the module."""
+def _lasting(reference: Reference, several: Tensor) -> Tensor:
+    """`[T]`: G by gradient, for each of which every earlier update has its part; see the module."""
     steps = len(several)
     beside = several - _along(reference, several, reference.updates) * reference.updates
     shares = beside / torch.arange(steps, 0, -1, dtype=beside.dtype)[:, None]
-    return _sum((reference.grads[1:] * shares.cumsum(0) * reference.weights).sum(1))
+    return (reference.grads[1:] * shares.cumsum(0) * reference.weights).sum(1)
 
 
 def _sum(by_step: Tensor) -> tuple[float, float]:

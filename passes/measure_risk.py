@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from baoc_compile.kernels.catalogue import full_precision
-from baoc_compile.passes.assess_risk import Reference, Risk, assess, curvature
-from baoc_compile.passes.list_candidates import Configuration
+from baoc_compile.passes.assess_risk import Assessment, Reference, Risk, assess, curvature, rate
+from baoc_compile.passes.list_candidates import Configuration, configuration_label
 from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 from torch import Tensor
 
@@ -27,16 +28,33 @@ def measure_risk(
     """By (block, label of one of its `configurations`), of the blocks that were sampled; and the curvature."""
     runs = [_Run(inside, blocks, streams, rules, seed) for inside in _alike(blocks, streams, rules)]
     factor = curvature([reference for run in runs for reference in run.references.values()])
-    found: dict[tuple[int, str], Risk] = {}
+    found: dict[tuple[int, str], Assessment] = {}
+    ways: dict[str, dict[int, str]] = {}  # what is shared and dropped -> the least rounded configuration of each block
+    way_of: dict[str, str] = {}
     for run in runs:
         for label, configuration in {c.label: c for k in run.blocks for c in configurations[k]}.items():
             having = tuple(k for k in run.blocks if label in {c.label for c in configurations[k]})
             updates = run.updates(having, configuration.codecs)
-            unrounded = run.unrounded(having, configuration.codecs)
+            exact = without_rounding(configuration.codecs)
+            unrounded = run.updates_once(having, exact) if exact is not None else None
             for k in having:
-                without = unrounded[k] if unrounded is not None else None
-                found[k, label] = assess(run.references[k], updates[k], factor, without)
-    return found, factor
+                found[k, label] = assess(run.references[k], updates[k], factor, unrounded[k] if unrounded else None)
+                if exact is not None:
+                    way_of[label] = configuration_label({key: codec.name for key, codec in exact.items()})
+                    ways.setdefault(way_of[label], {}).setdefault(k, label)
+    rates = {way: rate([found[cell] for cell in labels.items()]) for way, labels in ways.items()}
+    risks = {
+        (k, label): replace(a.risk, risk=a.risk.risk + rates.get(way_of.get(label, ""), 0.0) * a.risk.interaction)
+        for (k, label), a in found.items()
+    }
+    return risks, factor
+
+
+def without_rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec] | None:
+    """None if the configuration does nothing else."""
+    if all(c.kind == "rounding" for c in codecs.values()):
+        return None
+    return {key: full_precision(torch.float32) if c.kind == "rounding" else c for key, c in codecs.items()}
 
 
 def _alike(
@@ -73,21 +91,18 @@ class _Run:
             )
             for k, update in self._by_block(inside, updates).items()
         }
-        self._unrounded: dict[object, dict[int, Tensor]] = {}
+        self._kept: dict[object, dict[int, Tensor]] = {}
 
     def updates(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor]:
         weights = torch.cat([self.weights[k] for k in having], 1)
         return self._by_block(having, shadow_updates(self._samples(having), codecs, weights, self.seed))
 
-    def unrounded(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor] | None:
-        """The same without rounding; None if the configuration does nothing else."""
-        if all(c.kind == "rounding" for c in codecs.values()):
-            return None
-        exact = {k: full_precision(torch.float32) if c.kind == "rounding" else c for k, c in codecs.items()}
-        key = (having, tuple((k, c.name) for k, c in exact.items()))
-        if key not in self._unrounded:
-            self._unrounded[key] = self.updates(having, exact)
-        return self._unrounded[key]
+    def updates_once(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor]:
+        """The same, kept for the configurations that differ by rounding only."""
+        key = (having, configuration_label({key: codec.name for key, codec in codecs.items()}))
+        if key not in self._kept:
+            self._kept[key] = self.updates(having, codecs)
+        return self._kept[key]
 
     def _samples(self, blocks: tuple[int, ...]) -> Samples:
         return Samples(self.rule, [s for k in blocks for s in self.streams[k]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from baoc_compile.kernels.catalogue import GROUP, codec_named, full_precision
-from baoc_compile.passes.assess_risk import CAUTION, SHARE, Reference, assess, curvature
+from baoc_compile.passes.assess_risk import CAUTION, SHARE, Reference, assess, curvature, rate
 from baoc_compile.passes.average_increments import IncrementMeans
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import list_candidates
@@ -254,7 +254,8 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
     noise = 0.003 * torch.from_numpy(np.random.default_rng(seed + 1).normal(size=(2, steps, count)))
     unrounded = ref.updates + noise[0] if shares else None
     c = (unrounded if shares else ref.updates) + noise[1]
-    found = assess(ref, c.float(), factor, unrounded)
+    assessment = assess(ref, c.float(), factor, unrounded)
+    found = assessment.risk
     w, g, u, c = ref.weights.numpy(), ref.grads.numpy(), ref.updates.numpy(), c.float().double().numpy()
     h = np.sqrt((g**2).mean(0))
     e = found.gain * c - u
@@ -272,17 +273,23 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
 
     def lasting(several):
         shares = beside(several) / np.arange(steps, 0, -1)[:, None]
-        total, error = of([(w * g[s] * shares[:s].sum(0)).sum() for s in range(1, steps + 1)])
+        by_step = [(w * g[s] * shares[:s].sum(0)).sum() for s in range(1, steps + 1)]
         later = [g[t + 1 :].mean(0) for t in range(steps)]
-        assert math.isclose(total, sum((w * later[t] * beside(several)[t]).sum() for t in range(steps)), abs_tol=1e-12)
-        return total, error
+        assert math.isclose(
+            sum(by_step), sum((w * later[t] * beside(several)[t]).sum() for t in range(steps)), abs_tol=1e-12
+        )
+        return by_step
 
     coherent, error = of([(w * g[t + 1] * e[t]).sum() for t in range(steps)])
-    (bias, bias_error), (noise, noise_error) = lasting(b), lasting(e - b)
-    risk = bias + max(noise, 0) + CAUTION * (bias_error + noise_error) + SHARE * curved(e - b)
+    noise, noise_error = of(lasting(e - b))
+    risk = max(noise, 0) + CAUTION * noise_error + SHARE * curved(e - b)
     assert math.isclose(found.predicted, coherent + SHARE * curved(e), rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.error, error, rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.risk, risk + (10.0 if found.gate else 0.0), rel_tol=1e-9, abs_tol=1e-12)
+    np.testing.assert_allclose(assessment.lasting, lasting(b), rtol=1e-9, atol=1e-12)
+    total, error = of(2 * np.array(lasting(b)))
+    expected = (total + CAUTION * error) / (2 * found.interaction) if found.interaction else 0.0
+    assert math.isclose(rate([assessment, assessment]), expected, rel_tol=1e-9)
     assert math.isclose(found.interaction, curved([beside(b).sum(0)]), rel_tol=1e-9, abs_tol=1e-12)
     assert shares or found.gain == 1.0
     assert not found.excluded
@@ -292,13 +299,13 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
 def test_other_lengths_are_no_gain_and_no_loss(scale, seed):
     """Of a configuration whose updates point where those of full precision do."""
     ref = reference(6, 50, seed)
-    found = assess(ref, ref.updates * scale, 100.0, ref.updates * scale)
+    found = assess(ref, ref.updates * scale, 100.0, ref.updates * scale).risk
     assert (found.risk, found.interaction) == pytest.approx((0.0, 0.0), abs=1e-12)
 
 
 def test_full_precision_has_no_risk():
     ref = reference(5, 30, 0)
-    found = assess(ref, ref.updates, 100.0, ref.updates)
+    found = assess(ref, ref.updates, 100.0, ref.updates).risk
     assert (found.predicted, found.error, found.risk, found.interaction) == (0.0, 0.0, 0.0, 0.0)
     assert found.gain == pytest.approx(1.0)
 
@@ -306,9 +313,9 @@ def test_full_precision_has_no_risk():
 @given(scale=st.floats(1.0, 6.0), seed=st.integers(0, 99))
 def test_the_gain_fits_displacements(scale, seed):
     ref = reference(6, 50, seed)
-    found = assess(ref, ref.updates * scale, 100.0, ref.updates)
+    found = assess(ref, ref.updates * scale, 100.0, ref.updates).risk
     assert found.gain == pytest.approx(max(1.0 / scale, 0.25))
-    assert assess(ref, ref.updates * scale, 100.0).gain == 1.0
+    assert assess(ref, ref.updates * scale, 100.0).risk.gain == 1.0
 
 
 def test_the_curvature_of_a_quadratic_is_found():
@@ -338,11 +345,11 @@ def test_the_curvature_of_a_quadratic_is_found():
 
 def test_gates():
     ref = reference(10, 50, 3)
-    assert "finite" in assess(ref, ref.updates * math.nan, 1.0, ref.updates).excluded
-    assert "stall" in assess(ref, ref.updates * 0.0, 1.0).gate
-    assert "blow up" in assess(ref, ref.updates * 1e3, 1.0).gate
+    assert "finite" in assess(ref, ref.updates * math.nan, 1.0, ref.updates).risk.excluded
+    assert "stall" in assess(ref, ref.updates * 0.0, 1.0).risk.gate
+    assert "blow up" in assess(ref, ref.updates * 1e3, 1.0).risk.gate
     shrinking = ref.updates - 0.02 * ref.params
-    found = assess(ref, shrinking, 1.0)
+    found = assess(ref, shrinking, 1.0).risk
     assert "length of the weights" in found.gate
     assert found.risk > 10.0
-    assert not assess(ref, ref.updates * 1.1, 1.0).gate
+    assert not assess(ref, ref.updates * 1.1, 1.0).risk.gate
