@@ -32,8 +32,11 @@ to gain is chance. What blocks make of each other's b goes by their interactions
 One block's G(b) is mostly noise. What dropping momentum, say, does in all blocks together is known better, and shared out
 in proportion to I. With sums over the blocks k that may be changed in the same way, and sigma the standard errors,
 
-    rate = (sum_k G(b_k) + CAUTION sigma(sum_k G(b_k))) / sum_k I_k
+    rate = max((sum_k G(b_k) + CAUTION sigma(sum_k G(b_k))) / sum_k I_k, -1)
     risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e - b)
+
+At -1 a change of all blocks at once would gain what it costs, and no more is ever credited (nothing at all below
+FEWEST_STEPS steps): some blocks may be better off, never all of them.
 
 Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up) or all but cease
 (stall), and a significant drift along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last
@@ -166,9 +169,11 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
 
 def rate(alike: Sequence[Assessment]) -> float:
     """See the module; of different blocks that are changed in the same way."""
-    total, error = _sum(torch.stack([a.lasting for a in alike]).sum(0))
+    by_step = torch.stack([a.lasting for a in alike]).sum(0)
+    total, error = _sum(by_step)
     interaction = math.fsum(a.risk.interaction for a in alike)
-    return (total + CAUTION * error) / interaction if interaction > 0.0 else 0.0
+    least = -1.0 if len(by_step) >= FEWEST_STEPS else 0.0
+    return max((total + CAUTION * error) / interaction, least) if interaction > 0.0 else 0.0
 
 
 def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
