@@ -33,7 +33,7 @@ One block's G(b) is mostly noise. What dropping momentum, say, does in all block
 in proportion to I. With sums over the blocks k that may be changed in the same way, and sigma the standard errors,
 
     rate = max((sum_k G(b_k) + CAUTION sigma(sum_k G(b_k))) / sum_k I_k, -1)
-    risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e - b)
+    risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e)
 
 At -1 a change of all blocks at once would gain what it costs, and no more is ever credited (nothing at all below
 FEWEST_STEPS steps): some blocks may be better off, never all of them.
@@ -158,7 +158,7 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     risk = Risk(
         predicted=coherent + SHARE * curved(e),
         error=error,
-        risk=max(lasting, 0.0) + CAUTION * lasting_error + SHARE * curved(e - bias) + (GATED if gate else 0.0),
+        risk=max(lasting, 0.0) + CAUTION * lasting_error + SHARE * curved(e) + (GATED if gate else 0.0),
         interaction=curved(displaced),
         gain=gain,
         relative_error=relative,
