@@ -33,7 +33,7 @@ One block's G(b) is mostly noise. What dropping momentum, say, does in all block
 in proportion to I. With sums over the blocks k that may be changed in the same way, and sigma the standard errors,
 
     rate = max((sum_k G(b_k) + CAUTION sigma(sum_k G(b_k))) / sum_k I_k, -1)
-    risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e)
+    risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e')
 
 At -1 a change of all blocks at once would gain what it costs, and no more is ever credited (nothing at all below
 FEWEST_STEPS steps): some blocks may be better off, never all of them.
@@ -147,7 +147,6 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     e = gain * c - u
     coherent, error = _sum((reference.grads[1:] * e * w).sum(1))
     lasting, lasting_error = _sum(_lasting(reference, e - bias))
-    displaced = (bias - _along(reference, bias, u) * u).sum(0)
 
     def curved(several: Tensor) -> float:
         return factor / 2 * float((h * several.square() * w).sum())
@@ -158,8 +157,11 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     risk = Risk(
         predicted=coherent + SHARE * curved(e),
         error=error,
-        risk=max(lasting, 0.0) + CAUTION * lasting_error + SHARE * curved(e) + (GATED if gate else 0.0),
-        interaction=curved(displaced),
+        risk=max(lasting, 0.0)
+        + CAUTION * lasting_error
+        + SHARE * curved(_beside(reference, e))
+        + (GATED if gate else 0.0),
+        interaction=curved(_beside(reference, bias).sum(0)),
         gain=gain,
         relative_error=relative,
         gate=gate,
@@ -184,11 +186,15 @@ def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
     return float((weighted * x).sum()) / length if length > 0.0 else 0.0
 
 
+def _beside(reference: Reference, several: Tensor) -> Tensor:
+    """x' of the module."""
+    return several - _along(reference, several, reference.updates) * reference.updates
+
+
 def _lasting(reference: Reference, several: Tensor) -> Tensor:
     """`[T]`: G by gradient, for each of which every earlier update has its part; see the module."""
     steps = len(several)
-    beside = several - _along(reference, several, reference.updates) * reference.updates
-    shares = beside / torch.arange(steps, 0, -1, dtype=beside.dtype)[:, None]
+    shares = _beside(reference, several) / torch.arange(steps, 0, -1, dtype=several.dtype)[:, None]
     return (reference.grads[1:] * shares.cumsum(0) * reference.weights).sum(1)
 
 

@@ -282,7 +282,7 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
 
     coherent, error = of([(w * g[t + 1] * e[t]).sum() for t in range(steps)])
     noise, noise_error = of(lasting(e - b))
-    risk = max(noise, 0) + CAUTION * noise_error + SHARE * curved(e)
+    risk = max(noise, 0) + CAUTION * noise_error + SHARE * curved(beside(e))
     assert math.isclose(found.predicted, coherent + SHARE * curved(e), rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.error, error, rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.risk, risk + (10.0 if found.gate else 0.0), rel_tol=1e-9, abs_tol=1e-12)
