@@ -45,6 +45,7 @@ decisions: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/risk.py
 	$(BIN)/python benchmarks/decisions.py
+	$(BIN)/python benchmarks/dropping.py
 	$(BIN)/python benchmarks/configurator_cost.py
 	$(BIN)/python benchmarks/time_model.py
 
