@@ -32,10 +32,10 @@ from baoc_compile.rule import UpdateRule
 from baoc_compile.time_model import Cost, RememberedTimes, Sample, device_name, fit, ns_of, with_threads
 
 #: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
-#: On an AMD EPYC 22 µs and 0.6 µs a tensor with warm caches (docs/host_time.md), 350 µs and 2 µs after work that empties
-#: them, as a backward pass may; these lie between (docs/time_model.json). Not measured on the machine at hand.
-HOST_NS_PER_STEP = 200_000.0
-HOST_NS_PER_TENSOR = 1_500.0
+#: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a tenth for the step and
+#: a third for a tensor (docs/host_time.md). Not measured on the machine at hand.
+HOST_NS_PER_STEP = 400_000.0
+HOST_NS_PER_TENSOR = 2_000.0
 
 #: Of a step that is not measured: what bringing a launch's table up to date takes.
 UNMEASURED_NS_PER_LAUNCH = 15_000.0
