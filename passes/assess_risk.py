@@ -137,7 +137,7 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     that shares or drops state. Such a one may get a gain: the least-squares factor of the displacements over the window,
     weighted by w h, in 0.25 ... 1."""
     c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
-    if not bool(c.isfinite().all()):
+    if not all(bool(x.isfinite().all()) for x in (c, unrounded) if x is not None):
         excluded = Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
         return Assessment(excluded, torch.zeros(len(u), dtype=u.dtype))
     gain, bias = 1.0, torch.zeros_like(u)

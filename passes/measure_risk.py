@@ -29,8 +29,9 @@ def measure_risk(
     runs = [_Run(inside, blocks, streams, rules, seed) for inside in _alike(blocks, streams, rules)]
     factor = curvature([reference for run in runs for reference in run.references.values()])
     found: dict[tuple[int, str], Assessment] = {}
-    ways: dict[str, dict[int, str]] = {}  # what is shared and dropped -> the least rounded configuration of each block
-    way_of: dict[str, str] = {}
+    # what is shared and dropped, and steps -> the least rounded configuration of each block
+    ways: dict[tuple[str, int], dict[int, str]] = {}
+    way_of: dict[tuple[int, str], tuple[str, int]] = {}
     for run in runs:
         for label, configuration in {c.label: c for k in run.blocks for c in configurations[k]}.items():
             having = tuple(k for k in run.blocks if label in {c.label for c in configurations[k]})
@@ -40,14 +41,12 @@ def measure_risk(
             for k in having:
                 found[k, label] = assess(run.references[k], updates[k], factor, unrounded[k] if unrounded else None)
                 if exact is not None:
-                    way_of[label] = configuration_label({key: codec.name for key, codec in exact.items()})
-                    ways.setdefault(way_of[label], {}).setdefault(k, label)
+                    what = configuration_label({key: codec.name for key, codec in exact.items()})
+                    way_of[k, label] = (what, len(found[k, label].lasting))
+                    ways.setdefault(way_of[k, label], {}).setdefault(k, label)
     rates = {way: rate([found[cell] for cell in labels.items()]) for way, labels in ways.items()}
-    risks = {
-        (k, label): replace(a.risk, risk=a.risk.risk + rates.get(way_of.get(label, ""), 0.0) * a.risk.interaction)
-        for (k, label), a in found.items()
-    }
-    return risks, factor
+    added = {cell: rates[way] * found[cell].risk.interaction for cell, way in way_of.items()}
+    return {cell: replace(a.risk, risk=a.risk.risk + added.get(cell, 0.0)) for cell, a in found.items()}, factor
 
 
 def without_rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec] | None:
