@@ -27,7 +27,7 @@ from baoc_compile.passes.group_blocks import group_blocks
 from baoc_compile.passes.make_profile import Planned, make_profile
 from baoc_compile.passes.read_roles import make_room_for_traces
 from baoc_compile.passes.sample_gradients import GradientSampler, default_buffer_bytes
-from baoc_compile.passes.solve_plan import Solution, by_parameter, current_choice, solve_profile
+from baoc_compile.passes.solve_plan import Solution, by_parameter, solve_profile
 from baoc_compile.planning import Planning
 from baoc_compile.rule import UpdateRule
 from baoc_compile.session import Decision, Session
@@ -150,16 +150,16 @@ class Configurator:
 
     def _reason_to_keep(self, solution: Solution) -> str:
         """Why a new plan is not worth a migration; empty if it is, or if the old one does not fit the budgets."""
-        now = current_choice(solution.profile)
-        size = solution.profile.fixed_bytes + sum(c.size_bytes for c in now)
-        ns = solution.kept().time_ns
-        if size > solution.budget_bytes or (solution.budget_ns is not None and ns > solution.budget_ns):
+        kept = solution.kept()
+        if kept.allocation.size_bytes > solution.budget_bytes or (
+            solution.budget_ns is not None and kept.time_ns > solution.budget_ns
+        ):
             return ""
-        if any(c.excluded or c.gate for c in now):
+        if any(c.excluded or c.gate for c in kept.chosen):
             return ""
-        if all(a.codecs == b.codecs for a, b in zip(now, solution.chosen, strict=True)):
+        if all(a.codecs == b.codecs for a, b in zip(kept.chosen, solution.chosen, strict=True)):
             return "it is the best one"
-        before = solution.kept().allocation.risk
+        before = kept.allocation.risk
         gained, wanted = before - solution.allocation.risk, self.planning.hysteresis * abs(before)
         if gained <= wanted:
             return f"a new one would lower the risk by {gained:.3g} nats per window, less than {wanted:.3g}"

@@ -30,7 +30,7 @@ def _shape_only(state: StateTensor) -> Tensor:
 
 def _only_traced(kind: type[StateTensor], func: Any, args: Any) -> bool:
     """Is this an elementwise operation in place, while torch traces? There is nothing to do then but to look at shapes."""
-    state = args[0]
+    state = args[0] if args else None
     if not isinstance(state, kind) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
         return False
     writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]

@@ -22,7 +22,7 @@ class Planning:
     `sample_bytes`: host memory for samples; default the larger of 16 MiB and 2 % of the parameters' bytes.
     `blocks`: a grouping of the user's own, a function (name, parameter) -> label or a mapping name -> label.
     `risk`: "shadow" (measured), or "proxy" (a sum of metrics after BAOC, our reconstruction).
-    `hysteresis`: a new plan must lower the predicted risk by this fraction, beyond its error, to replace one that fits.
+    `hysteresis`: a new plan must lower the predicted risk by this fraction to replace one that fits.
     """
 
     time_budget: TimeBudget | None = None

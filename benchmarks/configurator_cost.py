@@ -30,7 +30,6 @@ from baoc_compile.session import session_of
 
 TIME_BUDGETS = ("10 s", "500%", "300%", "200%", "150%", "130%")
 MEMORY_BUDGET = "40%"
-TRACES = 3.0  # a step that takes so many times the median has been traced
 
 
 class Training:

@@ -32,8 +32,8 @@ from baoc_compile.rule import UpdateRule
 from baoc_compile.time_model import Cost, RememberedTimes, Sample, device_name, fit, ns_of, with_threads
 
 #: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
-#: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a tenth for the step and
-#: a third for a tensor (docs/host_time.md). Not measured on the machine at hand.
+#: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a twentieth for the step
+#: and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
 HOST_NS_PER_STEP = 400_000.0
 HOST_NS_PER_TENSOR = 2_000.0
 

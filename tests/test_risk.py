@@ -307,7 +307,7 @@ def test_other_lengths_are_no_gain_and_no_loss(scale, seed):
 def test_full_precision_has_no_risk():
     ref = reference(5, 30, 0)
     found = assess(ref, ref.updates, 100.0, ref.updates).risk
-    assert (found.predicted, found.error, found.risk, found.interaction) == (0.0, 0.0, 0.0, 0.0)
+    assert (found.predicted, found.error, found.risk, found.interaction, found.relative_error) == (0.0,) * 5
     assert found.gain == pytest.approx(1.0)
 
 
