@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from baoc_compile.block_profile import BlockCandidate, Profile
+from baoc_compile.budget import MemoryBudget, TimeBudget
 from baoc_compile.checkpoint import keep_in_checkpoints
 from baoc_compile.errors import BudgetError
 from baoc_compile.gradient_stream import GradientStream
@@ -42,7 +43,8 @@ log = logging.getLogger("baoc")
 class Configurator:
     """Of one optimizer. `steps`: compiled steps so far. `due`: the step after which the next plan is solved. `history`: what
     was decided, and why. `profile`, `solution`: the last ones, taken or not. `seconds`: spent on each. `decides`: False to
-    look on only. `measures_time`: time every candidate even without a time budget."""
+    look on only. `solve`: what makes a solution of a profile and the budgets. `measures_time`: time every candidate even without
+    a time budget."""
 
     session: Session
     planning: Planning
@@ -52,6 +54,7 @@ class Configurator:
     solution: Solution | None = None
     history: list[str] = field(default_factory=list)
     decides: bool = True
+    solve: Callable[[Profile, MemoryBudget, TimeBudget | None], Solution] = solve_profile
     measures_time: bool = False
     profile: Profile | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "solving": 0.0, "migrating": 0.0})
@@ -123,7 +126,7 @@ class Configurator:
             if not self.decides or self.session.memory_budget is None:
                 return
             try:
-                solution = solve_profile(self.profile, self.session.memory_budget, self.planning.time_budget)
+                solution = self.solve(self.profile, self.session.memory_budget, self.planning.time_budget)
             except BudgetError as error:
                 self._note(f"kept the plan: {error}")
                 return
@@ -205,7 +208,7 @@ class Configurator:
         if state["profile"] is not None and self.session.memory_budget is not None:
             self.profile = Profile.from_dict(state["profile"])
             try:
-                self.solution = solve_profile(self.profile, self.session.memory_budget, self.planning.time_budget)
+                self.solution = self.solve(self.profile, self.session.memory_budget, self.planning.time_budget)
             except BudgetError:
                 self.solution = None
 

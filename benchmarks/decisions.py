@@ -3,7 +3,7 @@
 For every budget, workload and seed, training runs as a user would run it: `prepare(optimizer, memory_budget=...)`, the
 step compiled, the plan solved and migrated to after the warm-up. Runs of one seed start from the same weights and see the
 same batches as the uniform configurations in learning.json (`make learning`), so losses are compared seed by seed. Random
-plans choose every block's candidate at random, within the same budget, and hold from the first step.
+plans are decided upon in the same training at the same step: every block's candidate at random, within the same budget.
 
     python benchmarks/decisions.py [--workloads language ...] [--seeds 3] [--report]
 """
@@ -21,30 +21,29 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from baoc_compile.passes.solve_plan import solve_profile
+from baoc_compile.passes.solve_plan import Solution, solve_profile
 from learning import DOCS, REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
 from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 import baoc_compile
 from baoc_compile.block_profile import Profile
-from baoc_compile.budget import MemoryBudget
-from baoc_compile.plan import Plan
+from baoc_compile.budget import MemoryBudget, TimeBudget
 from baoc_compile.session import session_of
 
 BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
 KINDS = ("plan", "random")
 WARMUP_STEPS = 100  # runs are short: a fifth to a quarter of them, and well past the learning rate's warm-up
-PROFILED = 2.2  # the budget whose profile random plans are drawn from
 
 
-def run(workload_name: str, kind: str, budget: float, seed: int, profile: dict[str, Any] | None) -> dict[str, Any]:
+def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.compiler.reset()
     started = time.perf_counter()
@@ -55,12 +54,12 @@ def run(workload_name: str, kind: str, budget: float, seed: int, profile: dict[s
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(workload.lr))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(workload.steps))
     text = f"{budget} B/param"
-    if profile is None:
-        baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed, warmup_steps=WARMUP_STEPS)
-    else:
-        baoc_compile.prepare(
-            optimizer, model=model, plan=random_plan(Profile.from_dict(profile), text, seed), seed=seed
-        )
+    baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed, warmup_steps=WARMUP_STEPS)
+    session = session_of(optimizer)
+    configurator = session.configurator
+    assert configurator is not None
+    if kind == "random":
+        configurator.solve = partial(solve_at_random, seed)
     step = torch.compile(optimizer.step, backend="baoc")
     most = 0
     for batch in islice(workload.batches(train_data, workload.batch_size, seed), workload.steps):
@@ -71,8 +70,6 @@ def run(workload_name: str, kind: str, budget: float, seed: int, profile: dict[s
         scheduler.step()
         most = max(most, baoc_compile.state_bytes(optimizer))
     parameters = sum(p.numel() for p in model.parameters())
-    session = session_of(optimizer)
-    configurator = session.configurator
     return {
         "workload": workload_name,
         "kind": kind,
@@ -81,23 +78,24 @@ def run(workload_name: str, kind: str, budget: float, seed: int, profile: dict[s
         "validation_loss": workload.evaluate(model, validation_data),
         "bytes_per_parameter": most / parameters,
         "plan": {p.name: dict(p.slots) | {"gain": p.gain} for p in session.decided_plan().parameters.values()},
-        "history": configurator.history if configurator is not None else [],
-        "configurator_seconds": dict(configurator.seconds) if configurator is not None else {},
-        "profile": configurator.profile.to_dict() if configurator is not None and configurator.profile else None,
+        "history": configurator.history,
+        "configurator_seconds": dict(configurator.seconds),
         "seconds": time.perf_counter() - started,
         "cpu": cpu_name(),
         "torch": torch.__version__,
     }
 
 
-def random_plan(profile: Profile, budget: str, seed: int) -> Plan:
+def solve_at_random(
+    seed: int, profile: Profile, memory_budget: MemoryBudget, time_budget: TimeBudget | None = None
+) -> Solution:
     """Every block's candidates in a random order of preference, as far as the budget allows."""
     generator = random.Random(seed)
     candidates = tuple(
-        tuple(replace(c, risk=generator.random(), interaction=0.0, excluded="") for c in several)
+        tuple(replace(c, risk=generator.random(), interaction=0.0, excluded="", gate="") for c in several)
         for several in profile.candidates
     )
-    return solve_profile(replace(profile, candidates=candidates), MemoryBudget.parse(budget)).plan(Plan(seed=seed))
+    return solve_profile(replace(profile, candidates=candidates), memory_budget, time_budget)
 
 
 def uniform_losses(workload: str) -> dict[str, tuple[float, dict[int, float]]]:
@@ -229,30 +227,23 @@ def main() -> int:
     failed = 0
     if not options.report:
         os.environ["OMP_NUM_THREADS"] = "1"
-        for kind in options.kinds:  # random plans need the profiles of the others
-            jobs = [(w, kind, b, s) for s, b, w in product(range(options.seeds), options.budgets, options.workloads)]
-            jobs = [job for job in jobs if "/".join(map(str, job)) not in runs]
-            profiles = {(r["workload"]): r["profile"] for r in runs.values() if r["profile"] is not None}
-            with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-                futures = {
-                    pool.submit(run, *job, profiles.get(job[0]) if kind == "random" else None): "/".join(map(str, job))
-                    for job in jobs
-                }
-                for count, future in enumerate(as_completed(futures), start=1):
-                    key = futures[future]
-                    if error := future.exception():
-                        failed += 1
-                        print(f"[{count}/{len(jobs)}] {key}: {type(error).__name__}: {error}", flush=True)
-                        continue
-                    runs[key] = future.result()
-                    if (runs[key]["budget"], runs[key]["seed"]) != (PROFILED, 0):
-                        runs[key]["profile"] = None  # one for each workload is enough, and they are large
-                    save(runs, options.results)
-                    print(
-                        f"[{count}/{len(jobs)}] {key}: {runs[key]['validation_loss']:.4f} at "
-                        f"{runs[key]['bytes_per_parameter']:.3f} B/param, {runs[key]['seconds']:.0f} s",
-                        flush=True,
-                    )
+        order = product(range(options.seeds), options.budgets, options.kinds, options.workloads)
+        jobs = [(w, kind, b, s) for s, b, kind, w in order if f"{w}/{kind}/{b}/{s}" not in runs]
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(run, *job): "/".join(map(str, job)) for job in jobs}
+            for count, future in enumerate(as_completed(futures), start=1):
+                key = futures[future]
+                if error := future.exception():
+                    failed += 1
+                    print(f"[{count}/{len(jobs)}] {key}: {type(error).__name__}: {error}", flush=True)
+                    continue
+                runs[key] = future.result()
+                save(runs, options.results)
+                print(
+                    f"[{count}/{len(jobs)}] {key}: {runs[key]['validation_loss']:.4f} at "
+                    f"{runs[key]['bytes_per_parameter']:.3f} B/param, {runs[key]['seconds']:.0f} s",
+                    flush=True,
+                )
     report(runs, options.results.with_suffix(".md"))
     return 1 if failed else 0
 

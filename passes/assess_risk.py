@@ -20,8 +20,8 @@ blocks, and there three things differ (docs/risk.md, "All blocks at once"):
 
 - A change of the updates' length acts like another learning rate: shorter steps pay at once and cost later. So what lies
   along u is taken out: x' = x - a(x) u, a(x) = <w h D(x), D(u)> / <w h D(u), D(u)>, with D(x) = sum_t x[t].
-- What is done at step t stays. So it meets the mean of all later gradients of the window, rather than the next one:
-  G(x) = sum_t sum_i w[i] mean_{s > t} g[s, i] x'[t, i].
+- What is done at step t is there for longer than one step. So it meets the mean of the next HORIZON gradients of the window,
+  beyond which there is only noise: G(x) = sum_t sum_i w[i] mean_{t < s <= t + HORIZON} g[s, i] x'[t, i].
 - Blocks that are displaced together meet the whole curvature.
 
 e is parted into b, what the same configuration errs without rounding, and the rest, whose mean is 0: what it seems
@@ -29,19 +29,25 @@ to gain is chance. What blocks make of each other's b goes by their interactions
 
     I = 1/2 * curvature * sum_i w[i] h[i] D(b')[i]^2
 
-One block's G(b) is mostly noise. What dropping momentum, say, does in all blocks together is known better, and shared out
-in proportion to I. With sums over the blocks k that may be changed in the same way, and sigma the standard errors,
+Rounding is judged block by block, what it seems to gain does not count, and doubt does:
 
-    rate = max((sum_k G(b_k) + CAUTION sigma(sum_k G(b_k))) / sum_k I_k, -1)
-    risk = rate * I + max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e')
+    risk = max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e' - b') + r I
 
-At -1 a change of all blocks at once would gain what it costs, and no more is ever credited (nothing at all below
-FEWEST_STEPS steps): some blocks may be better off, never all of them.
+What sharing or dropping does may well be a gain (docs/dropping.md), and one block's G(b) is mostly noise that all blocks have
+in common. So rates r_k = G(b_k) / I_k are estimated together, over the blocks k that may be changed in the same way: a rate
+is one that all have, plus one that the block has, both normal with mean 0 and standard deviation SPREAD before anything was
+seen. With y_k = G(b_k) / I_k, and C their covariances from the spread over steps, the expectation after it is
+
+    r = P (P + C)^-1 y,      P = SPREAD^2 (1 + delta_kl)      (Gaussian process; best linear unbiased prediction)
+
+which believes a rate as far as it stands out from the noise. Gains do not add up, though: whole trainings have them from
+the first block or two, and no longer with half of the blocks (docs/dropping.md). So a rate r < 0 counts as r / (1 - r), which
+is never below -1, where a change of all blocks at once would gain what it costs; and below FEWEST_STEPS steps it counts as 0.
 
 Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up) or all but cease
-(stall), and a significant drift along the weights (radial bias, arXiv 2610.12444). So such a configuration is a last
-resort, but the smallest budget that can be met does not depend on samples. Updates that are not finite exclude a
-configuration.
+(stall), and a significant drift of the weights' length by rounding (radial bias, arXiv 2610.12444). So such a
+configuration is a last resort, but the smallest budget that can be met does not depend on samples. Updates that are not
+finite exclude a configuration.
 """
 
 from __future__ import annotations
@@ -56,8 +62,15 @@ from torch import Tensor
 #: Of the curvature along a joint displacement of all blocks, that of one block alone.
 SHARE = 0.125
 
-#: Standard errors that are added to an estimate.
+#: Standard errors that are added to an estimate of what rounding does.
 CAUTION = 0.5
+
+#: Steps that an error is followed for. Of 1, 2, 4, 8 and 23, the one at which sharing and dropping stand out from the noise
+#: most clearly, and as whole trainings have it (docs/dropping.md).
+HORIZON = 4
+
+#: Standard deviations of rates, before anything was seen.
+SPREAD = 0.5
 
 #: A group's updates may have so many times the squared length of those in full precision.
 BLOW_UP = 1e4
@@ -109,7 +122,7 @@ class Risk:
 
 @dataclass(frozen=True)
 class Assessment:
-    """`risk` lacks what `rate` adds; `lasting` `[T]`: G(b), by gradient."""
+    """`risk` lacks r I; `lasting` `[T]`: G(b), by gradient."""
 
     risk: Risk
     lasting: Tensor
@@ -153,13 +166,13 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
 
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
-    gate = _gate(reference, gain * c, e)
+    gate = _gate(reference, gain * c, e, e - bias)
     risk = Risk(
         predicted=coherent + SHARE * curved(e),
         error=error,
         risk=max(lasting, 0.0)
         + CAUTION * lasting_error
-        + SHARE * curved(_beside(reference, e))
+        + SHARE * curved(_beside(reference, e - bias))
         + (GATED if gate else 0.0),
         interaction=curved(_beside(reference, bias).sum(0)),
         gain=gain,
@@ -169,13 +182,20 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
     return Assessment(risk, _lasting(reference, bias))
 
 
-def rate(alike: Sequence[Assessment]) -> float:
-    """See the module; of different blocks that are changed in the same way."""
-    by_step = torch.stack([a.lasting for a in alike]).sum(0)
-    total, error = _sum(by_step)
-    interaction = math.fsum(a.risk.interaction for a in alike)
-    least = -1.0 if len(by_step) >= FEWEST_STEPS else 0.0
-    return max((total + CAUTION * error) / interaction, least) if interaction > 0.0 else 0.0
+def rates(alike: Sequence[Assessment]) -> list[float]:
+    """r of the module, for different blocks that are changed in the same way."""
+    interactions = torch.tensor([a.risk.interaction for a in alike], dtype=torch.float64)
+    lasting = torch.stack([a.lasting for a in alike])
+    known = interactions > 0.0
+    several, steps = int(known.sum()), lasting.shape[1]
+    found = torch.zeros_like(interactions)
+    if several and steps > 1:
+        seen = lasting[known] / interactions[known, None]
+        noise = steps * torch.cov(seen).reshape(several, several)
+        before = SPREAD**2 * (1.0 + torch.eye(several, dtype=torch.float64))
+        found[known] = before @ torch.linalg.solve(before + noise, seen.sum(1))
+    gains = found.clamp(max=0.0) if steps >= FEWEST_STEPS else torch.zeros_like(found)
+    return (found.clamp(min=0.0) + gains / (1.0 - gains)).tolist()
 
 
 def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
@@ -192,10 +212,12 @@ def _beside(reference: Reference, several: Tensor) -> Tensor:
 
 
 def _lasting(reference: Reference, several: Tensor) -> Tensor:
-    """`[T]`: G by gradient, for each of which every earlier update has its part; see the module."""
+    """`[T]`: G by gradient, for each of which HORIZON updates before it have their parts; see the module."""
     steps = len(several)
-    shares = _beside(reference, several) / torch.arange(steps, 0, -1, dtype=several.dtype)[:, None]
-    return (reference.grads[1:] * shares.cumsum(0) * reference.weights).sum(1)
+    followed = torch.arange(steps, 0, -1, dtype=several.dtype).clamp(max=HORIZON)
+    shares = (_beside(reference, several) / followed[:, None]).cumsum(0)
+    shares[HORIZON:] -= shares[:-HORIZON].clone()
+    return (reference.grads[1:] * shares * reference.weights).sum(1)
 
 
 def _sum(by_step: Tensor) -> tuple[float, float]:
@@ -204,7 +226,7 @@ def _sum(by_step: Tensor) -> tuple[float, float]:
     return total, float(by_step.std()) * math.sqrt(len(by_step)) if len(by_step) > 1 else abs(total)
 
 
-def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:
+def _gate(reference: Reference, updates: Tensor, e: Tensor, rounding: Tensor) -> str:
     w, u = reference.weights, reference.updates
     length, full = (updates.square() * w).sum(), (u.square() * w).sum()
     if float(length) > BLOW_UP * max(float(full), 1e-300):
@@ -212,9 +234,9 @@ def _gate(reference: Reference, updates: Tensor, e: Tensor) -> str:
     if -_along(reference, e, u) > STALL:
         return "its updates stall"
     norm = float((reference.params[0].square() * w).sum())
-    total, error = _sum((reference.params * e * w).sum(1))
+    total, error = _sum((reference.params * rounding * w).sum(1))
     if len(e) < FEWEST_STEPS:
         error = math.inf
     if norm > 0.0 and abs(total) / norm > RADIAL_BIAS and abs(total) > SIGNIFICANT * error:
-        return f"its updates change the length of the weights by {total / norm:+.1%} per window"
+        return f"its rounding changes the length of the weights by {total / norm:+.1%} per window"
     return ""

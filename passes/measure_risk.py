@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 from baoc_compile.kernels.catalogue import full_precision
-from baoc_compile.passes.assess_risk import Assessment, Reference, Risk, assess, curvature, rate
+from baoc_compile.passes.assess_risk import Assessment, Reference, Risk, assess, curvature, rates
 from baoc_compile.passes.list_candidates import Configuration, configuration_label
 from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 from torch import Tensor
@@ -26,7 +26,7 @@ def measure_risk(
     seed: int,
 ) -> tuple[dict[tuple[int, str], Risk], float]:
     """By (block, label of one of its `configurations`), of the blocks that were sampled; and the curvature."""
-    runs = [_Run(inside, blocks, streams, rules, seed) for inside in _alike(blocks, streams, rules)]
+    runs = ShadowRuns.of(blocks, streams, rules, seed)
     factor = curvature([reference for run in runs for reference in run.references.values()])
     found: dict[tuple[int, str], Assessment] = {}
     # what is shared and dropped, and steps -> the least rounded configuration of each block
@@ -44,8 +44,12 @@ def measure_risk(
                     what = configuration_label({key: codec.name for key, codec in exact.items()})
                     way_of[k, label] = (what, len(found[k, label].lasting))
                     ways.setdefault(way_of[k, label], {}).setdefault(k, label)
-    rates = {way: rate([found[cell] for cell in labels.items()]) for way, labels in ways.items()}
-    added = {cell: rates[way] * found[cell].risk.interaction for cell, way in way_of.items()}
+    rate_of = {
+        (way, k): rate
+        for way, labels in ways.items()
+        for k, rate in zip(labels, rates([found[cell] for cell in labels.items()]), strict=True)
+    }
+    added = {cell: rate_of[way, cell[0]] * found[cell].risk.interaction for cell, way in way_of.items()}
     return {cell: replace(a.risk, risk=a.risk.risk + added.get(cell, 0.0)) for cell, a in found.items()}, factor
 
 
@@ -56,17 +60,21 @@ def without_rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec] | None:
     return {key: full_precision(torch.float32) if c.kind == "rounding" else c for key, c in codecs.items()}
 
 
-def _alike(
-    blocks: Sequence[Block], streams: Mapping[int, GradientStream], rules: Mapping[int, UpdateRule]
-) -> list[tuple[int, ...]]:
-    """Sampled blocks, in groups that can be run at once."""
-    block_of = {i: k for k, b in enumerate(blocks) if all(i in streams for i in b.parameters) for i in b.parameters}
-    groups = [tuple(sorted({block_of[i] for i in g if i in block_of})) for g in Samples.alike(streams, rules)]
-    return [g for g in groups if g]
-
-
-class _Run:
+class ShadowRuns:
     """Blocks whose parameters step alike: full precision on their samples, and what configurations make of them."""
+
+    @classmethod
+    def of(
+        cls,
+        blocks: Sequence[Block],
+        streams: Mapping[int, GradientStream],
+        rules: Mapping[int, UpdateRule],
+        seed: int,
+    ) -> list[ShadowRuns]:
+        """Of all blocks that were sampled, as many at once as can be."""
+        block_of = {i: k for k, b in enumerate(blocks) if all(i in streams for i in b.parameters) for i in b.parameters}
+        groups = [tuple(sorted({block_of[i] for i in g if i in block_of})) for g in Samples.alike(streams, rules)]
+        return [cls(inside, blocks, streams, rules, seed) for inside in groups if inside]
 
     def __init__(
         self,

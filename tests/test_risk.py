@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 from baoc_compile.kernels.catalogue import GROUP, codec_named, full_precision
-from baoc_compile.passes.assess_risk import CAUTION, SHARE, Reference, assess, curvature, rate
+from baoc_compile.passes.assess_risk import (
+    CAUTION,
+    HORIZON,
+    SHARE,
+    SPREAD,
+    Assessment,
+    Reference,
+    Risk,
+    assess,
+    curvature,
+    rates,
+)
 from baoc_compile.passes.average_increments import IncrementMeans
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import list_candidates
@@ -272,9 +283,9 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
         return sum(by_step), np.std(by_step, ddof=1) * math.sqrt(steps)
 
     def lasting(several):
-        shares = beside(several) / np.arange(steps, 0, -1)[:, None]
-        by_step = [(w * g[s] * shares[:s].sum(0)).sum() for s in range(1, steps + 1)]
-        later = [g[t + 1 :].mean(0) for t in range(steps)]
+        shares = beside(several) / np.minimum(np.arange(steps, 0, -1), HORIZON)[:, None]
+        by_step = [(w * g[s] * shares[max(s - HORIZON, 0) : s].sum(0)).sum() for s in range(1, steps + 1)]
+        later = [g[t + 1 : t + 1 + HORIZON].mean(0) for t in range(steps)]
         assert math.isclose(
             sum(by_step), sum((w * later[t] * beside(several)[t]).sum() for t in range(steps)), abs_tol=1e-12
         )
@@ -282,18 +293,53 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
 
     coherent, error = of([(w * g[t + 1] * e[t]).sum() for t in range(steps)])
     noise, noise_error = of(lasting(e - b))
-    risk = max(noise, 0) + CAUTION * noise_error + SHARE * curved(beside(e))
+    risk = max(noise, 0) + CAUTION * noise_error + SHARE * curved(beside(e - b))
     assert math.isclose(found.predicted, coherent + SHARE * curved(e), rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.error, error, rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(found.risk, risk + (10.0 if found.gate else 0.0), rel_tol=1e-9, abs_tol=1e-12)
     np.testing.assert_allclose(assessment.lasting, lasting(b), rtol=1e-9, atol=1e-12)
-    total, error = of(2 * np.array(lasting(b)))
-    expected = (total + CAUTION * error) / (2 * found.interaction) if found.interaction else 0.0
-    expected = max(expected, -1.0 if steps >= 8 else 0.0)
-    assert math.isclose(rate([assessment, assessment]), expected, rel_tol=1e-9)
     assert math.isclose(found.interaction, curved([beside(b).sum(0)]), rel_tol=1e-9, abs_tol=1e-12)
     assert shares or found.gain == 1.0
     assert not found.excluded
+
+
+def assessments(rates_by_step: np.ndarray, interactions: np.ndarray) -> list[Assessment]:
+    """`rates_by_step` `[K, T]`, which sum to G / I."""
+    return [
+        Assessment(Risk(0.0, 0.0, 0.0, interaction=i), torch.from_numpy(r * i))
+        for r, i in zip(rates_by_step, interactions, strict=True)
+    ]
+
+
+@given(count=st.integers(1, 4), steps=st.integers(8, 30), seed=st.integers(0, 999), noise=st.floats(0.01, 10.0))
+def test_rates_are_what_a_gaussian_model_expects(count, steps, seed, noise):
+    """Of least squares with a common rate and one of each block, both of which cost their square."""
+    r = np.random.default_rng(seed)
+    seen = r.normal(-0.5, noise, size=(count, steps)) / steps + r.normal(0.0, 0.5, size=(count, 1)) / steps
+    root = np.linalg.cholesky(np.linalg.inv(steps * np.cov(seen).reshape(count, count)))
+    design = np.concatenate([np.ones((count, 1)), np.eye(count)], axis=1)
+    rows = np.concatenate([root.T @ design, np.eye(count + 1) / SPREAD])
+    targets = np.concatenate([root.T @ seen.sum(1), np.zeros(count + 1)])
+    expected = design @ np.linalg.lstsq(rows, targets, rcond=None)[0]
+    expected = np.where(expected < 0, expected / (1 - expected), expected)
+    found = rates(assessments(seen, r.uniform(0.001, 10.0, count)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_rates_are_believed_as_far_as_they_stand_out():
+    r = np.random.default_rng(0)
+    even = np.repeat([[-1.0], [-1.0], [3.0]], 20, axis=1) / 20
+    interactions = np.ones(3)
+    np.testing.assert_allclose(rates(assessments(even, interactions)), [-0.5, -0.5, 3.0], rtol=1e-6)
+    loud = even + 100.0 * r.normal(size=(3, 20))
+    assert np.abs(rates(assessments(loud, interactions))).max() < 0.05
+    one_loud = even[:2] + np.array([[0.0], [10.0]]) * r.normal(size=(1, 20))
+    assert rates(assessments(one_loud, interactions[:2]))[1] == pytest.approx(-1 / 3, abs=0.05)  # half of the other's
+    assert min(rates(assessments(-100.0 * np.abs(even), interactions))) > -1.0
+    assert rates(assessments(even[:, :7], interactions))[:2] == [0.0, 0.0]  # too few steps for gains
+    assert rates(assessments(even[:, :7], interactions))[2] > 0.5
+    assert rates(assessments(even[:, :1], interactions)) == [0.0] * 3
+    assert rates(assessments(even, np.array([1.0, 0.0, 1.0])))[1] == 0.0
 
 
 @given(scale=st.floats(0.2, 6.0), seed=st.integers(0, 99))

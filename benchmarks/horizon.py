@@ -1,0 +1,113 @@
+"""How far ahead should an error be followed? What sharing and dropping cost, by the number of gradients that meet it.
+
+Training runs in full precision, and is sampled at some points (`baoc_compile.profile`). For every horizon, the change of the
+loss that `assess_risk` expects of all blocks together, G, is taken relative to their interactions, I; beside it, how
+many of its standard errors it is away from 0. Whole trainings are in dropping.md and learning.md.
+
+    python benchmarks/horizon.py [--workloads language ...] [--seeds 2] [--at 100 150 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from unittest.mock import patch
+
+import torch
+from baoc_compile.passes import assess_risk, make_profile
+from baoc_compile.passes.assess_risk import Assessment, assess, curvature
+from baoc_compile.passes.list_candidates import Configuration
+from baoc_compile.passes.measure_risk import ShadowRuns, without_rounding
+from learning import DOCS, WORKLOADS, cpu_name, warmup_then_cosine
+
+import baoc_compile
+
+HORIZONS = (1, 2, 4, 8, 24)
+SAMPLED = 24  # steps
+WAYS = ({"exp_avg": "dropped"}, {"exp_avg_sq": "factored"})
+
+
+def assessments(
+    configurations: Sequence[Sequence[Configuration]], runs: Sequence[ShadowRuns], way: Mapping[str, str]
+) -> Iterator[Assessment]:
+    """Of every block that has a candidate which does `way` and otherwise rounds at most."""
+    factor = curvature([reference for run in runs for reference in run.references.values()])
+    for run in runs:
+        for k in run.blocks:
+            for codecs in (without_rounding(c.codecs) for c in configurations[k]):
+                if codecs and {key: c.name for key, c in codecs.items() if c.kind != "rounding"} == way:
+                    updates = run.updates((k,), codecs)[k]
+                    yield assess(run.references[k], updates, factor, updates)
+                    break
+
+
+def cells(name: str, seed: int, at: Sequence[int]) -> Iterator[str]:
+    """Rows of the table."""
+    torch.set_num_threads(1)
+    torch.compiler.reset()
+    workload = WORKLOADS[name]
+    torch.manual_seed(seed)
+    model = workload.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(workload.lr))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(workload.steps))
+    baoc_compile.prepare(optimizer, model=model, plan="fp32", seed=seed)
+    step = torch.compile(optimizer.step, backend="baoc")
+    batches = workload.batches(workload.load()[0], workload.batch_size, seed)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        model(*next(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        step()
+        scheduler.step()
+
+    done = 0
+    for until in at:
+        for _ in range(until - done - SAMPLED - 1):
+            train()
+        with patch.object(make_profile, "measure_risk", return_value=({}, 0.0)) as seen:
+            baoc_compile.profile(optimizer, train, sample_steps=SAMPLED)
+        blocks, configurations, *rest = seen.call_args.args
+        runs = ShadowRuns.of(blocks, *rest)
+        for way in WAYS:
+            row = []
+            for horizon in HORIZONS:
+                with patch.object(assess_risk, "HORIZON", horizon):
+                    several = list(assessments(configurations, runs, way))
+                by_step = torch.stack([a.lasting for a in several]).sum(0)
+                total, error = float(by_step.sum()), float(by_step.std()) * math.sqrt(len(by_step))
+                row.append(f"{total / math.fsum(a.risk.interaction for a in several):+.2f} ({total / error:+.1f})")
+            text = ", ".join(f"{key} {codec}" for key, codec in way.items())
+            yield f"| {text} | {seed} | {until} | {' | '.join(row)} |"
+        done = until
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--at", nargs="+", type=int, default=[100, 150, 200], help="steps")
+    options = parser.parse_args()
+    header = ["way", "seed", "at step", *(f"{h} ahead" for h in HORIZONS)]
+    parts = [
+        "# How far an error is followed",
+        "Made by `python benchmarks/horizon.py`, which says how: AdamW in full precision, sampled for "
+        f"{SAMPLED} steps. What a change of all blocks costs, by the number of gradients that meet it, relative to the blocks' "
+        "interactions (in brackets: in its standard errors). Negative is a gain. In whole trainings "
+        "([dropping.md](dropping.md), [learning.md](learning.md)) momentum dropped in single blocks gains on the language "
+        "model and on the vision transformer, and not on the diffusion model; factored second moments cost on all three. "
+        f"Hardware: {cpu_name()} (CPU), torch {torch.__version__}.",
+    ]
+    for name in options.workloads:
+        rows = [row for seed in range(options.seeds) for row in cells(name, seed, options.at)]
+        table = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *sorted(rows)]
+        parts += [f"## {name}", "\n".join(table)]
+        print(parts[-2], parts[-1], sep="\n\n", flush=True)
+    (DOCS / "horizon.md").write_text("\n\n".join(parts) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
