@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from baoc_compile.passes.frontier import frontier
@@ -45,15 +46,30 @@ def allocate(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns:
     return settle_ties(items, found, budget_bytes, budget_ns)
 
 
-def relaxed_choice(
-    items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: float | None = None
-) -> list[int] | None:
-    """For every block the candidate of least cost at the relaxation's prices; together they may exceed the budgets by
-    part of a block for each. None if not even fractions of candidates fit."""
+class Relaxed(NamedTuple):
+    """For every block the candidate of least cost at the relaxation's prices; together they may exceed the budgets by part
+    of a block for each. Prices are in nats per byte and ns."""
+
+    choice: list[int]
+    per_byte: float
+    per_ns: float
+
+
+def relaxed(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: float | None = None) -> Relaxed | None:
+    """None if not even fractions of candidates fit."""
     table = Table.of(items)
     knapsack = _knapsack(table, table.risk, budget_bytes, budget_ns)
     relaxation = relax(knapsack) if knapsack is not None else None
-    return None if relaxation is None else table.original(relaxation.reduced.argmin(1))
+    if relaxation is None:
+        return None
+    left_bytes = budget_bytes - sum(min(c.size_bytes for c in block) for block in items)
+    left_ns = 0.0 if budget_ns is None else budget_ns - math.fsum(min(c.time_ns for c in block) for block in items)
+    prices = [*relaxation.prices.tolist(), 0.0]
+    return Relaxed(
+        table.original(relaxation.reduced.argmin(1)),
+        prices[0] / left_bytes if left_bytes > 0 else 0.0,
+        prices[1] / left_ns if left_ns > 0.0 else 0.0,
+    )
 
 
 def _fits(table: Table, choice: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> bool:

@@ -10,16 +10,18 @@ What a plan costs is not a sum over blocks, but
 
 The right side is a sum over blocks again: a knapsack. Each share gives a lower bound and a plan; the best share is
 where the relaxed plan's own share of the joint interaction is the one it was priced with (the dual of a convex cost).
+What is left between bound and plan is searched (`close_gap.py`), which few blocks allow and many hardly need.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from baoc_compile.passes.allocate import allocate, relaxed_choice
+from baoc_compile.passes.allocate import allocate, relaxed
+from baoc_compile.passes.close_gap import Prices, close_gap
 from baoc_compile.passes.frontier import POINTS, frontier
 
 from baoc_compile.allocation import Allocation, Candidate, joint_interaction
@@ -29,6 +31,7 @@ Items = Sequence[Sequence[Candidate]]
 HALVINGS = 10  # of the range of shares
 SOLVES = 3  # knapsacks solved at most
 SHARES = 9  # that the frontier is made from
+AROUND = (0.5, 0.75, 1.0, 1.25, 1.5)  # the best share: where the search takes lower bounds
 
 
 def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = None) -> Allocation:
@@ -40,7 +43,7 @@ def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = 
     if joint == 0.0:
         return allocate(items, budget_bytes, budget_ns)
     best, bound, tried = None, -math.inf, set[float]()
-    share = _best_share(items, joint, budget_bytes, budget_ns)
+    share = first = _best_share(items, joint, budget_bytes, budget_ns)
     while len(tried) < SOLVES and share not in tried:
         tried.add(share)
         found = allocate(_priced(items, share), budget_bytes, budget_ns)
@@ -49,7 +52,11 @@ def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = 
         best = own if best is None or own.risk < best.risk else best
         share = _interaction(items, found.choice) / joint
     assert best is not None
-    return replace(best, lower_bound=min(bound, best.risk))
+    best = replace(best, lower_bound=min(bound, best.risk))
+    if best.is_exact:
+        return best
+    shares = [min(first * factor, 1.0) for factor in AROUND]
+    return close_gap(items, best, list(_prices(items, shares, budget_bytes, budget_ns)), budget_bytes, budget_ns)
 
 
 def coupled_frontier(items: Items) -> tuple[Allocation, ...]:
@@ -93,6 +100,13 @@ def _priced(items: Items, share: float) -> list[list[Candidate]]:
     return [[replace(c, risk=c.risk + 2.0 * share * c.interaction, interaction=0.0) for c in block] for block in items]
 
 
+def _prices(items: Items, shares: Sequence[float], budget_bytes: int, budget_ns: float | None) -> Iterator[Prices]:
+    for share in shares:
+        found = relaxed(_priced(items, share), budget_bytes, budget_ns)
+        if found is not None:
+            yield Prices(share, found.per_byte, found.per_ns)
+
+
 def _interaction(items: Items, choice: Sequence[int]) -> float:
     return math.fsum(block[j].interaction for block, j in zip(items, choice, strict=True))
 
@@ -102,10 +116,10 @@ def _best_share(items: Items, joint: float, budget_bytes: int, budget_ns: float 
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2.0
-        choice = relaxed_choice(_priced(items, share), budget_bytes, budget_ns)
-        if choice is None:
+        found = relaxed(_priced(items, share), budget_bytes, budget_ns)
+        if found is None:
             return 0.0
-        if _interaction(items, choice) > share * joint:
+        if _interaction(items, found.choice) > share * joint:
             low = share
         else:
             high = share

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 
@@ -95,7 +94,7 @@ def test_a_solved_plan_fits_and_can_be_prepared(profiled, budget):
     plan = baoc_compile.solve(profiled, budget, seed=3)
     limit = MemoryBudget.parse(budget).in_bytes(profiled.full_bytes, profiled.numel)
     solution = solve_profile(profiled, MemoryBudget.parse(budget))
-    assert plan.certificate == solution.allocation.certificate
+    assert plan.certificate == solution.allocation.certificate == "optimal"
     uniform = [risk for _, size, risk in uniform_points(profiled) if size <= limit]
     assert solution.allocation.risk <= min(uniform, default=math.inf)
     training = Training(plan=plan.to_json())
@@ -106,10 +105,9 @@ def test_a_solved_plan_fits_and_can_be_prepared(profiled, budget):
 
 
 def test_more_memory_is_less_risk(profiled):
-    found = [solve_profile(profiled, MemoryBudget.parse(f"{n}%")).allocation for n in (3, 5, 10, 20, 40, 80)]
-    for a, b in itertools.pairwise(found):
-        assert b.risk <= a.risk + b.gap
-    assert found[0].risk > found[-1].risk
+    risks = [solve_profile(profiled, MemoryBudget.parse(f"{n}%")).allocation.risk for n in (3, 5, 10, 20, 40, 80)]
+    assert risks == sorted(risks, reverse=True)
+    assert risks[0] > risks[-1]
 
 
 def test_a_budget_that_cannot_be_met_names_one_that_can(profiled):
