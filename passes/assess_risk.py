@@ -33,16 +33,7 @@ Rounding is judged block by block, what it seems to gain does not count, and dou
 
     risk = max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e' - b') + r I
 
-What sharing or dropping does may well be a gain (docs/dropping.md), and one block's G(b) is mostly noise that all blocks have
-in common. So rates r_k = G(b_k) / I_k are estimated together, over the blocks k that may be changed in the same way: a rate
-is one that all have, plus one that the block has, both normal with mean 0 and standard deviation SPREAD before anything was
-seen. With y_k = G(b_k) / I_k, and C their covariances from the spread over steps, the expectation after it is
-
-    r = P (P + C)^-1 y,      P = SPREAD^2 (1 + delta_kl)      (Gaussian process; best linear unbiased prediction)
-
-which believes a rate as far as it stands out from the noise. Gains do not add up, though: whole trainings have them from
-the first block or two, and no longer with half of the blocks (docs/dropping.md). So a rate r < 0 counts as r / (1 - r), which
-is never below -1, where a change of all blocks at once would gain what it costs; and below FEWEST_STEPS steps it counts as 0.
+r is the rate at which b gains or costs by its interaction, from all blocks' G(b) (`estimate_rates.py`).
 
 Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up) or all but cease
 (stall), and a significant drift of the weights' length by rounding (radial bias, arXiv 2610.12444). So such a
@@ -53,7 +44,6 @@ finite exclude a configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,12 +55,9 @@ SHARE = 0.125
 #: Standard errors that are added to an estimate of what rounding does.
 CAUTION = 0.5
 
-#: Steps that an error is followed for. Of 1, 2, 4, 8 and 23, the one at which sharing and dropping stand out from the noise
-#: most clearly, and as whole trainings have it (docs/dropping.md).
+#: Steps that an error is followed for: of 1, 2, 4, 8 and 24 the one at which sharing and dropping stand out from the noise in
+#: the direction that whole trainings have (docs/horizon.md).
 HORIZON = 4
-
-#: Standard deviations of rates, before anything was seen.
-SPREAD = 0.5
 
 #: A group's updates may have so many times the squared length of those in full precision.
 BLOW_UP = 1e4
@@ -180,22 +167,6 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
         gate=gate,
     )
     return Assessment(risk, _lasting(reference, bias))
-
-
-def rates(alike: Sequence[Assessment]) -> list[float]:
-    """r of the module, for different blocks that are changed in the same way."""
-    interactions = torch.tensor([a.risk.interaction for a in alike], dtype=torch.float64)
-    lasting = torch.stack([a.lasting for a in alike])
-    known = interactions > 0.0
-    several, steps = int(known.sum()), lasting.shape[1]
-    found = torch.zeros_like(interactions)
-    if several and steps > 1:
-        seen = lasting[known] / interactions[known, None]
-        noise = steps * torch.cov(seen).reshape(several, several)
-        before = SPREAD**2 * (1.0 + torch.eye(several, dtype=torch.float64))
-        found[known] = before @ torch.linalg.solve(before + noise, seen.sum(1))
-    gains = found.clamp(max=0.0) if steps >= FEWEST_STEPS else torch.zeros_like(found)
-    return (found.clamp(min=0.0) + gains / (1.0 - gains)).tolist()
 
 
 def _along(reference: Reference, several: Tensor, others: Tensor) -> float:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 from baoc_compile.kernels.catalogue import full_precision
-from baoc_compile.passes.assess_risk import Assessment, Reference, Risk, assess, curvature, rates
+from baoc_compile.passes.assess_risk import Assessment, Reference, Risk, assess, curvature
+from baoc_compile.passes.estimate_rates import estimate_rates
 from baoc_compile.passes.list_candidates import Configuration, configuration_label
 from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 from torch import Tensor
@@ -47,7 +48,7 @@ def measure_risk(
     rate_of = {
         (way, k): rate
         for way, labels in ways.items()
-        for k, rate in zip(labels, rates([found[cell] for cell in labels.items()]), strict=True)
+        for k, rate in zip(labels, estimate_rates([found[cell] for cell in labels.items()]), strict=True)
     }
     added = {cell: rate_of[way, cell[0]] * found[cell].risk.interaction for cell, way in way_of.items()}
     return {cell: replace(a.risk, risk=a.risk.risk + added.get(cell, 0.0)) for cell, a in found.items()}, factor
