@@ -31,7 +31,8 @@ def estimate_rates(alike: Sequence[Assessment]) -> list[float]:
     """r of the module, as it counts, for different blocks that are changed in the same way."""
     interactions = torch.tensor([a.risk.interaction for a in alike], dtype=torch.float64)
     lasting = torch.stack([a.lasting for a in alike])
-    known = interactions > FAINT * interactions.sum()
+    known = interactions.isfinite() & lasting.isfinite().all(1)
+    known &= interactions > FAINT * interactions[known].sum()
     several, steps = int(known.sum()), lasting.shape[1]
     found = torch.zeros_like(interactions)
     if several and steps > 1:

@@ -118,8 +118,8 @@ def test_rates_are_believed_as_far_as_they_stand_out():
     assert estimate_rates(assessments(even[:, :7], interactions))[:2] == [0.0, 0.0]  # too few steps for gains
     assert estimate_rates(assessments(even[:, :7], interactions))[2] > 0.5
     assert estimate_rates(assessments(even[:, :1], interactions)) == [0.0] * 3
-    for faint in (0.0, 1e-300):
-        found = estimate_rates(assessments(even, np.array([1.0, faint, 1.0])))
+    for useless in (0.0, 1e-300, math.inf, math.nan):
+        found = estimate_rates(assessments(even, np.array([1.0, useless, 1.0])))
         np.testing.assert_allclose(found, [-0.5, 0.0, 3.0], rtol=1e-6)
 
 
