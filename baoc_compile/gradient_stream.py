@@ -28,8 +28,8 @@ class GradientStream:
     """`n` sampled elements of one parameter of `numel`, over consecutive steps. All in host memory, values in fp32.
 
     `index` `[n]`: int64, row-major, whole quantization groups, padded by repeating the last element. `param` `[n]`,
-    `slots` and `counters` (by the rule's input name): when sampling began; slots in `dropped` were not stored then, and are 0
-    here. For each step t: `grads[t]` `[n]` as the optimizer saw it, and `numbers[t]`, the rule's scalars by name.
+    `slots` and `counters` (by the rule's input name): when sampling began. For each step t: `grads[t]` `[n]` as the
+    optimizer saw it, and `numbers[t]`, the rule's scalars by name.
     """
 
     numel: int
@@ -40,7 +40,6 @@ class GradientStream:
     grads: list[Tensor] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     shared: dict[str, SharedIncrements] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Tensor:

@@ -10,7 +10,7 @@ from baoc_compile.kernels.catalogue import full_precision
 from baoc_compile.passes.assess_risk import Assessment, Reference, Risk, assess, curvature
 from baoc_compile.passes.estimate_rates import estimate_rates
 from baoc_compile.passes.list_candidates import Configuration, configuration_label
-from baoc_compile.passes.shadow_run import Samples, fill_dropped, reference_run, shadow_updates
+from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 from torch import Tensor
 
 from baoc_compile.block import Block
@@ -86,11 +86,9 @@ class ShadowRuns:
         seed: int,
     ):
         self.blocks, self.seed = inside, seed
+        self.streams = {k: [streams[i] for i in blocks[k].parameters] for k in inside}
         self.rule = rules[blocks[inside[0]].parameters[0]]
-        samples = fill_dropped(Samples(self.rule, [streams[i] for k in inside for i in blocks[k].parameters]), seed)
-        left = iter(samples.streams)
-        self.streams = {k: [next(left) for _ in blocks[k].parameters] for k in inside}
-        weights, updates = reference_run(samples, seed)
+        weights, updates = reference_run(self._samples(inside), seed)
         self.weights = self._by_block(inside, weights)
         self.references = {
             k: Reference(

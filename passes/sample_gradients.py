@@ -14,7 +14,7 @@ from baoc_compile.kernels.catalogue import GROUP
 from baoc_compile.kernels.fused_update import Launch
 from baoc_compile.kernels.sharing import as_matrix
 from baoc_compile.passes.average_increments import IncrementMeans
-from baoc_compile.passes.slot_values import is_dropped, moments_of, values_at
+from baoc_compile.passes.slot_values import moments_of, values_at
 from torch import Tensor
 
 from baoc_compile.gradient_stream import GradientStream, SharedIncrements
@@ -142,8 +142,7 @@ class GradientSampler:
         parameter, state, rule, at = self.table.parameters[i], self.table.state(i), self.rules[i], self.index[i]
         slots = {s.key: values_at(state.get(s.key), at) for s in rule.slots}
         counters = {c.name: float(state[c.key]) for c in rule.inputs_of("counter")}
-        dropped = tuple(key for key in slots if is_dropped(state.get(key)))
-        stream = GradientStream(parameter.numel(), at, values_at(parameter, at), slots, counters, dropped=dropped)
+        stream = GradientStream(parameter.numel(), at, values_at(parameter, at), slots, counters)
         for slot in rule.slots:
             if slot.nonnegative and not self._averages_of(rule, slot.key).reason:
                 moments = moments_of(state[slot.key], parameter)

@@ -8,7 +8,7 @@ the configuration's own from the first step on. Shared slots take the exact mean
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from baoc_compile.kernels.catalogue import GROUP, full_precision
@@ -21,8 +21,6 @@ from baoc_compile.codec import CLOCK_DTYPE, Codec, Random
 from baoc_compile.gradient_stream import GradientStream
 from baoc_compile.program import Operand, Signature
 from baoc_compile.rule import UpdateRule
-
-FILLINGS = 2  # runs through the window
 
 
 @dataclass(frozen=True)
@@ -117,11 +115,6 @@ class ShadowRun:
         self.stored |= {name: value for name, value in new.items()}
         return update.reshape(-1)
 
-    def slot(self, key: str) -> Tensor:
-        """In full precision, flat."""
-        (part,) = encoded_parts(self.codecs[key])
-        return self.stored[f"{key}_{part.name}"].reshape(-1)
-
     def _average(self, t: int, key: str, codec: Codec) -> None:
         for part in codec.parts:
             name = f"{key}_{part.name}"
@@ -146,33 +139,10 @@ def _mean_name(codec: Codec, part: str) -> str:
     return part if part != "values" else {"row": "rows", "column": "columns", "tensor": "mean"}[codec.name]
 
 
-def fill_dropped(samples: Samples, seed: int) -> Samples:
-    """Slots that were dropped when sampling began, as the sampled gradients would have them: what full precision makes of
-    the window, from 0 and once more from where that ends, is taken as the state before the window. Training is taken to be
-    the same a window earlier; the gradients that come next have no part in it but for a remnant."""
-    for _ in range(FILLINGS):
-        if not any(s.dropped for s in samples.streams):
-            break
-        run, param = _full_precision(samples, seed), samples.param
-        for t, grad in enumerate(samples.grads[:-1]):
-            param = param + run.step(t, param, grad)
-        lengths = [len(s.index) for s in samples.streams]
-        ends = {slot.key: run.slot(slot.key).split(lengths) for slot in samples.rule.slots}
-        filled = [
-            replace(stream, slots={**stream.slots, **{key: ends[key][at] for key in stream.dropped}})
-            for at, stream in enumerate(samples.streams)
-        ]
-        samples = Samples(samples.rule, filled)
-    return samples
-
-
-def _full_precision(samples: Samples, seed: int) -> ShadowRun:
-    return ShadowRun(samples, {slot.key: full_precision(torch.float32) for slot in samples.rule.slots}, seed)
-
-
 def reference_run(samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
     """Weights before each step and updates, both `[steps, S]`, in full precision; the last gradient has no update."""
-    run, grads = _full_precision(samples, seed), samples.grads
+    full = {slot.key: full_precision(torch.float32) for slot in samples.rule.slots}
+    run, grads = ShadowRun(samples, full, seed), samples.grads
     weights, updates = [samples.param], []
     for t in range(len(grads) - 1):
         updates.append(run.step(t, weights[-1], grads[t]))

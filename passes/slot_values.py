@@ -22,10 +22,6 @@ def values_at(value: Any, index: Tensor) -> Tensor:
     return value.detach().reshape(-1)[index.to(value.device)].float()
 
 
-def is_dropped(value: Any) -> bool:
-    return isinstance(value, StateTensor) and value.codec.kind == "dropping"
-
-
 @dataclass(frozen=True)
 class Moments:
     """Float32 means of a slot over every row and column, and how well they stand for what they are means of."""

@@ -12,7 +12,7 @@ from baoc_compile.passes.average_increments import IncrementMeans
 from baoc_compile.passes.block_statistics import block_statistics
 from baoc_compile.passes.list_candidates import list_candidates
 from baoc_compile.passes.sample_gradients import GradientSampler, choose_elements, elements_per_block
-from baoc_compile.passes.shadow_run import Samples, fill_dropped, reference_run, shadow_updates
+from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
 from baoc_compile.passes.slot_values import moments_of, signal_to_noise
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,20 +130,6 @@ def test_shadows_of_rounded_state_err_as_the_codec_does(exact):
         errors.append(float(e[1:].norm() / updates[1:].norm()))
     assert errors == sorted(errors)
     assert 1e-4 < errors[0] < 0.02 < errors[2] < 1.0
-
-
-def test_dropped_momentum_is_filled_in_from_the_window(exact):
-    assert fill_dropped(exact.samples(0), 0).streams == exact.samples(0).streams
-    dropped = Recorded({"exp_avg": "dropped", "exp_avg_sq": "fp32"}, steps=12)
-    samples = dropped.samples(0)
-    (stream,) = samples.streams
-    assert stream.dropped == ("exp_avg",) and not stream.slots["exp_avg"].any()
-    (filled,) = fill_dropped(samples, 0).streams
-    momentum = torch.zeros(len(stream.index), dtype=torch.float64)
-    for grad in 2 * stream.grads[:-1]:
-        momentum = 0.9 * momentum + 0.1 * grad.double()
-    np.testing.assert_allclose(filled.slots["exp_avg"], momentum, rtol=1e-4, atol=1e-6)
-    assert torch.equal(filled.slots["exp_avg_sq"], stream.slots["exp_avg_sq"])
 
 
 # sampling
