@@ -3,9 +3,6 @@
 Everything else is in full precision, so that what momentum does is seen by itself. Blocks are those that baoc finds;
 their updates get a gain of 0.5, about what is fitted on samples. Compared with fp32 on the same seed (learning.json).
 
-Then single blocks lose their momentum at step 100, when decisions.py plans: torch's own AdamW, with beta1 = 0 and half the
-learning rate from there on.
-
     python benchmarks/dropping.py [--workloads language ...] [--seeds 1] [--report]
 """
 
@@ -17,13 +14,11 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from learning import DOCS, REFERENCE, WORKLOADS, Job, cpu_name, run_all, warmup_then_cosine
+from learning import DOCS, REFERENCE, WORKLOADS, Job, run_all
 
 import baoc_compile
 from baoc_compile.block import Block
@@ -31,7 +26,6 @@ from baoc_compile.plan import ParameterPlan, Plan
 
 GAIN = 0.5
 SMALLEST_BLOCK = 4000  # elements
-LATE = 100  # step
 WITHOUT = {"exp_avg": "dropped", "exp_avg_sq": "fp32"}
 
 
@@ -67,56 +61,13 @@ def jobs_of(workload_name: str, seeds: int) -> list[Job]:
     return [Job(workload_name, name, seed, text, *settings) for seed in range(seeds) for name, text in plans.items()]
 
 
-@dataclass(frozen=True)
-class LateJob(Job):
-    from_step: int = LATE
-
-    @property
-    def key(self) -> str:
-        return f"{super().key}/from step {self.from_step}"
-
-
-def run_late(job: LateJob) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    workload = WORKLOADS[job.workload]
-    train_data, validation_data = workload.load()
-    torch.manual_seed(job.seed)
-    model = workload.model()
-    optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()], lr=torch.tensor(job.lr))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(job.steps))
-    losses = []
-    for t, batch in enumerate(islice(workload.batches(train_data, job.batch_size, job.seed), job.steps)):
-        if t == job.from_step:
-            for i in Plan.from_json(str(job.plan)).parameters:
-                group = optimizer.param_groups[i]
-                group["betas"] = (0.0, group["betas"][1])
-                group["weight_decay"] /= GAIN  # decay has no gain
-                group["lr"].mul_(GAIN)
-                scheduler.base_lrs[i] *= GAIN
-        optimizer.zero_grad()
-        loss = model(*batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-    return {
-        **asdict(job),
-        "validation_loss": workload.evaluate(model, validation_data),
-        "train_loss": statistics.fmean(losses[-job.steps // 10 :]),
-        "cpu": cpu_name(),
-        "torch": torch.__version__,
-    }
-
-
 def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     exact = json.loads((DOCS / "learning.json").read_text())
     some = next(iter(runs.values()))
     parts = [
         "# Momentum, block by block",
         "Made by `python benchmarks/dropping.py`, which says how: AdamW without momentum (gain 0.5) in some blocks, full "
-        "precision everywhere else, whole trainings as in [learning.md](learning.md), from the first step or from step "
-        f"{LATE} on. Differences to fp32 on the same seeds: "
+        "precision everywhere else, whole trainings as in [learning.md](learning.md). Differences to fp32 on the same seeds: "
         "negative means that the training ended better *without*. "
         f"Seeds: {len({r['seed'] for r in runs.values()})}. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
     ]
@@ -125,18 +76,14 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
         for r in runs.values():
             if r["workload"] == workload:
                 reference = exact[f"{workload}/{REFERENCE}/{r['seed']}"]
-                row = found.setdefault(r["configuration"], {})
                 for key in ("validation_loss", "train_loss"):
-                    row.setdefault(f"{key} {r.get('from_step', 0)}", []).append(r[key] - reference[key])
+                    row = found.setdefault(r["configuration"], {})
+                    row.setdefault(key, []).append(r[key] - reference[key])
         if found:
-            table = [
-                f"| without momentum | validation loss | training loss, last tenth | validation loss, from step {LATE} on |",
-                "|---|---|---|---|",
-            ]
+            table = ["| without momentum | validation loss | training loss, last tenth |", "|---|---|---|"]
             for name, row in found.items():
-                columns = ("validation_loss 0", "train_loss 0", f"validation_loss {LATE}")
-                figures = (f"{statistics.fmean(row[c]):+.4f}" if c in row else "–" for c in columns)
-                table.append(f"| {name} | {' | '.join(figures)} |")
+                figures = (statistics.fmean(row[key]) for key in ("validation_loss", "train_loss"))
+                table.append(f"| {name} | " + " | ".join(f"{f:+.4f}" for f in figures) + " |")
             parts += [f"## {workload}", "\n".join(table)]
     path.write_text("\n\n".join(parts) + "\n")
     print("\n\n".join(parts))
@@ -155,10 +102,6 @@ def main() -> int:
     if not options.report:
         jobs = [job for name in options.workloads for job in jobs_of(name, options.seeds)]
         failed = run_all([job for job in jobs if not job.is_in(runs)], runs, options.processes, options.results)
-        late = [LateJob(**asdict(job)) for job in jobs if job.configuration.startswith("only")]
-        failed += run_all(
-            [job for job in late if not job.is_in(runs)], runs, options.processes, options.results, run_late
-        )
     report(runs, options.results.with_suffix(".md"))
     return 1 if failed else 0
 

@@ -17,7 +17,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import islice, product
@@ -173,13 +173,7 @@ def cpu_name() -> str:
     return next(iter(names), platform.processor() or platform.machine())
 
 
-def run_all(
-    jobs: Sequence[Job],
-    runs: dict[str, dict[str, Any]],
-    processes: int,
-    results: Path,
-    run: Callable[[Any], dict[str, Any]] = run,
-) -> int:
+def run_all(jobs: list[Job], runs: dict[str, dict[str, Any]], processes: int, results: Path) -> int:
     """Runs `jobs` into `runs` and the file `results`, one by one as they finish. Returns how many failed."""
     failed = 0
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started now
