@@ -35,7 +35,7 @@ AROUND = (0.5, 0.75, 1.0, 1.25, 1.5)  # the best share: where the search takes l
 
 
 def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = None) -> Allocation:
-    """`allocate` with interactions. Its lower bound is that of the best share that was tried.
+    """`allocate` with interactions: optimal, or with the lower bound that shares and search have left.
 
     Raises what `allocate` raises.
     """
