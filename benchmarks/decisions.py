@@ -162,7 +162,8 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
         "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after "
         f"{WARMUP_STEPS} steps, everything "
         "else as in [learning.md](learning.md), whose uniform configurations these are compared with: the one of no more "
-        "bytes that is best on the same seeds, which favours it. Differences are plan minus other, in the workload's loss, "
+        "bytes that is best on the same seeds, which favours it. Random plans are decided on in the same trainings at the "
+        "same step, by chance, within the same budget. Differences are plan minus other, in the workload's loss, "
         "mean ± standard error over paired seeds, and p of a paired t test: negative means that the plan is better. "
         f"Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
         f"![loss against bytes]({path.stem}.png)",
