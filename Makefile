@@ -44,6 +44,7 @@ learning: $(INSTALLED)
 decisions: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/risk.py
+	$(BIN)/python benchmarks/horizon.py
 	$(BIN)/python benchmarks/decisions.py
 	$(BIN)/python benchmarks/dropping.py
 	$(BIN)/python benchmarks/configurator_cost.py

@@ -23,6 +23,7 @@ import numpy as np
 from baoc_compile.passes.allocate import allocate, relaxed
 from baoc_compile.passes.close_gap import Prices, close_gap
 from baoc_compile.passes.frontier import POINTS, frontier
+from baoc_compile.passes.settle_ties import settle_ties
 
 from baoc_compile.allocation import Allocation, Candidate, joint_interaction
 
@@ -53,10 +54,10 @@ def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = 
         share = _interaction(items, found.choice) / joint
     assert best is not None
     best = replace(best, lower_bound=min(bound, best.risk))
-    if best.is_exact:
-        return best
-    shares = [min(first * factor, 1.0) for factor in AROUND]
-    return close_gap(items, best, list(_prices(items, shares, budget_bytes, budget_ns)), budget_bytes, budget_ns)
+    if not best.is_exact:
+        shares = [min(first * factor, 1.0) for factor in AROUND]
+        best = close_gap(items, best, list(_prices(items, shares, budget_bytes, budget_ns)), budget_bytes, budget_ns)
+    return settle_ties(items, best, budget_bytes, budget_ns)
 
 
 def coupled_frontier(items: Items) -> tuple[Allocation, ...]:

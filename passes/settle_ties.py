@@ -33,25 +33,28 @@ def settle_ties(items: Items, found: Allocation, budget_bytes: int, budget_ns: f
 
 
 def _without(items: Items, choice: Sequence[int], names: set[str], tolerance: float) -> list[int] | None:
-    """`choice`, but every block whose configuration is not in `names` at its best one that is; None if that costs."""
+    """`choice`, but every block whose configuration is not in `names` at the smallest one that is; None if that costs."""
     result = []
     for candidates, j in zip(items, choice, strict=True):
         if candidates[j].configuration not in names:
-            among = [k for k, c in enumerate(candidates) if c.configuration in names]
-            best = min(among, key=lambda k: (candidates[k].risk, candidates[k].size_bytes), default=None)
-            if best is None or candidates[best].risk > candidates[j].risk + tolerance:
+            among = _no_worse(candidates, candidates[j], names, tolerance)
+            if not among:
                 return None
-            j = best
+            j = min(among, key=lambda k: (candidates[k].size_bytes, candidates[k].time_ns, candidates[k].risk))
         result.append(j)
     return result
 
 
 def _smaller(candidates: Sequence[Candidate], j: int, names: set[str]) -> int:
-    """The smallest candidate that is no worse than candidate j in risk and time."""
-    chosen = candidates[j]
-    among = [
+    """The smallest candidate that is no worse than candidate j in risk, interaction and time."""
+    among = [k for k in _no_worse(candidates, candidates[j], names) if candidates[k].time_ns <= candidates[j].time_ns]
+    return min(among, key=lambda k: (candidates[k].size_bytes, candidates[k].risk, k != j))
+
+
+def _no_worse(candidates: Sequence[Candidate], chosen: Candidate, names: set[str], tolerance: float = 0.0) -> list[int]:
+    """Those in `names` that cost no more than `chosen`, by itself and beside other blocks."""
+    return [
         k
         for k, c in enumerate(candidates)
-        if c.configuration in names and c.risk <= chosen.risk and c.time_ns <= chosen.time_ns
+        if c.configuration in names and c.risk <= chosen.risk + tolerance and c.interaction <= chosen.interaction
     ]
-    return min(among, key=lambda k: (candidates[k].size_bytes, candidates[k].risk, k != j))

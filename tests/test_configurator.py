@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from unittest import mock
@@ -15,70 +12,11 @@ import torch
 from baoc_compile.passes import adopt_state as migration
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_training import SOON, Training
 
 import baoc_compile
-from baoc_compile import BudgetError, OptionError, StateTensor, state_bytes
-from baoc_compile.planning import Planning
-from baoc_compile.session import session_of
+from baoc_compile import BudgetError, StateTensor, state_bytes
 from baoc_compile.state_tensor import bytes_of
-
-SOON = {"warmup_steps": 6, "sample_steps": 4}
-
-
-class Small(torch.nn.Module):
-    """An embedding, two unlike layers and a head: gradients with structure."""
-
-    def __init__(self, width: int = 48, vocabulary: int = 200):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(vocabulary, width)
-        self.norm = torch.nn.LayerNorm(width)
-        self.into = torch.nn.Linear(width, 2 * width)
-        self.out = torch.nn.Linear(2 * width, width)
-        self.head = torch.nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(tokens)
-        x = x + self.out(torch.nn.functional.gelu(self.into(self.norm(x))))
-        return torch.nn.functional.cross_entropy(self.head(x), targets)
-
-
-class Training:
-    """Trains `Small` on batches that depend on the step alone."""
-
-    def __init__(self, optimizer=torch.optim.AdamW, width=48, seed=0, **options):
-        torch.manual_seed(seed)
-        self.model = Small(width)
-        self.optimizer = optimizer(self.model.parameters(), lr=3e-3)
-        baoc_compile.prepare(self.optimizer, model=self.model, **options)
-        self.compiled = torch.compile(self.optimizer.step, backend="baoc")
-        self.steps = 0
-
-    @property
-    def session(self):
-        return session_of(self.optimizer)
-
-    @property
-    def configurator(self):
-        return self.session.configurator
-
-    def step(self, count: int = 1) -> None:
-        for _ in range(count):
-            tokens = torch.randint(200, (64,), generator=torch.Generator().manual_seed(self.steps))
-            self.optimizer.zero_grad()
-            self.model(tokens, (3 * tokens + 1) % 200).backward()
-            self.compiled()
-            self.steps += 1
-
-    def plan(self) -> dict[str, dict[str, str]]:
-        return {p.name: dict(p.slots) for p in self.session.decided_plan().parameters.values()}
-
-    def bits(self) -> str:
-        tensors = [p.detach() for p in self.model.parameters()]
-        for p in self.model.parameters():
-            for value in self.optimizer.state[p].values():
-                tensors += value.parts.values() if isinstance(value, StateTensor) else [value]
-        raw = b"".join(t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors)
-        return hashlib.sha256(raw).hexdigest()
 
 
 def test_a_plan_by_block_follows_the_warm_up():
@@ -309,118 +247,6 @@ def test_a_time_budget_changes_the_plan():
     fast.step(6)
     assert "time_budget" in fast.configurator.history[-1]
     assert "kept the plan" in fast.configurator.history[-1]
-
-
-BAD = [
-    ({"warmup_steps": -1}, "warmup_steps"),
-    ({"warmup_steps": 2.5}, "warmup_steps"),
-    ({"warmup_steps": 5, "sample_steps": 5}, "warmup_steps"),
-    ({"sample_steps": 1}, "sample_steps"),
-    ({"replan_every": 3}, "replan_every"),
-    ({"replan_at": 7}, "replan_at"),
-    ({"replan_at": [0]}, "replan_at"),
-    ({"sample_bytes": 10}, "sample_bytes"),
-    ({"risk": "guess"}, "risk"),
-    ({"hysteresis": 1.0}, "hysteresis"),
-    ({"time_budget": "fast"}, "time_budget"),
-    ({"time_budget": 3}, "time_budget"),
-    ({"warmup": 3}, "warmup"),
-]
-
-
-@pytest.mark.parametrize("options, name", BAD, ids=lambda v: str(v))
-def test_wrong_options_are_named(options, name):
-    model = Small()
-    optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(OptionError, match=name):
-        baoc_compile.prepare(optimizer, memory_budget="20%", **options)
-    assert not optimizer.state
-
-
-def test_wrong_groupings_are_named():
-    training = Training(memory_budget="20%", blocks={"embedding.weight": "a"}, **SOON)
-    with pytest.raises(OptionError, match="blocks"):
-        training.step(6)
-
-
-@given(warmup=st.integers(0, 40), sample=st.integers(3, 12), every=st.integers(0, 30), step=st.integers(0, 200))
-def test_plans_are_never_due_before_they_can_be_sampled(warmup, sample, every, step):
-    try:
-        planning = Planning.parse({"warmup_steps": warmup, "sample_steps": sample, "replan_every": every})
-    except OptionError:
-        assert 0 < warmup <= sample or 0 < every <= sample
-        return
-    due = planning.next_after(step)
-    assert due is None or due > step + sample
-    if warmup == 0 or (step >= warmup and not every):
-        assert due is None
-    if every and warmup:
-        assert due is not None and due <= max(step, warmup) + 2 * every + sample
-
-
-# checkpoints
-
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from test_configurator import Training, SOON
-import baoc_compile
-path, start, stop = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-training = Training(memory_budget="12%", replan_every=7, hysteresis=0.0, **SOON)
-if start:
-    saved = torch.load(path, weights_only=True)
-    training.model.load_state_dict(saved["model"])
-    training.optimizer.load_state_dict(saved["optimizer"])
-    training.steps = start
-training.step(stop - start)
-torch.save({"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}, path)
-print(training.bits(), sorted(training.plan().items()))
-"""
-
-
-def run(tests, path, start, stop) -> str:
-    arguments = [sys.executable, "-c", SCRIPT, tests, str(path), str(start), str(stop)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def uncut(request, tmp_path_factory) -> str:
-    return run(str(request.path.parent), tmp_path_factory.mktemp("uncut") / "uncut.pt", 0, 15)
-
-
-@pytest.mark.parametrize("cut", [4, pytest.param(6, marks=pytest.mark.slow), 11])
-def test_a_run_cut_while_it_samples_or_after_it_migrated_ends_with_the_same_plan_and_bits(
-    request, tmp_path, uncut, cut
-):
-    """A run killed while it solves or migrates goes on from its last checkpoint, which is one of these."""
-    tests = str(request.path.parent)
-    run(tests, tmp_path / "cut.pt", 0, cut)
-    assert run(tests, tmp_path / "cut.pt", cut, 15) == uncut
-
-
-def test_a_checkpoint_over_the_budget_is_planned_anew():
-    rich, poor = Training(memory_budget="60%", **SOON), Training(memory_budget="20%", **SOON)
-    rich.step(6)
-    poor.optimizer.load_state_dict(rich.optimizer.state_dict())
-    poor.step(1)
-    assert state_bytes(poor.optimizer) <= 0.2 * 8.1 * sum(p.numel() for p in poor.model.parameters())
-
-
-def test_a_checkpoint_of_another_model_is_refused():
-    other = Training(memory_budget="20%", width=32, **SOON)
-    training = Training(memory_budget="20%", **SOON)
-    plan = training.plan()
-    with pytest.raises(baoc_compile.PlanError, match="shape"):
-        training.optimizer.load_state_dict(other.optimizer.state_dict())
-    assert training.plan() == plan
-
-
-def test_stock_optimizers_load_what_is_exported():
-    training = Training(memory_budget="20%", **SOON)
-    training.step(7)
-    exported = baoc_compile.export_state_dict(training.optimizer)
-    assert set(exported) == {"state", "param_groups"}
-    torch.optim.AdamW(Small().parameters()).load_state_dict(exported)
 
 
 def test_planning_keeps_nothing_alive():

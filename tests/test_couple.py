@@ -90,6 +90,20 @@ def test_many_blocks_leave_small_gaps(blocks):
             assert found.relative_gap <= 1e-3
 
 
+@given(st.integers(2, 5), st.floats(0.1, 1.0), st.integers(0, 999))
+def test_ties_go_to_fewer_configurations(blocks, budget, seed):
+    """Every candidate has a twin; blocks name them in different orders."""
+    items = []
+    for i, block in enumerate(instance(blocks, 4, seed)):
+        twins = [[c, replace(c, configuration=f"{c.configuration}'")] for c in block]
+        items.append([c for pair in twins for c in (pair if i % 2 else pair[::-1])])
+    budget_bytes = sum(min(c.size_bytes for c in block) for block in items)
+    budget_bytes += int(budget * (sum(block[0].size_bytes for block in items) - budget_bytes))
+    found = allocate_coupled(items, budget_bytes)
+    names = {block[j].configuration for block, j in zip(items, found.choice, strict=True)}
+    assert not any(f"{name}'" in names for name in names)
+
+
 def test_displacements_are_shared_out():
     """One block of four is worth it, two are not: interactions grow with their square."""
     items = [[Candidate("full", 8, 0.0, 0.0), Candidate("none", 0, 0.0, -0.4, 1.0)] for _ in range(4)]

@@ -11,7 +11,7 @@ import torch
 from baoc_compile.passes.solve_plan import solve_profile, uniform_points
 from hypothesis import given
 from hypothesis import strategies as st
-from test_configurator import SOON, Small, Training
+from small_training import SOON, Small, Training
 
 import baoc_compile
 from baoc_compile import BudgetError, OptionError, Profile, StateError, device_memory, state_bytes
