@@ -5,24 +5,28 @@ baoc_compile.prepare(optimizer, memory_budget="28%")
 step = torch.compile(optimizer.step, backend="baoc")
 """
 
-from pathlib import Path
-
-if not (Path(__file__).parent / "passes").is_dir():  # in a checkout, passes/ and kernels/ lie beside this package
-    __path__.append(str(Path(__file__).parent.parent))
-
+from baoc_compile import _checkout  # noqa: F401  (first: it finds passes/ and kernels/)
 from baoc_compile.backend import baoc
-from baoc_compile.block_profile import Profile
 from baoc_compile.cast_model import CastReport, cast_model
-from baoc_compile.checkpoint import export_state_dict, master_weights
 from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
-from baoc_compile.errors import BaocError, BaocWarning, BudgetError, OptionError, PlanError, StateError, UnsupportedStep
+from baoc_compile.core.errors import (
+    BaocError,
+    BaocWarning,
+    BudgetError,
+    OptionError,
+    PlanError,
+    StateError,
+    UnsupportedStep,
+)
+from baoc_compile.core.profile import Profile
 from baoc_compile.inspection import Inspection, inspect
 from baoc_compile.offline import profile, solve
-from baoc_compile.passes.find_sharing import find_sharing
-from baoc_compile.plan import Plan
+from baoc_compile.passes.risk.find_sharing import find_sharing
 from baoc_compile.prepare import prepare
 from baoc_compile.report import Report, report
-from baoc_compile.state_tensor import StateTensor, state_bytes
+from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
+from baoc_compile.state.plan import Plan
+from baoc_compile.state.state_tensor import StateTensor, state_bytes
 
 __all__ = [
     "BaocError",

@@ -9,24 +9,24 @@ import torch
 from torch import fx
 from torch._dynamo import lookup_backend
 
-from baoc_compile.codec import Slot, weight_slots
-from baoc_compile.collection import no_collection
-from baoc_compile.compiled_step import CompiledStep
-from baoc_compile.configurator import start_configurator
-from baoc_compile.device_memory import bytes_left
-from baoc_compile.errors import UnsupportedStep
-from baoc_compile.notices import notice, refuse_untraceable, watch_fused_steps
+from baoc_compile.core.codec import Slot, weight_slots
+from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.step_graph import StepGraph
 from baoc_compile.options import Options
-from baoc_compile.passes.choose_uniform import decide
-from baoc_compile.passes.extract_rules import RuleClass, extract_rules
-from baoc_compile.passes.make_programs import start_programs
-from baoc_compile.passes.read_roles import TracedRoles, read_roles
-from baoc_compile.passes.record_forward import record_graph
-from baoc_compile.passes.split_components import split_components
-from baoc_compile.passes.unbatch_foreach import unbatch_foreach
-from baoc_compile.session import saw_forward, session_of
-from baoc_compile.state_tensor import state_bytes
-from baoc_compile.step_graph import StepGraph
+from baoc_compile.passes.blocks.record_forward import record_graph
+from baoc_compile.passes.capture.read_roles import TracedRoles, read_roles
+from baoc_compile.passes.capture.split_components import split_components
+from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
+from baoc_compile.passes.plan.choose_uniform import decide
+from baoc_compile.passes.programs.make_programs import start_programs
+from baoc_compile.passes.rules.extract_rules import RuleClass, extract_rules
+from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.runtime.configurator import start_configurator
+from baoc_compile.runtime.device_memory import bytes_left
+from baoc_compile.runtime.notices import notice, refuse_untraceable, watch_fused_steps
+from baoc_compile.runtime.paused_gc import no_collection
+from baoc_compile.runtime.session import saw_forward, session_of
+from baoc_compile.state.state_tensor import state_bytes
 
 
 def baoc(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from baoc_compile.errors import OptionError
+from baoc_compile.core.errors import OptionError
 
 #: Modules that divide by a statistic of their input. Their few weights stay fp32, and so does what they compute.
 NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)

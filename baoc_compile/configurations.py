@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from baoc_compile.codec import WEIGHT_KEY, Codec, Slot, weight_slots
-from baoc_compile.errors import OptionError, UnsupportedStep
-from baoc_compile.kernels.catalogue import CODECS, codec_named, full_precision
-from baoc_compile.passes.discover_state import discover_state
-from baoc_compile.passes.reduce_state import reduce_state
-from baoc_compile.rule import UpdateRule
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot, weight_slots
+from baoc_compile.core.errors import OptionError, UnsupportedStep
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.kernels.codecs.catalogue import CODECS, codec_named, full_precision
+from baoc_compile.passes.rules.discover_state import discover_state
+from baoc_compile.passes.rules.reduce_state import reduce_state
 
 #: Sizes of the codecs that have one, to list.
 SIZED_EXAMPLES = ("head:32", "head:64", "head:128", "column_head:64", "run:64", "run:256")

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import fx
 
-from baoc_compile.compiled_step import CompiledStep
-from baoc_compile.errors import StateError
-from baoc_compile.kernels.fused_update import Launch
-from baoc_compile.plan import Plan
-from baoc_compile.rule import UpdateRule
-from baoc_compile.session import Session, known_session
-from baoc_compile.state_tensor import state_bytes
+from baoc_compile.core.errors import StateError
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.kernels.launch.fused_update import Launch
+from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.runtime.session import Session, known_session
+from baoc_compile.state.plan import Plan
+from baoc_compile.state.state_tensor import state_bytes
 from baoc_compile.step_text import step_text
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from baoc_compile.block_profile import Profile
-from baoc_compile.budget import MemoryBudget, TimeBudget
-from baoc_compile.configurator import Configurator
-from baoc_compile.errors import OptionError, StateError
-from baoc_compile.passes.solve_plan import solve_profile
-from baoc_compile.plan import Plan
-from baoc_compile.planning import Planning
-from baoc_compile.session import known_session
+from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.core.errors import OptionError, StateError
+from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.profile import Profile
+from baoc_compile.passes.plan.solve_plan import solve_profile
+from baoc_compile.runtime.configurator import Configurator
+from baoc_compile.runtime.session import known_session
+from baoc_compile.state.plan import Plan
 
 
 def profile(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from baoc_compile.budget import MemoryBudget
-from baoc_compile.errors import OptionError
-from baoc_compile.plan import Plan, as_plan
-from baoc_compile.planning import Planning
+from baoc_compile.core.budget import MemoryBudget
+from baoc_compile.core.errors import OptionError
+from baoc_compile.core.planner_options import Planning
+from baoc_compile.state.plan import Plan, as_plan
 
 
 @dataclass(frozen=True)

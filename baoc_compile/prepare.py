@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from baoc_compile.budget import MemoryBudget
-from baoc_compile.codec import weight_slots
-from baoc_compile.configurator import start_configurator
-from baoc_compile.device_memory import bytes_left
-from baoc_compile.errors import OptionError
-from baoc_compile.notices import notice, refuse_untraceable
-from baoc_compile.passes.adopt_state import adopt_state, adopt_weights, fresh
-from baoc_compile.passes.choose_uniform import decide
-from baoc_compile.passes.discover_state import Filled, StateSchema, discover_state
-from baoc_compile.passes.record_calls import ForwardGraph
-from baoc_compile.passes.record_forward import watch_forward
-from baoc_compile.plan import as_plan
-from baoc_compile.planning import Planning
-from baoc_compile.session import Session, session_of
-from baoc_compile.state_tensor import bytes_of, state_bytes
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.budget import MemoryBudget
+from baoc_compile.core.codec import weight_slots
+from baoc_compile.core.errors import OptionError
+from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.blocks.record_calls import ForwardGraph
+from baoc_compile.passes.blocks.record_forward import watch_forward
+from baoc_compile.passes.migrate.migrate_state import adopt_state, adopt_weights, fresh
+from baoc_compile.passes.plan.choose_uniform import decide
+from baoc_compile.passes.rules.discover_state import Filled, StateSchema, discover_state
+from baoc_compile.runtime.configurator import start_configurator
+from baoc_compile.runtime.device_memory import bytes_left
+from baoc_compile.runtime.notices import notice, refuse_untraceable
+from baoc_compile.runtime.session import Session, session_of
+from baoc_compile.state.plan import as_plan
+from baoc_compile.state.state_tensor import bytes_of, state_bytes
 
 log = logging.getLogger("baoc")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baoc_compile.block_profile import BlockCandidate, BlockStatistics
-from baoc_compile.errors import BudgetError, OptionError, StateError
-from baoc_compile.passes.solve_plan import Solution, frontier_of, solve_profile, uniform_points
-from baoc_compile.session import known_session
-from baoc_compile.state_tensor import state_bytes
+from baoc_compile.core.errors import BudgetError, OptionError, StateError
+from baoc_compile.core.profile import BlockCandidate, BlockStatistics
+from baoc_compile.passes.plan.solve_plan import Solution, frontier_of, solve_profile, uniform_points
+from baoc_compile.runtime.session import known_session
+from baoc_compile.state.state_tensor import state_bytes
 
 COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
 COLUMNS += ("configuration", "gain", "bytes", "risk", "time")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from baoc_compile.kernels.fused_update import Launch
-from baoc_compile.passes.run_as_traced import AsTraced
+from baoc_compile.kernels.launch.fused_update import Launch
+from baoc_compile.passes.rewrite.run_as_traced import AsTraced
 
 
 def step_text(gm: fx.GraphModule) -> str:

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baoc_compile.passes.solve_plan import solve_profile
 from learning import DOCS, WORKLOADS
 from paired import machine
 
 import baoc_compile
-from baoc_compile.budget import MemoryBudget, TimeBudget
-from baoc_compile.plan import Plan
-from baoc_compile.session import session_of
+from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.passes.plan.solve_plan import solve_profile
+from baoc_compile.runtime.session import session_of
+from baoc_compile.state.plan import Plan
 
 TIME_BUDGETS = ("10 s", "500%", "300%", "200%", "150%", "130%")
 MEMORY_BUDGET = "40%"

@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from baoc_compile.passes.solve_plan import Solution, solve_profile
 from learning import DOCS, REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
 from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 import baoc_compile
-from baoc_compile.block_profile import Profile
-from baoc_compile.budget import MemoryBudget, TimeBudget
-from baoc_compile.session import session_of
+from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.core.profile import Profile
+from baoc_compile.passes.plan.solve_plan import Solution, solve_profile
+from baoc_compile.runtime.session import session_of
 
 BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
 KINDS = ("plan", "random")

@@ -21,8 +21,8 @@ import torch
 from learning import DOCS, REFERENCE, WORKLOADS, Job, run_all
 
 import baoc_compile
-from baoc_compile.block import Block
-from baoc_compile.plan import ParameterPlan, Plan
+from baoc_compile.core.block import Block
+from baoc_compile.state.plan import ParameterPlan, Plan
 
 GAIN = 0.5
 SMALLEST_BLOCK = 4000  # elements

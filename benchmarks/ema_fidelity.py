@@ -21,16 +21,16 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from baoc_compile.kernels.bits import any_in_group, as_bf16, group_max, packed, rounds_up, truncate_to_bf16
-from baoc_compile.kernels.catalogue import CODECS
-from baoc_compile.kernels.codebook import Codebook
-from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, step_key
-from baoc_compile.kernels.trace import encoded_parts, traced_decode, traced_encode, with_exact_roots
-from baoc_compile.passes.refresh_codebooks import CodebookRefresh
 from torch import Tensor, fx
 
-from baoc_compile.codec import Codec, Random
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile.core.codec import Codec, Random
+from baoc_compile.kernels.codecs.bits import any_in_group, as_bf16, group_max, packed, rounds_up, truncate_to_bf16
+from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, step_key
+from baoc_compile.kernels.dialect.trace_codec import encoded_parts, traced_decode, traced_encode, with_exact_roots
+from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.state.state_tensor import StateTensor
 
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "ema_fidelity.md"
 STEPS = 2000

@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from unittest.mock import patch
 
 import torch
-from baoc_compile.passes import assess_risk, make_profile
-from baoc_compile.passes.assess_risk import Assessment, assess, curvature
-from baoc_compile.passes.list_candidates import Configuration
-from baoc_compile.passes.measure_risk import ShadowRuns, without_rounding
 from learning import DOCS, WORKLOADS, cpu_name, warmup_then_cosine
 
 import baoc_compile
+from baoc_compile.passes.plan import make_profile
+from baoc_compile.passes.plan.list_candidates import Configuration
+from baoc_compile.passes.risk import assess_risk
+from baoc_compile.passes.risk.assess_risk import Assessment, assess, curvature
+from baoc_compile.passes.risk.measure_risk import ShadowRuns, without_rounding
 
 HORIZONS = (1, 2, 4, 8, 24)
 SAMPLED = 24  # steps

@@ -113,10 +113,10 @@ class Running:
 
 def _executable(device: str) -> Any:
     if device == "cuda":
-        from baoc_compile.kernels.triton_program import TritonProgram
+        from baoc_compile.kernels.triton.program import TritonProgram
 
         return TritonProgram
-    from baoc_compile.kernels.cpp_program import CppProgram
+    from baoc_compile.kernels.cpp.program import CppProgram
 
     return CppProgram
 

@@ -13,7 +13,14 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from baoc_compile.kernels.learn_levels import Floats, nearest_error, nearest_levels, stochastic_error, stochastic_levels
+
+from baoc_compile.kernels.codecs.optimal_levels import (
+    Floats,
+    nearest_error,
+    nearest_levels,
+    stochastic_error,
+    stochastic_levels,
+)
 
 REPEATS = 5
 

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baoc_compile.kernels.build_cpp import cache_dir
-from baoc_compile.kernels.catalogue import codec_for, codec_named
-from baoc_compile.passes.compose_program import compose_step
-from baoc_compile.passes.discover_state import discover_state
 
-from baoc_compile.codec import WEIGHT_KEY
-from baoc_compile.program import ProgramGraph, Signature
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.codec import WEIGHT_KEY
+from baoc_compile.core.program_graph import ProgramGraph, Signature
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.kernels.build.compile_cpp import cache_dir
+from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
+from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.rules.discover_state import discover_state
 
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
 BEGIN, END = "<!-- Written by benchmarks/registers.py from here -->", "<!-- to here. -->"
@@ -94,9 +94,9 @@ def graphs(make: Optimizer, forms: dict[str, str], dtype: torch.dtype) -> list[P
 
 def measure(target: str) -> list[Row]:
     """Compiles all; not under TRITON_INTERPRET=1."""
-    from baoc_compile.kernels.compile_offline import TARGETS as KNOWN
-    from baoc_compile.kernels.compile_offline import compile_offline
-    from baoc_compile.kernels.triton_program import TritonProgram, default_shape
+    from baoc_compile.kernels.triton.compile_offline import TARGETS as KNOWN
+    from baoc_compile.kernels.triton.compile_offline import compile_offline
+    from baoc_compile.kernels.triton.program import TritonProgram, default_shape
 
     rows = []
     for title, configuration in CONFIGURATIONS.items():

@@ -30,17 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baoc_compile.kernels.catalogue import FORMATS, codec_named, full_precision
-from baoc_compile.passes.proxy_risk import proxy_risk
-from baoc_compile.passes.solve_plan import risk_of
 from learning import CONFIGURATIONS, DOCS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 import baoc_compile
-from baoc_compile.block_profile import BlockCandidate, Profile
-from baoc_compile.plan import SMALL_NUMEL, as_plan
-from baoc_compile.session import Decision, session_of
+from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.kernels.codecs.catalogue import FORMATS, codec_named, full_precision
+from baoc_compile.passes.plan.solve_plan import risk_of
+from baoc_compile.passes.risk.proxy_risk import proxy_risk
+from baoc_compile.runtime.session import Decision, session_of
+from baoc_compile.state.plan import SMALL_NUMEL, as_plan
 
 FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
 SMALLEST_BLOCK = 1000  # elements: what the other blocks do is too little to be seen

@@ -27,9 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baoc_compile.kernels.catalogue import codec_for
-from baoc_compile.passes.discover_state import discover_state
-from baoc_compile.passes.measure_time import HOST_NS_PER_STEP, HOST_NS_PER_TENSOR, TimeModel
 from models import Shape, count, resnet
 from paired import Spread, machine
 from rich.console import Console
@@ -37,10 +34,13 @@ from rich.table import Table
 
 import baoc_compile
 import baoc_compile.backend
-from baoc_compile.plan import SMALL_NUMEL, ParameterPlan, Plan
-from baoc_compile.program import Signature
-from baoc_compile.session import session_of
-from baoc_compile.time_model import Cost, RememberedTimes
+from baoc_compile.core.program_graph import Signature
+from baoc_compile.kernels.codecs.catalogue import codec_for
+from baoc_compile.passes.programs.measure_time import HOST_NS_PER_STEP, HOST_NS_PER_TENSOR, TimeModel
+from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes
+from baoc_compile.passes.rules.discover_state import discover_state
+from baoc_compile.runtime.session import session_of
+from baoc_compile.state.plan import SMALL_NUMEL, ParameterPlan, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 TURN_SECONDS = 0.5

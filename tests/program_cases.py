@@ -7,20 +7,20 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from baoc_compile.kernels.catalogue import codec_for, codec_named
-from baoc_compile.kernels.codebook import Codebook
-from baoc_compile.kernels.cpp_program import CppProgram
-from baoc_compile.kernels.full import Full
-from baoc_compile.kernels.torch_program import TorchProgram
-from baoc_compile.passes import compose_program as composing
-from baoc_compile.passes.discover_state import StateSchema, discover_state
 from hypothesis import strategies as st
 from optimizers import CASES
 
-from baoc_compile.codec import WEIGHT_KEY, Codec
-from baoc_compile.program import ProgramGraph, Signature, TensorArguments
-from baoc_compile.state_tensor import StateTensor
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.codec import WEIGHT_KEY, Codec
+from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
+from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.kernels.codecs.full import Full
+from baoc_compile.kernels.cpp.program import CppProgram
+from baoc_compile.kernels.eager.program import TorchProgram
+from baoc_compile.passes.programs import compose_program as composing
+from baoc_compile.passes.rules.discover_state import StateSchema, discover_state
+from baoc_compile.state.state_tensor import StateTensor
 
 
 class ReadsOld(torch.optim.Optimizer):

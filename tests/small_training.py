@@ -8,7 +8,7 @@ import torch
 
 import baoc_compile
 from baoc_compile import StateTensor
-from baoc_compile.session import session_of
+from baoc_compile.runtime.session import session_of
 
 SOON = {"warmup_steps": 6, "sample_steps": 4}
 

@@ -8,8 +8,10 @@ import weakref
 
 import pytest
 import torch
-from baoc_compile.kernels import addresses, build_cpp
-from baoc_compile.kernels.addresses import Seen, Watched, Written
+
+from baoc_compile.kernels.build import compile_cpp as build_cpp
+from baoc_compile.kernels.launch import addresses
+from baoc_compile.kernels.launch.addresses import Seen, Watched, Written
 
 
 @pytest.fixture(params=["compiled", "no function in torch", "no symbol in torch", "no compiler"])

@@ -8,16 +8,16 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from baoc_compile.passes import frontier as frontier_module
-from baoc_compile.passes import solve_knapsack
-from baoc_compile.passes.allocate import allocate, frontier
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from baoc_compile.allocation import Allocation, Candidate
-from baoc_compile.errors import BudgetError
+from baoc_compile.core.allocation import Allocation, Candidate
+from baoc_compile.core.errors import BudgetError
+from baoc_compile.passes.solve import frontier as frontier_module
+from baoc_compile.passes.solve import solve_knapsack
+from baoc_compile.passes.solve.allocate import allocate, frontier
 
 KINDS = ("realistic", "uncorrelated", "shapes")
 SHAPES = (768, 768 * 768, 768 * 3072, 3 * 768 * 768, 50257 * 768)
@@ -191,8 +191,8 @@ def test_bound_is_valid_when_labels_run_out(monkeypatch, labels, is_tight):
         assert exact.is_exact
         with monkeypatch.context() as m:
             m.setattr(solve_knapsack, "LABELS", labels)
-            m.setattr("baoc_compile.passes.search_labels.NARROWEST", 1)
-            m.setattr("baoc_compile.passes.search_labels.MANY", 10**9)  # no further prices either
+            m.setattr("baoc_compile.passes.solve.search_labels.NARROWEST", 1)
+            m.setattr("baoc_compile.passes.solve.search_labels.MANY", 10**9)  # no further prices either
             quick = check(items, allocate(items, budget_bytes, budget_ns), budget_bytes, budget_ns)
         cut_off += not quick.is_exact
         assert quick.lower_bound <= exact.risk * (1 + 1e-12) and exact.risk <= quick.risk * (1 + 1e-12)

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from baoc_compile.passes.group_blocks import group_blocks
-from baoc_compile.passes.record_forward import ForwardGraph, record_graph, watch_forward
 from hypothesis import given
 from hypothesis import strategies as st
 from model_zoo import BATCH, LAYERS, WIDTH, ZOO, Encoder, GPTLayer, example, fused_attention, scramble
@@ -18,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from baoc_compile.block import Block
-from baoc_compile.errors import OptionError
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.block import Block
+from baoc_compile.core.errors import OptionError
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.blocks.group_blocks import group_blocks
+from baoc_compile.passes.blocks.record_forward import ForwardGraph, record_graph, watch_forward
 
 every_model = pytest.mark.parametrize("name", ZOO)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import baoc_compile
 from baoc_compile import BudgetError, OptionError, StateTensor, state_bytes
-from baoc_compile.budget import MemoryBudget
+from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.options import Options
 
 

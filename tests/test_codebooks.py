@@ -8,10 +8,13 @@ import codec_reference as reference
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels.bits import unpacked
-from baoc_compile.kernels.catalogue import CODECS
-from baoc_compile.kernels.codebook import Codebook
-from baoc_compile.kernels.learn_codebook import (
+from torch import Tensor
+
+import baoc_compile
+from baoc_compile.kernels.codecs.bits import unpacked
+from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.kernels.codecs.learn_codebook import (
     best_levels,
     density,
     expected_error,
@@ -19,12 +22,9 @@ from baoc_compile.kernels.learn_codebook import (
     learn_from_values,
     least_error,
 )
-from baoc_compile.passes import refresh_codebooks
-from baoc_compile.passes.refresh_codebooks import CodebookRefresh, refresh_codebook, steps_until_due
-from torch import Tensor
-
-import baoc_compile
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile.passes.migrate import refresh_codebooks
+from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh, refresh_codebook, steps_until_due
+from baoc_compile.state.state_tensor import StateTensor
 
 LEARNED = [name for name, codec in CODECS.items() if isinstance(codec, Codebook) and codec.learned]
 SIGNED = [name for name in LEARNED if CODECS[name].signed]

@@ -9,14 +9,15 @@ import codec_reference as reference
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import CODECS, codec_named
-from baoc_compile.kernels.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baoc_compile import StateError, state_tensor
-from baoc_compile.codec import Random, Slot
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile import StateError
+from baoc_compile.core.codec import Random, Slot
+from baoc_compile.kernels.codecs.catalogue import CODECS, codec_named
+from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
+from baoc_compile.state import state_tensor
+from baoc_compile.state.state_tensor import StateTensor
 
 SIZES = (0, 1, 31, 32, 33, 4097)
 ROUNDING = [name for name, codec in CODECS.items() if codec.kind == "rounding"]

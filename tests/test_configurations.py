@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import codec_named
-from baoc_compile.passes.compose_program import compose_step
 
 import baoc_compile
 from baoc_compile import OptionError, UnsupportedStep
 from baoc_compile.configurations import bytes_moved
-from baoc_compile.program import Operand, Signature
+from baoc_compile.core.program_graph import Operand, Signature
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.passes.programs.compose_program import compose_step
 
 SHAPE = (64, 160)
 

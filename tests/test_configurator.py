@@ -9,14 +9,14 @@ from unittest import mock
 
 import pytest
 import torch
-from baoc_compile.passes import adopt_state as migration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import SOON, Training
 
 import baoc_compile
 from baoc_compile import BudgetError, StateTensor, state_bytes
-from baoc_compile.state_tensor import bytes_of
+from baoc_compile.passes.migrate import migrate_state as migration
+from baoc_compile.state.state_tensor import bytes_of
 
 
 def test_a_plan_by_block_follows_the_warm_up():
@@ -127,7 +127,7 @@ def test_values_are_inherited():
     training = Training(memory_budget="20%", **SOON)
     training.step(5)
     seen = {}
-    adopt = baoc_compile.configurator.adopt_state
+    adopt = baoc_compile.runtime.configurator.adopt_state
 
     def watched(session, table, **options):
         def values():
@@ -142,7 +142,7 @@ def test_values_are_inherited():
         seen.update(changed=changed, before=before, after=values())
         return changed
 
-    with mock.patch.object(baoc_compile.configurator, "adopt_state", watched):
+    with mock.patch.object(baoc_compile.runtime.configurator, "adopt_state", watched):
         training.step(1)
     assert seen["changed"]
     dropped = {
@@ -164,7 +164,7 @@ def test_more_plans_than_torch_recompiles():
     budgets = ["20%", "40%"]
     with mock.patch.object(torch._dynamo.config, "recompile_limit", 4):
         for k in range(6):
-            training.session.memory_budget = baoc_compile.budget.MemoryBudget.parse(budgets[k % 2])
+            training.session.memory_budget = baoc_compile.core.budget.MemoryBudget.parse(budgets[k % 2])
             training.step(5)
             assert len(training.configurator.history) == k + 1
             assert "slots migrated" in training.configurator.history[-1]

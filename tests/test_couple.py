@@ -7,14 +7,14 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from baoc_compile.passes import close_gap
-from baoc_compile.passes.allocate import allocate
-from baoc_compile.passes.couple import allocate_coupled, coupled_frontier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baoc_compile.allocation import Allocation, Candidate
-from baoc_compile.errors import BudgetError
+from baoc_compile.core.allocation import Allocation, Candidate
+from baoc_compile.core.errors import BudgetError
+from baoc_compile.passes.solve import close_gap
+from baoc_compile.passes.solve.allocate import allocate
+from baoc_compile.passes.solve.couple import allocate_coupled, coupled_frontier
 
 
 def instance(blocks: int, candidates: int, seed: int) -> list[list[Candidate]]:

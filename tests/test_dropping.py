@@ -15,8 +15,8 @@ from torch import Tensor
 
 import baoc_compile
 from baoc_compile import Plan, PlanError, StateError, StateTensor
-from baoc_compile.plan import ParameterPlan
-from baoc_compile.session import session_of
+from baoc_compile.runtime.session import session_of
+from baoc_compile.state.plan import ParameterPlan
 
 STEPS = 50
 SHAPES = [(96, 64), (4500,), (10, 10)]

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import CODECS
-from baoc_compile.kernels.codebook import Codebook
-from baoc_compile.passes.refresh_codebooks import CodebookRefresh, refresh_codebook
 from scipy.stats import norm, t
 from torch import Tensor
 
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh, refresh_codebook
+from baoc_compile.state.state_tensor import StateTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 

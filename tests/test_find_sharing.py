@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from baoc_compile.passes.find_sharing import find_sharing, rank_sharing
 from torch import Tensor
+
+from baoc_compile.passes.risk.find_sharing import find_sharing, rank_sharing
 
 SEEDS = 100
 SHAPES = [(96, 64), (256, 128), (64, 3, 3, 3)]

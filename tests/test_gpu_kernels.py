@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from baoc_compile.kernels import choose_shape as choosing
-from baoc_compile.kernels.catalogue import CODECS
 from program_cases import (
     FP32,
     LAYOUTS,
@@ -37,11 +35,13 @@ from program_cases import (
 )
 from torch import Tensor
 
-from baoc_compile.program import TensorArguments
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile.core.program_graph import TensorArguments
+from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.kernels.triton import tune_launch as choosing
+from baoc_compile.state.state_tensor import StateTensor
 
 pytest.importorskip("triton")
-from baoc_compile.kernels.triton_program import LaunchShape, TritonProgram, default_shape
+from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram, default_shape
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
@@ -243,7 +243,7 @@ def test_a_launch_shape_is_measured_once(monkeypatch, tmp_path):
     assert len(measured) == len({default_shape(graph), *choosing.CANDIDATES})
     script = f"""
 import torch
-from baoc_compile.kernels import choose_shape
+from baoc_compile.kernels.triton import tune_launch as choose_shape
 from program_cases import PROGRAMS, graphs_of
 choose_shape._milliseconds = None
 shape = choose_shape.choose_shape(graphs_of(PROGRAMS[0])[0], torch.device("cuda"))

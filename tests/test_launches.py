@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from baoc_compile.kernels.fused_update import Launch
 from program_cases import BF16, FP32, MANY_ROWS, Which, assert_same_bits, bits, cpp, graphs_of, step, table_of
 from torch import Tensor
 
 import baoc_compile
 from baoc_compile import StateTensor
 from baoc_compile.backend import baoc
-from baoc_compile.errors import StateError
-from baoc_compile.session import session_of
+from baoc_compile.core.errors import StateError
+from baoc_compile.kernels.launch.fused_update import Launch
+from baoc_compile.runtime.session import session_of
 
 FUSED_UPDATE = torch.ops.baoc.fused_update.default
 LARGE, SMALL = (64, 64), (8,)  # stored in 8 bits, and left as it is

@@ -7,9 +7,15 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels.learn_levels import nearest_error, nearest_levels, stochastic_error, stochastic_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from baoc_compile.kernels.codecs.optimal_levels import (
+    nearest_error,
+    nearest_levels,
+    stochastic_error,
+    stochastic_levels,
+)
 
 LEVELS = 255
 

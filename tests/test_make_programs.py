@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from baoc_compile.kernels import lower
-from baoc_compile.passes import make_programs
 
 import baoc_compile
 from baoc_compile.backend import baoc
+from baoc_compile.kernels.launch import lower
+from baoc_compile.passes.programs import make_programs
 
 LARGE, SMALL = (64, 64), (8,)
 

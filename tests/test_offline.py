@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from baoc_compile.kernels.build_cpp import cache_dir
+
+from baoc_compile.kernels.build.compile_cpp import cache_dir
 
 _SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "registers.py"
 _SPEC = importlib.util.spec_from_file_location("registers", _SCRIPT)
@@ -40,9 +41,10 @@ def test_contiguous_fp32_tensors_are_loaded_and_stored_in_128_bits(target):
 
 def compile_all_operations(target: str) -> None:
     """Run in a process of its own."""
-    from baoc_compile.kernels.compile_offline import compile_offline
-    from baoc_compile.kernels.triton_program import TritonProgram
     from test_triton_steps import OPERATIONS, TRANSCENDENTAL, program_graph
+
+    from baoc_compile.kernels.triton.compile_offline import compile_offline
+    from baoc_compile.kernels.triton.program import TritonProgram
 
     def everything(p, g):
         return sum(function(p, g) for function in [*OPERATIONS.values(), *TRANSCENDENTAL.values()])

@@ -8,13 +8,13 @@ import math
 
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import CODECS, FORMATS
 from hypothesis import given
 from hypothesis import strategies as st
 
 import baoc_compile
 from baoc_compile import Plan, PlanError, StateTensor
-from baoc_compile.plan import ParameterPlan, as_plan
+from baoc_compile.kernels.codecs.catalogue import CODECS, FORMATS
+from baoc_compile.state.plan import ParameterPlan, as_plan
 
 slots = st.text(min_size=1, max_size=12)
 codecs = st.sampled_from(sorted(CODECS))

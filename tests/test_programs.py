@@ -9,9 +9,6 @@ import warnings
 
 import pytest
 import torch
-from baoc_compile.kernels import build_cpp, cpp_program, lower
-from baoc_compile.kernels.torch_program import TorchProgram
-from baoc_compile.passes import compose_program as composing
 from hypothesis import given
 from hypothesis import strategies as st
 from program_cases import (
@@ -32,7 +29,12 @@ from program_cases import (
     table_of,
 )
 
-from baoc_compile.errors import BaocWarning
+from baoc_compile.core.errors import BaocWarning
+from baoc_compile.kernels.build import compile_cpp as build_cpp
+from baoc_compile.kernels.cpp import program as cpp_program
+from baoc_compile.kernels.eager.program import TorchProgram
+from baoc_compile.kernels.launch import lower
+from baoc_compile.passes.programs import compose_program as composing
 
 every_program = pytest.mark.parametrize("which", [*PROGRAMS, *SHARING], ids=str)
 

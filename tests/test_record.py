@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baoc_compile.kernels import trace
-from baoc_compile.kernels.catalogue import codec_named
-from baoc_compile.kernels.record import Recorder
 from torch import Tensor, fx
+
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.kernels.dialect import trace_codec as trace
+from baoc_compile.kernels.dialect.recorder import Recorder
 
 
 def calls(graph: fx.Graph) -> list[str]:

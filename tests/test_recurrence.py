@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from baoc_compile.passes.discover_state import discover_state
-from baoc_compile.passes.find_recurrence import NoRecurrence, Recurrence, find_recurrence, new_values
 from optimizers import CASES
 from torch import Tensor, fx
 
-from baoc_compile.rule import UpdateRule
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.rules.discover_state import discover_state
+from baoc_compile.passes.rules.find_recurrence import NoRecurrence, Recurrence, find_recurrence, new_values
 
 REFUSED = {
     ("ASGD", "ax"): "is a copy of something else",

@@ -36,7 +36,7 @@ def baoc_warnings(function) -> list[str]:
 
 
 def test_fused_warns_once_and_steps_correctly(monkeypatch):
-    monkeypatch.setattr("baoc_compile.notices._FUSED_NOTICED", [])
+    monkeypatch.setattr("baoc_compile.runtime.notices._FUSED_NOTICED", [])
     params = parameters()
     step = compiled(torch.optim.AdamW(params, fused=True))
     messages = baoc_warnings(lambda: take_steps(step, params))
@@ -47,7 +47,7 @@ def test_fused_warns_once_and_steps_correctly(monkeypatch):
 
 
 def test_fused_outside_of_baoc_says_nothing(monkeypatch):
-    monkeypatch.setattr("baoc_compile.notices._FUSED_NOTICED", [])
+    monkeypatch.setattr("baoc_compile.runtime.notices._FUSED_NOTICED", [])
     params = parameters()
     assert not baoc_warnings(lambda: take_steps(torch.optim.AdamW(params, fused=True).step, params))
 

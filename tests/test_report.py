@@ -8,15 +8,16 @@ import math
 
 import pytest
 import torch
-from baoc_compile.passes.solve_plan import solve_profile, uniform_points
 from hypothesis import given
 from hypothesis import strategies as st
 from small_training import SOON, Small, Training
 
 import baoc_compile
-from baoc_compile import BudgetError, OptionError, Profile, StateError, device_memory, state_bytes
-from baoc_compile.budget import MemoryBudget, TimeBudget
+from baoc_compile import BudgetError, OptionError, Profile, StateError, state_bytes
+from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.passes.plan.solve_plan import solve_profile, uniform_points
 from baoc_compile.report import COLUMNS
+from baoc_compile.runtime import device_memory
 
 
 @pytest.fixture(scope="module")

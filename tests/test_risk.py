@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from baoc_compile.passes.assess_risk import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baoc_compile.passes.risk.assess_risk import (
     CAUTION,
     HORIZON,
     SHARE,
@@ -17,9 +20,7 @@ from baoc_compile.passes.assess_risk import (
     assess,
     curvature,
 )
-from baoc_compile.passes.estimate_rates import SPREAD, estimate_rates
-from hypothesis import given
-from hypothesis import strategies as st
+from baoc_compile.passes.risk.estimate_rates import SPREAD, estimate_rates
 
 
 def reference(steps: int, count: int, seed: int) -> Reference:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baoc_compile.passes.discover_state import Filled, discover_state
 
 import baoc_compile
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.rules.discover_state import Filled, discover_state
 
 NONNEGATIVE = {
     "AdamW": {"exp_avg_sq"},

@@ -7,20 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import GROUP, codec_named, full_precision
-from baoc_compile.passes.average_increments import IncrementMeans
-from baoc_compile.passes.block_statistics import block_statistics
-from baoc_compile.passes.list_candidates import list_candidates
-from baoc_compile.passes.sample_gradients import GradientSampler, choose_elements, elements_per_block
-from baoc_compile.passes.shadow_run import Samples, reference_run, shadow_updates
-from baoc_compile.passes.slot_values import moments_of, signal_to_noise
 from hypothesis import given
 from hypothesis import strategies as st
 
 import baoc_compile
-from baoc_compile.block import Block
-from baoc_compile.gradient_stream import GradientStream
-from baoc_compile.session import session_of
+from baoc_compile.core.block import Block
+from baoc_compile.core.gradient_stream import GradientStream
+from baoc_compile.kernels.codecs.catalogue import GROUP, codec_named, full_precision
+from baoc_compile.passes.plan.list_candidates import list_candidates
+from baoc_compile.passes.risk.average_increments import IncrementMeans
+from baoc_compile.passes.risk.block_statistics import block_statistics
+from baoc_compile.passes.risk.sample_gradients import GradientSampler, choose_elements, elements_per_block
+from baoc_compile.passes.risk.shadow_run import Samples, reference_run, shadow_updates
+from baoc_compile.passes.risk.slot_values import moments_of, signal_to_noise
+from baoc_compile.runtime.session import session_of
 
 SHAPES = [(96, 64), (64,), (40, 33)]
 
@@ -123,7 +123,7 @@ def test_shadows_of_rounded_state_err_as_the_codec_does(exact):
     for name in ("bf16", "8bit", "4bit"):
         rule = exact.rules[0]
         codecs = {
-            s.key: baoc_compile.kernels.catalogue.codec_for(name, s, torch.Size(SHAPES[0]), torch.float32)[0]
+            s.key: baoc_compile.kernels.codecs.catalogue.codec_for(name, s, torch.Size(SHAPES[0]), torch.float32)[0]
             for s in rule.slots
         }
         e = shadow_updates(samples, codecs, weights, 0) - updates

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import baoc_compile
 from baoc_compile import StateTensor
-from baoc_compile.session import session_of
+from baoc_compile.runtime.session import session_of
 
 STEPS = 100
 FORMS = ["row", "column", "head:4", "column_head:8", "run:16", "tensor", "factored"]

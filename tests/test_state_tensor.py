@@ -9,10 +9,10 @@ import codec_reference as reference
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import CODECS
 
 import baoc_compile
-from baoc_compile.state_tensor import StateTensor
+from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.state.state_tensor import StateTensor
 
 NAMES = ["fp32", "bf16", "softsign8", "sqrt8", "codebook8", "ucodebook4", "int4:128", "row", "factored"]
 every_codec = pytest.mark.parametrize("name", NAMES)

@@ -7,15 +7,29 @@ import math
 
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import codec_named
-from baoc_compile.passes import measure_time
-from baoc_compile.passes.make_programs import Need, programs_of
-from baoc_compile.passes.measure_time import HOST_NS_PER_STEP, HOST_NS_PER_TENSOR, TimeModel, matrix, synthetic_step
 from program_cases import BF16, FP32, Which, schema_of
 
-from baoc_compile.codec import Slot
-from baoc_compile.program import Signature
-from baoc_compile.time_model import LEAST_TIMINGS, Cost, RememberedTimes, Sample, fit, ns_of, with_threads
+from baoc_compile.core.codec import Slot
+from baoc_compile.core.program_graph import Signature
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.passes.programs import measure_time
+from baoc_compile.passes.programs.make_programs import Need, programs_of
+from baoc_compile.passes.programs.measure_time import (
+    HOST_NS_PER_STEP,
+    HOST_NS_PER_TENSOR,
+    TimeModel,
+    matrix,
+    synthetic_step,
+)
+from baoc_compile.passes.programs.step_cost import (
+    LEAST_TIMINGS,
+    Cost,
+    RememberedTimes,
+    Sample,
+    fit,
+    ns_of,
+    with_threads,
+)
 
 CPU = torch.device("cpu")
 ADAMW = schema_of(Which("Adam", "fp32", FP32, FP32)).rule

@@ -10,10 +10,6 @@ from functools import partial
 
 import pytest
 import torch
-from baoc_compile.kernels import triton_program
-from baoc_compile.kernels.catalogue import CODECS
-from baoc_compile.kernels.torch_program import TorchProgram
-from baoc_compile.kernels.triton_program import LaunchShape, TritonProgram
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from optimizers import CASES
@@ -34,7 +30,11 @@ from program_cases import (
     table_of,
 )
 
-from baoc_compile.program import TensorArguments
+from baoc_compile.core.program_graph import TensorArguments
+from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.kernels.eager.program import TorchProgram
+from baoc_compile.kernels.triton import program as triton_program
+from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram
 
 pytestmark = [pytest.mark.interpreted, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
 EVERY = [*PROGRAMS, *SHARING, *MORE_PROGRAMS]

@@ -10,21 +10,21 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels import lower
-from baoc_compile.kernels.cpp_program import CppProgram
-from baoc_compile.kernels.dialect import TRITON
-from baoc_compile.kernels.torch_program import TorchProgram
-from baoc_compile.kernels.triton_expressions import CannotEmit
-from baoc_compile.kernels.triton_program import TritonProgram
-from baoc_compile.passes import make_programs
-from baoc_compile.passes.compose_program import compose_step
-from baoc_compile.passes.discover_state import discover_state
 from optimizers import CASES, compiled_step, decoded, ulps
 from program_cases import assert_same_bits, bits
 
-from baoc_compile.errors import BaocWarning
-from baoc_compile.program import ProgramGraph, Signature, TensorArguments
-from baoc_compile.step_graph import ParameterTable
+from baoc_compile.core.errors import BaocWarning
+from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.kernels.cpp.program import CppProgram
+from baoc_compile.kernels.dialect.operations import TRITON
+from baoc_compile.kernels.eager.program import TorchProgram
+from baoc_compile.kernels.launch import lower
+from baoc_compile.kernels.triton.expressions import CannotEmit
+from baoc_compile.kernels.triton.program import TritonProgram
+from baoc_compile.passes.programs import make_programs
+from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.rules.discover_state import discover_state
 
 pytestmark = [pytest.mark.interpreted, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
 SHAPES = [(), (7, 9), (1300,)]
@@ -230,7 +230,7 @@ def test_an_operation_without_an_equivalent_is_named_and_runs_in_torch(monkeypat
 
 
 def test_without_triton_a_gpu_runs_torch_operations(monkeypatch):
-    monkeypatch.setitem(sys.modules, "baoc_compile.kernels.triton_program", None)
+    monkeypatch.setitem(sys.modules, "baoc_compile.kernels.triton.program", None)
     lower._warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from baoc_compile.kernels.catalogue import CODECS
 from torch import Tensor
 
 import baoc_compile
 from baoc_compile import StateTensor
-from baoc_compile.codec import WEIGHT_KEY, Random, Slot
+from baoc_compile.core.codec import WEIGHT_KEY, Random, Slot
+from baoc_compile.kernels.codecs.catalogue import CODECS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MANTISSA_BITS = {"bf16": 7, "fp16": 10}

@@ -1,0 +1,91 @@
+"""A memory budget as the user writes it: "28%", "2.2 B/param", "512 MiB" or a number of bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from baoc_compile.core.errors import OptionError
+
+DEFAULT_BUDGET = "28%"
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_PATTERN = re.compile(
+    r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|(?:[kKmMgGtT][iI]?)?[bB](?:\s*/\s*param(?:eter)?)?)?\s*"
+)
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """A limit on the bytes of optimizer state, every scale and counter included."""
+
+    text: str
+    amount: float
+    unit: str  # "%", "B/param", "B", or "fit"
+
+    @classmethod
+    def parse(cls, value: str | int | float) -> MemoryBudget:
+        """Raises OptionError that names the option and the accepted forms."""
+        problem = OptionError(
+            f'memory_budget: {value!r} is not a budget; write "25%" (of full-precision state), '
+            '"2.2 B/param", "512 MiB", a number of bytes, or "fit" (what the device has left)'
+        )
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise problem
+        if value == "fit":
+            return cls("fit", 0.0, "fit")
+        match = _PATTERN.fullmatch(str(value))
+        if match is None or not 0 < float(match[1]) < 1e18:
+            raise problem
+        amount, unit = float(match[1]), (match[2] or "B").replace(" ", "")
+        if unit == "%":
+            return cls(str(value), amount, "%")
+        if "/" in unit:
+            if unit.split("/")[0].upper() != "B":
+                raise problem
+            return cls(str(value), amount, "B/param")
+        return cls(str(value), amount * _UNITS[unit.upper()], "B")
+
+    @property
+    def is_open(self) -> bool:
+        """Not known before the device has seen a forward and backward pass."""
+        return self.unit == "fit"
+
+    def fitted(self, left_bytes: int) -> MemoryBudget:
+        """The same budget once it is known what is left."""
+        return MemoryBudget(self.text, left_bytes, "B")
+
+    def in_bytes(self, full_state_bytes: int, parameter_numel: int) -> int:
+        """`full_state_bytes`: the state in full precision; `parameter_numel`: elements of all stepped parameters."""
+        if self.unit == "%":
+            return int(full_state_bytes * self.amount / 100)
+        return int(parameter_numel * self.amount if self.unit == "B/param" else self.amount)
+
+
+_TIME_UNITS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
+_TIME_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|ns|us|µs|ms|s)\s*")
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """A limit on the time of one optimizer step, as predicted for this device."""
+
+    text: str
+    amount: float
+    unit: str  # "%" or "ns"
+
+    @classmethod
+    def parse(cls, value: str) -> TimeBudget:
+        """Raises OptionError that names the option and the accepted forms."""
+        match = _TIME_PATTERN.fullmatch(value) if isinstance(value, str) else None
+        if match is None or not 0 < float(match[1]) < 1e18:
+            raise OptionError(
+                f'time_budget: {value!r} is not a time; write "2.5 ms", "800 us", or "120%" (of the step in full precision)'
+            )
+        amount = float(match[1])
+        return cls(value, amount, "%") if match[2] == "%" else cls(value, amount * _TIME_UNITS[match[2]], "ns")
+
+    def in_ns(self, full_ns: float) -> float:
+        """`full_ns`: the predicted step in full precision."""
+        return full_ns * self.amount / 100 if self.unit == "%" else self.amount

@@ -1,0 +1,104 @@
+"""The update rule: an optimizer's step for one parameter, as a pure function read out of the user's own graph."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import fx
+
+from baoc_compile.core.codec import Slot
+
+InputKind = Literal["param", "grad", "slot", "counter", "scalar"]
+
+
+def bounds_of(value: float) -> tuple[float, float]:
+    """The interval of numbers that may stand in a hyperparameter's place without changing what is provable."""
+    if value < 0:
+        return (-math.inf, 0.0)
+    return (0.0, 1.0) if value <= 1 else (1.0, math.inf)
+
+
+@dataclass(frozen=True)
+class RuleInput:
+    """One placeholder of a rule's graph.
+
+    "param", "grad" and "slot" are elementwise and of the parameter's shape; "counter" is a 0-dim state tensor
+    (a step count); "scalar" is a number (a hyperparameter, or what the step's prelude computed).
+    `bounds` hold for scalars: the interval that the traced value is known to stay in.
+    """
+
+    name: str
+    kind: InputKind
+    key: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateRule:
+    """`(param, grad, slots, counters, scalars) -> new values`, functional, in the operations of `kernels/dialect/operations.py`.
+
+    The graph returns one value per entry of `outputs`: names of inputs that are replaced, or keys of slots that the
+    step creates (`created`). Elementwise values are float32 in the graph and stand for the program's compute type;
+    0-dim values are float64. Two rules are equal when their graphs print the same.
+    """
+
+    gm: fx.GraphModule
+    inputs: tuple[RuleInput, ...]
+    outputs: tuple[str, ...]
+    slots: tuple[Slot, ...]
+    created: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the canonical graph, the same in every process."""
+        text = repr((self.gm.code, self.inputs, self.outputs, self.slots, self.created))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def inputs_of(self, kind: InputKind) -> tuple[RuleInput, ...]:
+        return tuple(i for i in self.inputs if i.kind == kind)
+
+    def slot(self, key: str) -> Slot:
+        return next(slot for slot in self.slots if slot.key == key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UpdateRule) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        """The rule as assignments, with operators where mathematics has them."""
+        slots = ", ".join(f"{s.key}{' >= 0' if s.nonnegative else ''}" for s in self.slots) or "no state"
+        lines = [f"rule {self.key}({', '.join(i.name for i in self.inputs)})  # slots: {slots}"]
+        for node in self.gm.graph.nodes:
+            if node.op == "call_function":
+                lines.append(f"    {node.name} = {_expression(node)}")
+            elif node.op == "output":
+                lines += [f"    new {name} = {value}" for name, value in zip(self.outputs, node.args[0], strict=True)]
+        return "\n".join(lines)
+
+
+_OPERATORS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "pow": "**",
+    "gt": ">",
+    "ge": ">=",
+    "lt": "<",
+    "le": "<=",
+    "eq": "==",
+}
+
+
+def _expression(node: fx.Node) -> str:
+    name = str(getattr(getattr(node.target, "overloadpacket", node.target), "__name__", node.target))
+    arguments = [f"{a:.17g}" if isinstance(a, float) else str(a) for a in node.args]
+    if name in _OPERATORS and len(arguments) == 2:
+        return f" {_OPERATORS[name]} ".join(arguments)
+    return arguments[0] if name == "scalar_tensor" else f"{name}({', '.join(arguments)})"

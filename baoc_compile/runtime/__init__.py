@@ -1,0 +1,1 @@
+"""What lives as long as an optimizer: its session, its compiled steps, the configurator, its checkpoints."""

@@ -1,0 +1,116 @@
+"""The compiled step at run time: adopt state once, bind to it, then run the rewritten graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import CodeType
+from typing import Any
+
+from torch import fx
+
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable, StepGraph
+from baoc_compile.kernels.launch.fused_update import BoundLaunch
+from baoc_compile.passes.capture.torch_calls import module_of
+from baoc_compile.passes.migrate.migrate_state import adopt_state, state_tensors
+from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.passes.rewrite.bind_launches import bind_launches
+from baoc_compile.passes.rewrite.rewrite_step import Rewritten, rewrite_step
+from baoc_compile.passes.rules.extract_rules import RuleClass
+from baoc_compile.runtime.paused_gc import no_collection
+from baoc_compile.runtime.session import Session
+
+
+@dataclass(eq=False)
+class CompiledStep:
+    """What the backend returns to torch. Called with the traced graph's arguments.
+
+    State is converted at the first call rather than while tracing, because torch would see its guards fail. The
+    tensors are let go again when another step binds, so that state which the user replaced can be freed.
+    """
+
+    session: Session
+    traced: fx.GraphModule
+    step: StepGraph
+    prelude: list[fx.Node]
+    classes: list[RuleClass]
+    inner_backend: Any
+    code: CodeType | None = None
+    rewritten: Rewritten | None = None
+    run: Callable[..., Any] | None = None
+    launches: list[BoundLaunch] = field(default_factory=list)
+    codebooks: CodebookRefresh | None = None
+
+    @property
+    def captured(self) -> fx.GraphModule:
+        """The traced graph, to look at: without tensors, and without what nothing uses."""
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        for node in self.traced.graph.nodes:
+            if node.op != "get_attr" or node.users:
+                copied[node] = graph.node_copy(node, lambda old: copied[old])
+        return module_of(graph, {}, "CapturedStep")
+
+    @property
+    def flat(self) -> fx.GraphModule:
+        """The flat graph, to look at: torch takes long to write a module's code."""
+        return module_of(self.step.graph, self.step.attributes, "FlatStep")
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.rewritten is None or not self._is_current(arguments):
+            self.bind()
+        assert self.run is not None and self.codebooks is not None
+        self.codebooks.tick()
+        configurator = self.session.configurator
+        if configurator is None:
+            return self.run(*arguments)
+        return configurator.step(self, partial(self.run, *arguments))
+
+    def bind(self) -> Rewritten:
+        """Adopts the optimizer's state and builds the rewritten graph over it."""
+        for other in self.session.steps:
+            other.let_go()
+        table = self.session.table()
+        self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
+        adopt_state(self.session, self.step.table)
+        self.codebooks = CodebookRefresh(state_tensors(self.step.table))
+        with no_collection():
+            self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
+        bound, self.launches = bind_launches(self.rewritten.gm)
+        self.run = bound.forward
+        return self.rewritten
+
+    def let_go(self) -> None:
+        """Forgets the tensors it is bound to; the next call binds again."""
+        for launch in self.launches:
+            launch.let_go()
+        self.rewritten = self.run = self.codebooks = None
+        self.launches = []
+
+    @property
+    def rules(self) -> dict[int, UpdateRule]:
+        """By parameter; those whose update is elementwise."""
+        pieces = ((c.rule, piece) for c in self.classes if c.rule is not None for piece in c.members)
+        return {piece.component.parameters[0]: rule for rule, piece in pieces}
+
+    @contextmanager
+    def observed(self, observe: Callable[..., None]) -> Iterator[None]:
+        """While it lasts, `observe(launch, grads, scalars)` is called before every launch."""
+        for launch in self.launches:
+            launch.observe = observe
+        try:
+            yield
+        finally:
+            for launch in self.launches:
+                launch.observe = None
+
+    def _is_current(self, arguments: tuple[Any, ...]) -> bool:
+        """Are state and parameters that came in as arguments still those that the graph is bound to?"""
+        assert self.rewritten is not None
+        bound = self.rewritten.bound
+        if not bound:
+            return True
+        return all(bound.get(node, value) is value for node, value in zip(self.step.arguments, arguments, strict=True))

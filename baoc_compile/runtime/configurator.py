@@ -1,0 +1,220 @@
+"""The configurator: while training runs, sample, solve, migrate; then stay out of the way.
+
+    steps   0 ............ warmup - sample ........... warmup ........................ next plan
+            plan to start    gradients are sampled    solve, migrate                  (replan_every, replan_at)
+
+All of it happens between launches of the compiled step, at no cost in steps that do not sample.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.core.errors import BudgetError
+from baoc_compile.core.gradient_stream import GradientStream
+from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.passes.blocks.group_blocks import group_blocks
+from baoc_compile.passes.capture.read_roles import make_room_for_traces
+from baoc_compile.passes.migrate.migrate_state import adopt_state
+from baoc_compile.passes.plan.make_profile import Planned, make_profile
+from baoc_compile.passes.plan.solve_plan import Solution, by_parameter, solve_profile
+from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_buffer_bytes
+from baoc_compile.runtime.checkpoint import keep_in_checkpoints
+from baoc_compile.runtime.session import Decision, Session
+
+if TYPE_CHECKING:
+    from baoc_compile.runtime.compiled_step import CompiledStep
+
+log = logging.getLogger("baoc")
+
+
+@dataclass
+class Configurator:
+    """Of one optimizer. `steps`: compiled steps so far. `due`: the step after which the next plan is solved. `history`: what
+    was decided, and why. `profile`, `solution`: the last ones, taken or not. `seconds`: spent on each. `decides`: False to
+    look on only. `solve`: what makes a solution of a profile and the budgets. `measures_time`: time every candidate even without
+    a time budget."""
+
+    session: Session
+    planning: Planning
+    steps: int = 0
+    due: int | None = None
+    sampler: GradientSampler | None = None
+    solution: Solution | None = None
+    history: list[str] = field(default_factory=list)
+    decides: bool = True
+    solve: Callable[[Profile, MemoryBudget, TimeBudget | None], Solution] = solve_profile
+    measures_time: bool = False
+    profile: Profile | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "solving": 0.0, "migrating": 0.0})
+    clock: Callable[[], float] = time.perf_counter
+    _resumed: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.due = self.planning.next_after(0)
+
+    @property
+    def is_sampling(self) -> bool:
+        return self.due is not None and self.steps >= self.due - self.planning.sample_steps - 1
+
+    def step(self, compiled: CompiledStep, run: Callable[[], Any]) -> Any:
+        """One step, `run`, with whatever the configurator has to do around it."""
+        if not self.is_sampling:
+            self.steps += 1
+            return run()
+        with self._timed("sampling"):
+            if self.sampler is None:
+                self.sampler = self._new_sampler(compiled.rules)
+            sampler = self.sampler
+            sampler.begin_step()
+
+        def observe(*launch: Any) -> None:
+            with self._timed("sampling"):
+                sampler.observe(*launch)
+
+        with compiled.observed(observe):
+            result = run()
+        with self._timed("sampling"):
+            sampler.end_step()
+        self.steps += 1
+        if self.due is not None and self.steps >= self.due:
+            self._plan(compiled)
+        return result
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[what] += self.clock() - begun
+
+    def _new_sampler(self, rules: Mapping[int, UpdateRule]) -> GradientSampler:
+        table = self.session.table()
+        ready = {i: rule for i, rule in rules.items() if all(s.key in table.state(i) for s in rule.slots)}
+        size = self.planning.sample_bytes or default_buffer_bytes(table.parameters)
+        planned = Planned(self.session, table, ready)
+        blocks = group_blocks(table, planned.kinds(), self.session.forward_graph(), self.planning.blocks)
+        sampler = GradientSampler(table, ready, blocks, self.planning.sample_steps, self.session.seed, size)
+        unseen = [b.name for b in blocks if b.parameters[0] in ready and b.parameters[0] not in sampler.index]
+        if unseen:
+            self._note(
+                f"sample_bytes: {size} bytes have no room for {len(unseen)} of {len(blocks)} blocks ({unseen[0]}, ...)"
+            )
+        if self._resumed is not None:
+            sampler.load_state_dict(self._resumed)
+            self._resumed = None
+        return sampler
+
+    def _plan(self, compiled: CompiledStep) -> None:
+        sampler, self.sampler = self.sampler, None
+        assert sampler is not None
+        self.due = self.planning.next_after(self.steps)
+        with self._timed("solving"):
+            self.profile = self.profile_now(sampler.rules, sampler.streams if sampler.is_complete else {})
+            if not self.decides or self.session.memory_budget is None:
+                return
+            try:
+                solution = self.solve(self.profile, self.session.memory_budget, self.planning.time_budget)
+            except BudgetError as error:
+                self._note(f"kept the plan: {error}")
+                return
+            self.solution = solution
+            reason = self._reason_to_keep(solution)
+        if reason:
+            self._note(f"kept the plan: {reason}")
+            return
+        with self._timed("migrating"):
+            changed = self._migrate(compiled, by_parameter(self.profile, solution.chosen))
+        before, after = solution.kept().allocation.risk, solution.allocation.risk
+        self._note(
+            f"{changed} slots migrated; {solution.allocation.size_bytes} of {solution.budget_bytes} bytes; risk {before:.3g} -> "
+            f"{after:.3g} nats per window; {solution.allocation.certificate}"
+        )
+
+    def profile_now(
+        self, rules: Mapping[int, UpdateRule], streams: Mapping[int, GradientStream] = MappingProxyType({})
+    ) -> Profile:
+        planned = Planned(self.session, self.session.table(), rules)
+        blocks = group_blocks(planned.table, planned.kinds(), self.session.forward_graph(), self.planning.blocks)
+        measure, risk = self.measures_time or self.planning.time_budget is not None, self.planning.risk
+        return make_profile(planned, blocks, streams, seed=self.session.seed, measure_time=measure, risk=risk)
+
+    def _reason_to_keep(self, solution: Solution) -> str:
+        """Why a new plan is not worth a migration; empty if it is, or if the old one does not fit the budgets."""
+        kept = solution.kept()
+        if kept.allocation.size_bytes > solution.budget_bytes or (
+            solution.budget_ns is not None and kept.time_ns > solution.budget_ns
+        ):
+            return ""
+        if any(c.excluded or c.gate for c in kept.chosen):
+            return ""
+        if all(a.codecs == b.codecs for a, b in zip(kept.chosen, solution.chosen, strict=True)):
+            return "it is the best one"
+        before = kept.allocation.risk
+        gained, wanted = before - solution.allocation.risk, self.planning.hysteresis * abs(before)
+        if gained <= wanted:
+            return f"a new one would lower the risk by {gained:.3g} nats per window, less than {wanted:.3g}"
+        return ""
+
+    def _migrate(self, compiled: CompiledStep, chosen: Mapping[int, BlockCandidate]) -> int:
+        """Decisions first; state follows, tensor by tensor, those that shrink first."""
+        table = self.session.table()
+        names = {i: block.name for block in self.profile.blocks for i in block.parameters} if self.profile else {}
+        for i, candidate in chosen.items():
+            parameter = table.parameters[i]
+            for key, name in candidate.codecs.items():
+                self.session.decisions[parameter][key] = Decision(codec_named(name))
+            self.session.gains[parameter] = candidate.gain
+            self.session.blocks[parameter] = names[i]
+        compiled.let_go()
+        gc.collect()  # graphs hold tensors in cycles
+        if compiled.code is not None:
+            make_room_for_traces(compiled.code)
+        return adopt_state(self.session, table, within_budget=True)
+
+    def _note(self, text: str) -> None:
+        self.history.append(f"step {self.steps}: {text}")
+        log.info("%s", self.history[-1])
+
+    # checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, texts and tensors."""
+        sampler = self.sampler.state_dict() if self.sampler is not None else self._resumed
+        profile = self.profile.to_dict() if self.profile is not None else None
+        return {
+            "steps": self.steps,
+            "due": self.due,
+            "sampler": sampler,
+            "history": list(self.history),
+            "profile": profile,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps, self.due, self.history = state["steps"], state["due"], list(state["history"])
+        self.sampler, self._resumed = None, state["sampler"]
+        if state["profile"] is not None and self.session.memory_budget is not None:
+            self.profile = Profile.from_dict(state["profile"])
+            try:
+                self.solution = self.solve(self.profile, self.session.memory_budget, self.planning.time_budget)
+            except BudgetError:
+                self.solution = None
+
+
+def start_configurator(session: Session) -> None:
+    """Once for an optimizer whose plan may change: one that was given a budget rather than a plan."""
+    keep_in_checkpoints(session)
+    if session.configurator is None and session.memory_budget is not None and not session.has_named_plan:
+        session.configurator = Configurator(session, session.planning)

@@ -1,0 +1,52 @@
+"""`memory_budget="fit"`: what a device has left for optimizer state after a forward and backward pass."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from baoc_compile.core.errors import OptionError
+
+#: Share of the device's memory that stays free: fragmentation, and passes larger than those seen so far.
+MARGIN = 0.05
+
+
+def bytes_left(device: torch.device, state_bytes: int) -> int:
+    """Bytes that optimizer state may take, the `state_bytes` that it takes now included, so that the largest use of memory
+    seen so far in this process fits beside it, less `MARGIN` of the device's memory.
+
+    Raises OptionError if nothing is left, or the device does not tell.
+    """
+    total, free, peak_beyond_now = _on_gpu(device) if device.type == "cuda" else _on_host(device)
+    left = int(free - peak_beyond_now - MARGIN * total) + state_bytes
+    if left <= 0:
+        raise OptionError(
+            f'memory_budget: "fit" leaves nothing for optimizer state on {device}: {free:,} of {total:,} bytes are free, a '
+            f"forward and backward pass needs {peak_beyond_now:,} of them, and {MARGIN:.0%} stay free; use smaller batches"
+        )
+    return left
+
+
+def _on_gpu(device: torch.device) -> tuple[int, int, int]:
+    """Total, free, and how much more than now was in use at the peak. What torch's allocator keeps for reuse is free."""
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    cached = torch.cuda.memory_reserved(device) - allocated
+    return total, free + cached, torch.cuda.max_memory_allocated(device) - allocated
+
+
+def _on_host(device: torch.device) -> tuple[int, int, int]:
+    if device.type != "cpu":
+        raise OptionError(f'memory_budget: "fit" is not known on devices of type {device.type}; name a number of bytes')
+    try:
+        entries = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total, free = (int(entries[k].split()[0]) << 10 for k in ("MemTotal", "MemAvailable"))
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        peak, now = (int(status[k].split()[0]) << 10 for k in ("VmHWM", "VmRSS"))
+    except (OSError, KeyError, ValueError) as error:
+        raise OptionError(
+            f'memory_budget: "fit" cannot tell how much memory this host ({os.name}) has left; name a number of bytes'
+        ) from error
+    return total, free, peak - now

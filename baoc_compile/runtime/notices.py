@@ -1,0 +1,83 @@
+"""Never silently wrong: errors and warnings for steps that torch.compile does not hand to baoc."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+
+from baoc_compile.core.errors import BaocWarning, OptionError
+
+_NOTICED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def refuse_untraceable(optimizer: Any) -> None:
+    """Raises OptionError for optimizer options under which a rewritten step would be wrong or never run."""
+    for index, group in enumerate(optimizer.param_groups):
+        for option, why in _REFUSED.items():
+            if group.get(option):
+                name = type(optimizer).__name__
+                raise OptionError(f"param_groups[{index}]: {name}({option}=True) {why}; create it with {option}=False")
+
+
+_REFUSED = {
+    "fused": "is never traced by torch.compile, so baoc could not compress its state (baoc fuses the step itself)",
+    "differentiable": "asks for gradients through the step, which a fused in-place update does not have",
+}
+
+
+def notice(optimizer: Any, reason: str) -> None:
+    """Warns, once for each optimizer, that its state stays as it is."""
+    if optimizer not in _NOTICED:
+        _NOTICED.add(optimizer)
+        warnings.warn(f"the state of {type(optimizer).__name__} stays as it is: {reason}", BaocWarning, stacklevel=2)
+
+
+def watch_fused_steps() -> None:
+    """torch keeps its fused steps out of torch.compile, so no backend is called for them: watch their entry points."""
+    for optimizer in ("adam", "adamw", "sgd", "adagrad"):
+        module, name = importlib.import_module(f"torch.optim.{optimizer}"), f"_fused_{optimizer}"
+        function = getattr(module, name, None)
+        if function is not None and not hasattr(function, "_watched_by_baoc"):
+            setattr(module, name, _watched(function))
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if not _FUSED_NOTICED and _inside_baoc():
+            _FUSED_NOTICED.append(True)
+            warnings.warn(
+                'an optimizer created with fused=True was compiled with backend="baoc", but torch.compile never traces '
+                "fused steps, so its state stays as it is; create it with fused=False (baoc fuses the step itself)",
+                BaocWarning,
+                stacklevel=2,
+            )
+        return function(*args, **kwargs)
+
+    watched._watched_by_baoc = True  # type: ignore[attr-defined]
+    return torch._dynamo.disable(watched, reason="torch does not trace fused optimizers")
+
+
+_FUSED_NOTICED: list[bool] = []
+
+
+def _inside_baoc() -> bool:
+    """Is a function compiled with backend="baoc" on the stack?"""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py"):
+            backend = frame.f_locals.get("callback")
+            while backend is not None:  # through torch's own wrappers
+                if getattr(backend, "compiler_name", "") == "baoc":
+                    return True
+                backend = getattr(backend, "_torchdynamo_orig_backend", None)
+        frame = frame.f_back
+    return False

@@ -1,0 +1,63 @@
+"""Operations on compressed state outside a compiled step: exact semantics, no speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map, tree_map_only
+
+if TYPE_CHECKING:
+    from baoc_compile.state.state_tensor import StateTensor
+
+
+def makes_view(func: Any) -> bool:
+    """Does the operation return memory of an argument that it does not write?"""
+    returned = [r.alias_info for r in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in returned)
+
+
+def is_fake(state: StateTensor) -> bool:
+    """While torch traces, only shapes matter."""
+    return any(isinstance(part, FakeTensor) for part in state.parts.values())
+
+
+def _shape_only(state: StateTensor) -> Tensor:
+    return next(iter(state.parts.values())).new_empty(state.shape, dtype=state.dtype)
+
+
+def _only_traced(kind: type[StateTensor], func: Any, args: Any) -> bool:
+    """Is this an elementwise operation in place, while torch traces? There is nothing to do then but to look at shapes."""
+    state = args[0] if args else None
+    if not isinstance(state, kind) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
+        return False
+    writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+    shapes = [a.shape for a in args if isinstance(a, Tensor)]
+    return writes[0] and not any(writes[1:]) and torch.broadcast_shapes(*shapes) == state.shape
+
+
+def decode_run_encode(kind: type[StateTensor], func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs `func` on decoded values and stores those that it changed."""
+    if _only_traced(kind, func, args):
+        return args[0]
+    decoded: dict[int, tuple[StateTensor, Tensor]] = {}
+
+    def unwrap(state: StateTensor) -> Tensor:
+        if id(state) not in decoded:
+            decoded[id(state)] = (state, _shape_only(state) if is_fake(state) else state.decode())
+        return decoded[id(state)][1]
+
+    plain_args, plain_kwargs = tree_map_only(kind, unwrap, (args, kwargs))
+    result = func(*plain_args, **plain_kwargs)
+    written: set[int] = set()
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            tree_map_only(kind, lambda state: written.add(id(state)), given)
+    for state, value in (decoded[key] for key in written):
+        if not is_fake(state):
+            state.store(value)
+    wrapped = {id(value): state for key, (state, value) in decoded.items() if key in written}
+    return tree_map(lambda value: wrapped.get(id(value), value), result)

@@ -1,0 +1,264 @@
+"""Compressed optimizer state as a tensor: it looks like the tensor the optimizer made, and holds codes and scales.
+
+`StateTensor` lives in `optimizer.state[p][key]`. torch sees its logical shape and type, so `state_dict`,
+`torch.save`, tracing and an uncompiled `optimizer.step()` work; every operation on it decodes, computes, and encodes
+what it changed. The compiled step never does that: it works on the stored parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
+from baoc_compile.core.errors import StateError
+from baoc_compile.kernels.codecs.bits import packed, unpacked
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
+from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
+from baoc_compile.state.eager_state import decode_run_encode, is_fake, makes_view
+
+#: Elements encoded or decoded at a time.
+CHUNK_ELEMENTS = 1 << 16
+
+
+class StateTensor(Tensor):
+    """A tensor stored by a codec.
+
+    `codec`, `salt` (the seed and slot part of its random words), and one attribute per part of the codec, flat, in the
+    logical row-major order of the elements; `clock` counts how often a stochastic codec has stored it.
+    """
+
+    codec: Codec
+    salt: int
+    parts: dict[str, Tensor]
+
+    @staticmethod
+    def __new__(
+        cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]
+    ) -> StateTensor:
+        device = next(iter(parts.values())).device
+        self = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        self.codec, self.salt, self.parts = codec, salt, parts
+        return self
+
+    @classmethod
+    def empty(
+        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, codec: Codec, slot: str, seed: int
+    ) -> StateTensor:
+        """Decodes to zeros; of a weight codec, to nothing beside the weight."""
+        parts = {p.name: codec.initial(p, torch.Size(shape), device) for p in codec.stored_parts}
+        if codec.stochastic:
+            parts["clock"] = torch.zeros((), dtype=CLOCK_DTYPE, device=device)
+        return cls(torch.Size(shape), dtype, codec, slot_salt(seed, slot), parts)
+
+    @classmethod
+    def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int) -> StateTensor:
+        """`value`, stored; in chunks, so that transient memory is bounded."""
+        self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed)
+        codec.learn(self.parts, value)
+        self.store(value)
+        return self
+
+    @property
+    def storage_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+    def decode(self) -> Tensor:
+        """The values in the logical type. A dropped slot reads as zeros."""
+        flat = torch.empty(self.numel(), dtype=self.dtype, device=self.device)
+        for start in range(0, flat.numel(), CHUNK_ELEMENTS):
+            stop = min(start + CHUNK_ELEMENTS, flat.numel())
+            flat[start:stop] = self.decode_at(torch.arange(start, stop, device=flat.device))
+        return flat.view(self.shape)
+
+    def decode_at(self, index: Tensor) -> Tensor:
+        """The elements of these row-major indices (int64, any order), flat, as the codec decodes them."""
+        self._refuse_weight()
+        if self.codec.kind == "dropping":
+            return torch.zeros(len(index), device=self.device)
+        lanes = index.to(self.device)
+        return self.codec.decode({p.name: self._at(p, lanes) for p in self.codec.parts}).reshape(-1)
+
+    def decode_weight(self, weight: Tensor) -> Tensor:
+        """The fp32 value of a weight whose codec this is the stored part of."""
+        stored = {name: part.view(-1) for name, part in self.parts.items()}
+        first = self.codec.parts[0].name
+        return self.codec.decode({**stored, first: weight.detach().reshape(-1)}).view(self.shape)
+
+    def store_weight(self, value: Tensor) -> None:
+        """Keeps what the weight, rounded to nearest, lacks of the fp32 `value`."""
+        flat = value.reshape(-1)
+        half = torch.full((), -(2**31), dtype=torch.int32, device=value.device)
+        for start in range(0, flat.numel(), CHUNK_ELEMENTS):
+            chunk = flat[start : start + CHUNK_ELEMENTS].view(-1, 1)
+            encoded = exact_encode(self.codec, chunk, Random(half.expand_as(chunk), half.expand_as(chunk)))
+            for part in self.codec.stored_parts:
+                self.parts[part.name][start : start + len(chunk)] = encoded[part.name].view(-1)
+
+    def _refuse_weight(self) -> None:
+        if self.codec.kind == "weight":
+            raise StateError(f"{self!r} is what a weight's codec keeps beside the weight; it has no values of its own")
+
+    def store(self, value: Tensor) -> None:
+        """Encodes `value` (logical shape) in place and advances the clock.
+
+        Raises StateError for a slot that is dropped: only the compiled step can compute it.
+        """
+        flat = value.detach().reshape(-1)
+        self.store_chunks(lambda start, stop: flat[start:stop])
+
+    def store_chunks(self, read: Callable[[int, int], Tensor]) -> None:
+        """`store`, of values that `read(start, stop)` gives flat, at most `CHUNK_ELEMENTS` at a time, in order."""
+        self._refuse_weight()
+        if self.codec.kind == "dropping":
+            raise StateError(
+                f"{self!r} is not stored: only the compiled step can compute it. Call the compiled step, or prepare "
+                "the optimizer with another plan"
+            )
+        spans = [(a, min(a + CHUNK_ELEMENTS, self.numel())) for a in range(0, self.numel(), CHUNK_ELEMENTS)]
+        if self.codec.kind == "sharing":
+            self._store_means(read, spans)
+            return
+        tables = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "table"}
+        clock = self.parts.get("clock")
+        width = self.codec.group_size or 1
+        for start, stop in spans:
+            chunk = read(start, stop)
+            lanes = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
+            lanes = lanes.clamp(max=stop - 1)
+            random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
+            target = torch.float64 if self.codec.name == "fp64" else torch.float32
+            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, tables)
+            for part in encoded_parts(self.codec):
+                count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
+                new = encoded[part.name].reshape(-1)[:count]
+                if part.bits == 4:
+                    new, count, step = packed(new), -(-count // 2), 2
+                self.parts[part.name][start // step : start // step + count] = new
+        if clock is not None:
+            clock.add_(1)
+
+    def _store_means(self, read: Callable[[int, int], Tensor], spans: list[tuple[int, int]]) -> None:
+        """Sums in double on the host, in the order of the elements: the same bits on every device."""
+        shared = [(self.parts[p.name], self.codec.sharing(p, self.shape)) for p in self.codec.parts]
+        sums = [torch.zeros(sharing.cycle, dtype=torch.float64) for _, sharing in shared]
+        for start, stop in spans:
+            chunk = read(start, stop).cpu().double()
+            for total, (_, sharing) in zip(sums, shared, strict=True):
+                total.index_add_(0, sharing.of(torch.arange(start, stop)), chunk)
+        for total, (stored, sharing) in zip(sums, shared, strict=True):
+            if self.numel():
+                stored.copy_(total / (self.numel() // sharing.cycle))
+
+    def fill(self, value: float) -> None:
+        """Every element becomes `value`: one group is encoded, the others repeat it."""
+        if self.codec.kind == "sharing":  # the value is its own mean, and the product of its factors over their mean
+            for shared in self.parts.values():
+                shared.fill_(value)
+            return
+        width = self.codec.group_size or 1
+        one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
+        for part in self.codec.parts:
+            if part.per == "table":  # the group is encoded with this tensor's own levels
+                one.parts[part.name].copy_(self.parts[part.name])
+        one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
+        for part in encoded_parts(self.codec):
+            self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
+
+    def _at(self, part: Part, lanes: Tensor) -> Tensor:
+        """A part as the codec's functions see it: one element of each group of one."""
+        stored = self.parts[part.name]
+        if part.per == "table":
+            return stored
+        if part.per == "group":
+            return stored[lanes // (self.codec.group_size or 1)].view(-1, 1)
+        if part.per == "shared":
+            return stored[self.codec.sharing(part, self.shape).of(lanes)].view(-1, 1)
+        return (unpacked(stored, lanes) if part.bits == 4 else stored[lanes]).view(-1, 1)
+
+    def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
+        """The same state with every stored part changed."""
+        parts = {name: change(part) for name, part in self.parts.items()}
+        return StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts)
+
+    # torch's protocols
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        for name, part in self.parts.items():
+            setattr(self, f"part_{name}", part)
+        return [f"part_{name}" for name in self.parts], (self.shape, self.dtype, self.codec.name, self.salt)
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any) -> StateTensor:
+        shape, dtype, codec, salt = context
+        parts = {name.removeprefix("part_"): part for name, part in inner.items()}
+        return StateTensor(shape, dtype, codec_named(codec), salt, parts)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return rebuild_state_tensor, (tuple(self.shape), self.dtype, self.codec.name, self.salt, self.parts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StateTensor:
+        copied = self.like(torch.clone)
+        memo[id(self)] = copied
+        return copied
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return (
+            f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
+        )
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        kwargs = kwargs or {}
+        aten = torch.ops.aten
+        if func in (aten.detach.default, aten.alias.default):
+            return args[0].like(lambda part: part)
+        if func is aten.clone.default:
+            return args[0].like(torch.clone)
+        if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
+            return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
+        if makes_view(func) and isinstance(args[0], StateTensor) and not is_fake(args[0]):
+            raise StateError(
+                f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
+                "use .decode(), or operations on the whole tensor"
+            )
+        return decode_run_encode(cls, func, args, kwargs)
+
+
+def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
+    key = step_key(torch.tensor(salt, dtype=CLOCK_DTYPE, device=clock.device), clock)
+    index = fold_index(lanes).view(-1, width)
+    return Random(element_words(key, index), group_words(key, index[:, :1]))
+
+
+_NO_RANDOM = Random(torch.empty(0), torch.empty(0))
+
+
+def rebuild_state_tensor(
+    shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]
+) -> StateTensor:
+    """What a pickled StateTensor calls; allowed in `torch.load(weights_only=True)`."""
+    return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
+
+
+torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor])
+
+
+def bytes_of(value: Any) -> int:
+    """Exact bytes of one state entry; numbers and other Python objects count nothing."""
+    if isinstance(value, StateTensor):
+        return value.storage_bytes
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
+    return sum(
+        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
+    )

@@ -1,0 +1,123 @@
+"""All codecs, by name, and the formats a user may ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+
+from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot
+from baoc_compile.core.errors import PlanError
+from baoc_compile.kernels.codecs.bf16 import Bfloat16
+from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.kernels.codecs.companded8 import Softsign8, Sqrt8
+from baoc_compile.kernels.codecs.dropped import Dropped
+from baoc_compile.kernels.codecs.full import Full
+from baoc_compile.kernels.codecs.sharing import Factored, Shared
+from baoc_compile.kernels.codecs.split_weight import NearestWeight, SplitWeight, StochasticWeight
+
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        Full(),
+        Full(torch.float64),
+        Bfloat16(),
+        Softsign8(),
+        Sqrt8(),
+        *(Codebook(8, signed, learned=True, group_size=32) for signed in (True, False)),
+        *(Codebook(4, signed, learned=True, group_size=64) for signed in (True, False)),
+        *(Codebook(4, signed, learned=False, group_size=n) for n in (64, 128) for signed in (True, False)),
+        Factored(),
+        *(Shared(form) for form in ("row", "column", "tensor")),
+        Dropped(),
+        NearestWeight(),
+        *(SplitWeight(dtype, bits) for bits in (16, 8) for dtype in (torch.bfloat16, torch.float16)),
+        *(StochasticWeight(dtype) for dtype in (torch.bfloat16, torch.float16)),
+    )
+}
+
+#: Codecs with a size in their name: "head:64".
+SIZED: dict[str, Callable[[int], Codec]] = {form: partial(Shared, form) for form in ("head", "column_head", "run")}
+
+#: Format -> codecs that realize it, the first that accepts a slot is taken. In order of falling precision.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "fp32": ("fp32",),
+    "bf16": ("bf16",),
+    "8bit": ("sqrt8", "softsign8"),
+    "8bit-learned": ("ucodebook8", "codebook8"),
+    "4bit": ("uint4:128", "int4:128"),
+    "4bit-learned": ("ucodebook4", "codebook4"),
+}
+
+#: The formats that are tried when only a budget is given: for all parameters alike, and for each block.
+AUTOMATIC = ("fp32", "bf16", "8bit", "4bit", "factored")
+BY_BLOCK = (*AUTOMATIC, "row", "column", "tensor", "dropped")
+
+#: Formats of weights: "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
+WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
+    "nearest": ("nearest",),
+    "32bit": ("bf16+16", "fp16+16"),
+    "24bit": ("bf16+8", "fp16+8"),
+    "stochastic": ("bf16+sr", "fp16+sr"),
+}
+
+
+def known_choices(slot: str) -> tuple[str, ...]:
+    """What a plan may say for a slot; N stands for a size."""
+    formats = WEIGHT_FORMATS if slot == WEIGHT_KEY else FORMATS
+    return tuple(dict.fromkeys((*formats, *CODECS, *(f"{form}:N" for form in SIZED))))
+
+
+def is_known(choice: str, slot: str) -> bool:
+    """May a plan say this for a slot?"""
+    form, _, size = choice.partition(":")
+    return (choice in known_choices(slot) and size != "N") or (form in SIZED and _is_size(size))
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and text == str(int(text)) and int(text) > 0
+
+
+@cache
+def codec_named(name: str) -> Codec:
+    """Raises PlanError for an unknown name."""
+    form, _, size = name.partition(":")
+    if name in CODECS:
+        return CODECS[name]
+    if form in SIZED and _is_size(size):
+        return SIZED[form](int(size))
+    raise PlanError(f"unknown codec {name!r}; known are {', '.join(known_choices(''))}")
+
+
+#: The least common multiple of the group sizes of all formats that are chosen by block.
+GROUP = math.lcm(*(codec_named(name).group_size or 1 for f in BY_BLOCK for name in FORMATS.get(f, (f,))))
+
+
+def full_precision(parameter_dtype: torch.dtype) -> Codec:
+    """fp64 for fp64 parameters, fp32 for all others."""
+    return CODECS["fp64" if parameter_dtype == torch.float64 else "fp32"]
+
+
+def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch.dtype) -> tuple[Codec, str]:
+    """The codec that realizes a format, or a codec's own name, for `slot`; full precision and the reason if refused."""
+    reasons = []
+    for name in FORMATS.get(choice, (choice,)):
+        codec = codec_named(name) if name not in ("fp32", "fp64") else full_precision(parameter_dtype)
+        reason = codec.refuses(slot, shape)
+        if not reason:
+            return codec, ""
+        reasons.append(reason)
+    return full_precision(parameter_dtype), reasons[-1]
+
+
+def weight_codec_for(choice: str, slot: Slot, shape: torch.Size) -> tuple[Codec, str]:
+    """The codec that realizes a weight format, or a codec's own name; "nearest" and why, if none does."""
+    reason = ""
+    for name in WEIGHT_FORMATS.get(choice, (choice,)):
+        codec = codec_named(name)
+        reason = codec.refuses(slot, shape)
+        if not reason:
+            return codec, ""
+    return CODECS["nearest"], reason

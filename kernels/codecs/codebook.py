@@ -1,0 +1,177 @@
+"""`codebook8`, `codebook4`, `int4` for signed slots, `ucodebook8`, `ucodebook4`, `uint4` for non-negative ones.
+
+Elements are divided by their group's largest and rounded to a table of levels, stochastically, so that the stored value
+is exact on average. The table belongs to the tensor and is stored with it, as integers over a grid of 1/2048 of [-1, 1]
+or 1/4096 of [0, 1]; scales are bf16, stochastically rounded, and the group's largest element takes the top level, or the
+lowest if it is negative. Values within 2^-20 of a level, relative to it, are on it; no scale is below 2^-126 (2^-80 of
+roots). See `companded8`, whose reasons hold here too.
+
+| name | levels | group | bytes per element |
+|---|---|---|---|
+| `codebook8`, `ucodebook8` | 255, learned | 32 | 1 + 2/32 (+ 514 a tensor) |
+| `codebook4`, `ucodebook4` | 16, learned | 64 | 1/2 + 2/64 (+ 36 a tensor) |
+| `int4:64`, `int4:128`, `uint4:64`, `uint4:128` | 16, fixed | 64, 128 | 1/2 + 2/64, 1/2 + 2/128 (+ 32 a tensor) |
+
+and 4 bytes of clock. Learned levels (`learn_levels`; Gefen, arXiv 2606.13894, learns its by exact dynamic programming)
+minimize the expected error of *stochastic* rounding over the slot's own normalized values and are learned anew when that
+pays (`refreshed`). Fixed signed levels are NF4's (QLoRA, arXiv 2305.14314, appendix E), quantiles of a normal
+distribution; fixed non-negative ones are spaced evenly in the logarithm, which bounds the relative error of the
+preconditioner 1/sqrt(v).
+
+Non-negative slots are looked up by their square roots, but the rounding is exact on average in the value itself: the
+average of the next step is taken of values, and rounding that is unbiased in the preconditioner instead drifts (its
+equilibrium lies above the mean, see docs/codecs.md). There is no level 0 for a positive value: `ucodebook8` skips it,
+the 4-bit ones have none, so values below (level_0 scale)^2 read as that.
+
+NaN: one code of the 8-bit codecs; with 4 bits the scale is NaN, and with it the group. Infinities are kept (the scale
+becomes infinite); finite values that share their group read NaN.
+
+Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; squares of scale level for non-negative
+slots; and in addition, for values within a bf16 step of the group's largest, 2^-7 (signed) or 2^-6 (1 + 2^-8)
+(non-negative) of that, which the scale clips or raises.
+`relative_error` is that of the first levels, relative to 2^-126 in groups whose largest is less; learned ones may be
+coarse where no values were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import Codec, Part, Random, Slot, sign_mismatch
+from baoc_compile.kernels.codecs.bits import (
+    CHANCE,
+    TOLERANCE,
+    any_in_group,
+    as_bf16,
+    bits_of,
+    group_max,
+    group_max_positive,
+    larger,
+    relative,
+    relative_square,
+    rounded_scale,
+    takes_upper,
+)
+from baoc_compile.kernels.codecs.learn_codebook import LOWEST_ROOT, learn_from_values
+
+
+class Codebook(Codec):
+    """`bits` 8 or 4; `signed` or for non-negative slots; `learned` or fixed levels."""
+
+    stochastic = True
+
+    def __init__(self, bits: int, signed: bool, learned: bool, group_size: int):
+        self.bits, self.signed, self.learned, self.group_size = bits, signed, learned, group_size
+        self.name = ("" if signed else "u") + (f"codebook{bits}" if learned else f"int{bits}:{group_size}")
+        #: 255 levels leave one of 256 codes for NaN.
+        self.count = 255 if bits == 8 else 16
+        self.grid = 2048 if signed else 4096
+        self.parts = (
+            Part("codes", torch.uint8, "element", bits=bits),
+            Part("scales", torch.bfloat16, "group"),
+            Part("levels", torch.int16, "table", self.count),
+        )
+        if learned:
+            self.parts += (Part("checked_at", torch.int32, "table", 1),)
+        self.expected_harm = 1.0 if bits == 8 else 2.0 if signed else 1.5
+        gaps = np.diff(self.default_levels if signed else self.default_levels**2)
+        self.relative_error = float(gaps.max()) + (2**-7 if signed else 2**-6)
+
+    @cached_property
+    def default_levels(self) -> np.ndarray:
+        """Ascending levels on the grid, float64 `[count]`: in [-1, 1], or roots in [0, 1]."""
+        if self.bits == 8:
+            k = np.arange(255)
+            levels = np.sign(k - 127) * (abs(k - 127) / (254 - abs(k - 127))) if self.signed else k / 254
+        elif self.signed:
+            quantile = np.vectorize(NormalDist().inv_cdf)
+            positive, negative = quantile(np.linspace(0.5, _OFFSET, 9))[1:], quantile(np.linspace(0.5, _OFFSET, 8))[1:]
+            levels = np.concatenate([-negative[::-1], [0.0], positive]) / positive[-1]
+            levels[0] = -1.0
+        else:
+            levels = LOWEST_ROOT ** (1 - np.arange(16) / 15)
+        return np.round(levels * self.grid) / self.grid
+
+    def initial(self, part: Part, shape: torch.Size, device: torch.device) -> Tensor:
+        if part.name != "levels":
+            return super().initial(part, shape, device)
+        return torch.from_numpy(self.as_entries(self.default_levels)).to(device)
+
+    def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:
+        if self.learned:
+            learn_from_values(self, parts, value)
+
+    def as_entries(self, levels: np.ndarray) -> np.ndarray:
+        """Levels -> what the "levels" part holds."""
+        return np.round(levels * self.grid).astype(np.int16)
+
+    def as_levels(self, entries: Tensor) -> np.ndarray:
+        return entries.cpu().numpy().astype(np.float64) / self.grid
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        codes, scale = stored["codes"], stored["scales"].to(torch.float32)
+        levels = self._levels(stored)
+        level = _at(levels, torch.clamp_max(codes.to(torch.int32), self.count - 1))
+        lost_below = torch.where(torch.isinf(scale), 1.0, 0.0)
+        value = torch.where(torch.abs(level) < lost_below, float("nan"), self._value(level, scale))
+        return torch.where(codes == 255, float("nan"), value) if self.bits == 8 else value
+
+    def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
+        levels, last = self._levels(tables), self.count - 1
+        if self.signed:
+            largest = group_max(value)
+            scale, lower = rounded_scale(largest, random.group)
+            near = relative(torch.abs(value), largest, scale, lower, top=1.0)
+            x = torch.copysign(near, value)
+            below = self._search(levels, x + near * TOLERANCE)
+            lost = torch.isnan(value)
+        else:
+            largest = group_max_positive(value)
+            scale, lower = rounded_scale(torch.sqrt(largest), random.group, squares=True)
+            near = x = relative_square(value, largest, scale, lower, top=1.0)
+            below = self._search(levels, torch.sqrt(x) * (1.0 + TOLERANCE))
+            lost = torch.logical_not(value >= 0.0)
+        above = torch.clamp_max(below + 1, last)
+        a, b = (self._value(_at(levels, code), 1.0) for code in (below, above))
+        code = torch.where(takes_upper(x - a, (b - a) * CHANCE, near, random.element), above, below)
+        if not self.signed and self.bits == 8:
+            lowest = torch.where(torch.isinf(scale), 0, 1).to(torch.int32)
+            code = torch.where(value > 0.0, larger(code, lowest), code)
+        code = torch.where(lost, 255 if self.bits == 8 else last, code)
+        if self.bits == 4:
+            scale = torch.where(any_in_group(lost), float("nan"), scale)
+        return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
+
+    def _value(self, level: Tensor, scale: Tensor | float) -> Tensor:
+        root = level * scale
+        return root if self.signed else root * root
+
+    def _levels(self, tables: Mapping[str, Tensor]) -> Tensor:
+        return tables["levels"].to(torch.float32) * (1.0 / self.grid)
+
+    def _search(self, levels: Tensor, x: Tensor) -> Tensor:
+        """The largest index whose level is <= x (0 if none is), by bisection."""
+        below = torch.bitwise_and(bits_of(x), 0)  # an integer 0 for each element
+        step = 1 << (self.count - 1).bit_length() - 1
+        while step:
+            above = torch.clamp_max(below + step, self.count - 1)
+            below = torch.where(_at(levels, above) <= x, above, below)
+            step //= 2
+        return below
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        return super().refuses(slot, shape) or sign_mismatch(self.name, self.signed, slot)
+
+
+def _at(levels: Tensor, index: Tensor) -> Tensor:
+    return torch.take(levels, index.to(torch.int64))
+
+
+#: NF4's outermost quantile: halfway between those that 15 and 16 values would have.
+_OFFSET = 0.5 * ((1 - 1 / 32) + (1 - 1 / 30))

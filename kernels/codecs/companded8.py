@@ -1,0 +1,118 @@
+"""`softsign8` and `sqrt8`: 8 bits per element, one bf16 scale per group of 32 (1.0625 bytes per element).
+
+The companding curves are FlashOptim's (arXiv 2602.23349). Four things differ from it, each against a measured flaw:
+
+- Rounding is stochastic and exact on average *in the stored value* (not in the companded one), so an average whose
+  change per step is a fraction of a level still moves.
+- Scales are bf16, stochastically rounded, and the group's largest element takes the top level: nothing flushes or
+  overflows between 1e-30 and 1e30, and a uniform decay is carried on average. What a scale that is rounded down clips,
+  one that is rounded up gives back on average (`bits.relative`). No scale is below 2^-126 (`sqrt8`: 2^-80, whose square
+  is 0 in float32); elements of a group that lies below take lower levels.
+- What was decoded encodes to itself: values within 2^-20 of a level, relative to it, are on it (`bits.takes_upper`).
+- One code is NaN. In `sqrt8` a positive value never takes level 0, because a second moment that reads 0 beside a
+  momentum that does not divides an update by eps alone.
+
+An infinity is kept (the scale becomes infinite); finite values that share its group read NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import Codec, Part, Random, Slot, sign_mismatch
+from baoc_compile.kernels.codecs.bits import (
+    CHANCE,
+    TOLERANCE,
+    as_bf16,
+    floor_of,
+    group_max,
+    group_max_positive,
+    larger,
+    relative,
+    relative_square,
+    rounded_scale,
+    takes_upper,
+)
+
+GROUP_SIZE = 32
+
+
+class Softsign8(Codec):
+    """Signed slots. Level k of 0..127 stands for scale * k / (254 - k), that is z / (2 - z) with z = k / 127.
+
+    encode: z = 2|x| / (1 + |x|), x = value / scale; |error| < scale * 254 / ((254 - k) (253 - k)), between scale/253
+    near 0 and scale/64 at the top, and for values within a bf16 step of the group's largest at most 2^-7 of it more.
+    int8 codes, -128 is NaN.
+    """
+
+    name = "softsign8"
+    parts = (Part("codes", torch.int8, "element"), Part("scales", torch.bfloat16, "group"))
+    relative_error = 1 / 64 + 2**-7
+    group_size = GROUP_SIZE
+    stochastic = True
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        value = self._value(stored["codes"].to(torch.float32), stored["scales"].to(torch.float32))
+        return torch.where(stored["codes"] == -128, float("nan"), value)
+
+    def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
+        magnitude = torch.abs(value)
+        largest = group_max(value)
+        scale, lower = rounded_scale(largest, random.group)
+        ratio = relative(magnitude, largest, scale, lower, top=1.0)
+        level = torch.floor(ratio * (254.0 * (1.0 + TOLERANCE)) / (1.0 + ratio))  # floor_of, with one product less
+        rest = 253.0 - level  # the chance is (ratio (254 - level) - level) rest / 254
+        distance = (ratio * (rest + 1.0) - level) * rest
+        up = takes_upper(distance, 254.0 * CHANCE, level * rest, random.element)
+        level = torch.where(up, level + 1.0, level)
+        code = torch.where(torch.isnan(value), -128.0, torch.copysign(level, value))
+        return {"codes": code.to(torch.int8), "scales": as_bf16(scale)}
+
+    @staticmethod
+    def _value(level: Tensor, scale: Tensor) -> Tensor:
+        return level / (254.0 - torch.abs(level)) * scale
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        return super().refuses(slot, shape) or sign_mismatch(self.name, True, slot)
+
+
+class Sqrt8(Codec):
+    """Non-negative slots. Level k of 0..254 stands for (scale * k / 254)^2.
+
+    encode: y = 254 sqrt(value) / scale, scale about the group's largest square root; |error| < scale^2 (2k + 1) / 254^2,
+    and for values within a bf16 step of the group's largest root at most 2^-6 (1 + 2^-8) of the largest more.
+    uint8 codes, 255 is NaN.
+    """
+
+    name = "sqrt8"
+    parts = (Part("codes", torch.uint8, "element"), Part("scales", torch.bfloat16, "group"))
+    relative_error = 2**-7 + 2**-6 * (1 + 2**-8)
+    group_size = GROUP_SIZE
+    stochastic = True
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        value = self._value(stored["codes"].to(torch.float32), stored["scales"].to(torch.float32))
+        return torch.where(stored["codes"] == 255, float("nan"), value)
+
+    def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
+        largest = group_max_positive(value)
+        scale, lower = rounded_scale(torch.sqrt(largest), random.group, squares=True)
+        square = relative_square(value, largest, scale, lower, top=254.0)
+        level = floor_of(torch.sqrt(square))
+        up = takes_upper(square - level * level, level * (2.0 * CHANCE) + CHANCE, square, random.element)
+        level = torch.where(up, level + 1.0, level)
+        lowest = torch.where(torch.isinf(scale), 0.0, 1.0)
+        level = torch.where(value > 0.0, larger(level, lowest), level)
+        code = torch.where(value >= 0.0, level, 255.0)
+        return {"codes": code.to(torch.uint8), "scales": as_bf16(scale)}
+
+    @staticmethod
+    def _value(level: Tensor, scale: Tensor) -> Tensor:
+        root = level * (scale / 254.0)  # so divided, level 254 is the scale exactly
+        return root * root
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        return super().refuses(slot, shape) or sign_mismatch(self.name, False, slot)

@@ -1,0 +1,107 @@
+"""Learn a codebook's levels from the normalized values of the slot that it stores.
+
+Values that are there in full precision (state that is adopted) make a histogram at once. Later only codes are there, but
+stochastic rounding splits every value over its two neighbouring levels in proportion to its nearness, so the number of
+elements on level k is on average the sum of a hat function around that level over all values: the density is read
+back as the piecewise linear one with these counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baoc_compile.kernels.codecs.optimal_levels import Floats, stochastic_error, stochastic_levels
+
+if TYPE_CHECKING:
+    from baoc_compile.kernels.codecs.codebook import Codebook
+
+#: The lowest root of a positive value that the first 4-bit levels tell apart, relative to the group's largest.
+LOWEST_ROOT = 1 / 32
+
+#: Elements that a histogram is taken of.
+SAMPLE_ELEMENTS = 1 << 20
+
+#: A level of 8-bit roots whatever the histogram: no positive value reads as more than this times the group's largest.
+LOWEST_ROOT_8 = 1 / 256
+
+#: The share of values that may lie below the lowest level where there is no level 0.
+BELOW_LOWEST = 0.01
+
+
+def learn_from_values(codec: Codebook, parts: Mapping[str, Tensor], value: Tensor) -> None:
+    """Sets the "levels" part from full-precision values; a tensor without a finite value that is not 0 keeps its own."""
+    width = codec.group_size or 1
+    flat = value.detach().reshape(-1)[:SAMPLE_ELEMENTS].to(torch.float64)
+    groups = torch.cat([flat, flat.new_zeros(-flat.numel() % width)]).view(-1, width)
+    root = groups if codec.signed else groups.sqrt()
+    largest = root.abs().amax(1, keepdim=True)
+    x = (root / largest)[(largest > 0).expand_as(root) & largest.isfinite().expand_as(root)]
+    if x.numel():
+        weights = np.bincount(_grid_index(codec, x.cpu().numpy()), minlength=len(grid_points(codec))).astype(np.float64)
+        parts["levels"].copy_(torch.from_numpy(codec.as_entries(best_levels(codec, weights))))
+
+
+def grid_points(codec: Codebook) -> Floats:
+    """The positions that levels may take."""
+    return np.arange(-codec.grid if codec.signed else 0, codec.grid + 1) / codec.grid
+
+
+def _grid_index(codec: Codebook, x: Floats) -> np.ndarray:
+    return np.round(x * codec.grid).astype(np.int64) + (codec.grid if codec.signed else 0)
+
+
+def best_levels(codec: Codebook, weights: Floats) -> Floats:
+    """The levels of least expected error under `weights` of the grid's points. 0 is a level of a signed codebook, and
+    the lowest one of 8-bit roots, beside `LOWEST_ROOT_8`; 4-bit roots start where 1% of the positive values lie below, at most at
+    `LOWEST_ROOT`, so that values which fall later are seen."""
+    points = grid_points(codec)
+    if codec.signed:
+        return stochastic_levels(points, weights, codec.count, fixed=(0.0,))
+    if codec.bits == 8:
+        return stochastic_levels(points, weights, codec.count, fixed=(LOWEST_ROOT_8,))
+    below = np.cumsum(weights[1:]) <= BELOW_LOWEST * weights[1:].sum()
+    first = min(1 + int(below.sum()), int(LOWEST_ROOT * codec.grid))
+    return stochastic_levels(points[first:], weights[first:], codec.count)
+
+
+def density(codec: Codebook, codes: Tensor, levels: Floats) -> Floats:
+    """Weights of the grid's points, from how often each code occurs: `codes` uint8, unpacked."""
+    counts = np.bincount(codes.cpu().numpy(), minlength=256)[: codec.count].astype(np.float64)
+    at = _grid_index(codec, levels)
+    spans = np.gradient(at.astype(np.float64))
+    zero = int(np.flatnonzero(levels == 0.0)[0]) if 0.0 in levels else -1
+    weights = np.zeros(len(grid_points(codec)))
+    for k in range(codec.count):
+        mass = counts[k]
+        if k == zero and k > 0:  # values that are exactly 0 are no part of the density around it
+            mass = min(mass, spans[k] * (counts[k - 1] / spans[k - 1] + counts[k + 1] / spans[k + 1]) / 2)
+        elif k == 0 and levels[0] > 0.0:  # all that lies below: taken to lie within a factor of 2
+            weights[(at[0] + 1) // 2 : at[0] + 1] += mass / (at[0] // 2 + 1)
+            continue
+        elif k in (0, codec.count - 1):  # the largest of each group
+            weights[at[k]] += mass
+            continue
+        left, right = at[k] - at[k - 1], at[k + 1] - at[k]
+        hat = np.concatenate([np.arange(1, left) / left, np.arange(right, 0, -1) / right])
+        weights[at[k - 1] + 1 : at[k + 1]] += mass * hat / hat.sum()
+    return weights
+
+
+def expected_error(codec: Codebook, weights: Floats, levels: Floats) -> float:
+    """Mean squared error of stochastic rounding to `levels`, relative to the group's largest value (or root)."""
+    return stochastic_error(grid_points(codec), weights, levels)
+
+
+def least_error(codec: Codebook, weights: Floats) -> float:
+    """About the least `expected_error` that any levels have, without finding them: Bennett's integral with the optimal
+    point density (Panter and Dite 1951), (sum p^(1/3))^3 / (6 count^2) for stochastic rounding, whose error is gap^2 / 6.
+
+    Good for hundreds of levels. The ends of the grid are levels and cost nothing.
+    """
+    p = weights[1:-1] / max(weights.sum(), 1.0) * codec.grid
+    return float((np.cbrt(p).sum() / codec.grid) ** 3 / (6 * codec.count**2))

@@ -1,0 +1,98 @@
+"""Sharing codecs: one fp32 number for many elements. Values are means; the step uses what the means decode to.
+
+With s' = decay * s + increment and P the projection onto the means, P(s') = decay * P(s) + P(increment): only the
+increment has to be averaged, in a launch before the update (Adafactor, arXiv 1804.04235, shares second moments along
+rows and columns; Gefen, arXiv 2606.13894, along runs of p elements; SlimAdam along one axis).
+Sums are in double, the stored means in fp32: error 2^-24 of the mean for each storing, whatever the decay. `encode`
+does not exist: storing a tensor is taking its means.
+
+| name | one value per | entries |
+|---|---|---|
+| `row` | index of dimension 0 | R |
+| `column` | position in the other dimensions | C = numel / R |
+| `head:d` | d consecutive indices of dimension 0 | R / d |
+| `column_head:d` | d consecutive columns | C / d |
+| `run:p` | p consecutive elements, row-major | numel / p |
+| `tensor` | tensor | 1 |
+| `factored` | row i and column j: R_i C_j / mean | R + C + 1 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import Codec, Part, Sharing, Slot, sign_mismatch
+
+
+class Shared(Codec):
+    """One mean for each set of elements. 4 bytes for each set. `size`: the d or p of the table above."""
+
+    kind = "sharing"
+    parts = (Part("values", torch.float32, "shared"),)
+    relative_error = 1.0  # nothing ties an element to the mean of its set
+    expected_harm = 10.0
+
+    def __init__(self, form: str, size: int = 0):
+        self.form, self.size = form, size
+        self.name = f"{form}:{size}" if size else form
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        return stored["values"]
+
+    def sharing(self, part: Part, shape: torch.Size) -> Sharing:
+        numel, (rows, columns) = torch.Size(shape).numel(), as_matrix(shape)
+        return {
+            "row": lambda: Sharing(columns, rows),
+            "column": lambda: Sharing(1, columns),
+            "head": lambda: Sharing(self.size * columns, rows // self.size),
+            "column_head": lambda: Sharing(self.size, columns // self.size),
+            "run": lambda: Sharing(self.size, numel // self.size),
+            "tensor": lambda: Sharing(numel, 1),
+        }[self.form]()
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        return super().refuses(slot, shape) or slot.recurrence_reason or self._misfit(torch.Size(shape))
+
+    def _misfit(self, shape: torch.Size) -> str:
+        if self.form not in ("run", "tensor") and len(shape) < 2:
+            return f"{self.name} needs at least 2 dimensions, not shape {tuple(shape)}"
+        whole = {"head": shape[:1].numel(), "column_head": shape[1:].numel(), "run": shape.numel()}.get(self.form)
+        if whole is not None and whole % self.size:
+            return f"{self.size} does not divide {whole}, so {self.name} does not fit shape {tuple(shape)}"
+        return ""
+
+
+class Factored(Codec):
+    """value_ij = R_i C_j / mean, R and C the row and column means (Adafactor, arXiv 1804.04235, section 3, whose
+    row and column *sums* give the same quotient). Exact when the slot is a product of a row and a column factor. 0 where
+    the mean is 0. Dimensions after the first make up the columns.
+    """
+
+    name = "factored"
+    kind = "sharing"
+    parts = tuple(Part(name, torch.float32, "shared") for name in ("rows", "columns", "mean"))
+    relative_error = 1.0
+    expected_harm = 6.0
+
+    def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
+        mean = stored["mean"]
+        return stored["rows"] / torch.where(mean > 0.0, mean, 1.0) * stored["columns"]
+
+    def sharing(self, part: Part, shape: torch.Size) -> Sharing:
+        numel, (rows, columns) = torch.Size(shape).numel(), as_matrix(shape)
+        return {"rows": Sharing(columns, rows), "columns": Sharing(1, columns), "mean": Sharing(numel, 1)}[part.name]
+
+    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+        reason = super().refuses(slot, shape) or slot.recurrence_reason or sign_mismatch(self.name, False, slot)
+        if not reason and len(shape) < 2:
+            reason = f"factored needs at least 2 dimensions, not shape {tuple(shape)}"
+        return reason
+
+
+def as_matrix(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns: the first dimension, and all others."""
+    rows = shape[0] if len(shape) else 1
+    return rows, torch.Size(shape).numel() // max(rows, 1)

@@ -1,0 +1,132 @@
+"""Trace codec functions, once, into graphs of the dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
+from baoc_compile.kernels.codecs.counter_hash import element_words, group_words, step_key
+from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, name_of, unsupported_reason
+from baoc_compile.kernels.dialect.recorder import Recorder
+
+_GROUPS = 3  # any number that is not 1
+
+
+@cache
+def traced_decode(codec: Codec, width: int) -> fx.Graph:
+    """Inputs: the parts in order. Output: values."""
+    names = [part.name for part in codec.parts]
+    return _trace(lambda *parts: (codec.decode(dict(zip(names, parts, strict=True))),), _stored(codec, width))
+
+
+@cache
+def traced_encode(codec: Codec, width: int) -> fx.Graph:
+    """Inputs: values, element words, group words, the "table" parts. Outputs: the other parts in order."""
+    tables = [part for part in codec.parts if part.per == "table"]
+
+    def encode(value: Tensor, element: Tensor, group: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        known = {part.name: table for part, table in zip(tables, given, strict=True)}
+        stored = codec.encode_with(known, value, Random(element, group))
+        return tuple(stored[part.name] for part in encoded_parts(codec))
+
+    words = [((_GROUPS, w), torch.int32) for w in (width, 1)]
+    return _trace(encode, [((_GROUPS, width), torch.float32), *words, *(_example(part, width) for part in tables)])
+
+
+def encoded_parts(codec: Codec) -> list[Part]:
+    """The parts that storing values writes."""
+    return [part for part in codec.parts if part.per in ("element", "group")]
+
+
+@cache
+def traced_words(width: int) -> fx.Graph:
+    """Inputs: salt, clock, index, group index. Outputs: element words, group words, the next clock."""
+
+    def words(salt: Tensor, clock: Tensor, index: Tensor, group_index: Tensor) -> tuple[Tensor, ...]:
+        key = step_key(salt, clock)
+        return element_words(key, index), group_words(key, group_index), clock + 1
+
+    return _trace(words, [((), CLOCK_DTYPE), ((), CLOCK_DTYPE), *(((_GROUPS, w), torch.int32) for w in (width, 1))])
+
+
+def exact_encode(
+    codec: Codec, value: Tensor, random: Random, tables: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """`codec.encode_with` with the bits that the programs give."""
+    given = [tables[part.name] for part in codec.parts if part.per == "table"]
+    parts = _exact_encoder(codec, value.shape[-1])(value, random.element, random.group, *given)
+    return {part.name: stored for part, stored in zip(encoded_parts(codec), parts, strict=True)}
+
+
+@cache
+def _exact_encoder(codec: Codec, width: int) -> fx.GraphModule:
+    return with_exact_roots(traced_encode(codec, width))
+
+
+def correctly_rounded_sqrt(x: Tensor) -> Tensor:
+    """torch's float32 square root on a CPU is not always correctly rounded; this is."""
+    return torch.sqrt(x.to(torch.float64)).to(x.dtype)
+
+
+def with_exact_roots(source: fx.Graph) -> fx.GraphModule:
+    """A module of `source` whose square roots are those of IEEE 754, as compiled code has them."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(source, {}))
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.sqrt.default:
+            node.target = correctly_rounded_sqrt
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+Example = tuple[tuple[int, ...], torch.dtype]
+
+
+def _stored(codec: Codec, width: int) -> list[Example]:
+    return [_example(part, width) for part in codec.parts]
+
+
+def _example(part: Part, width: int) -> Example:
+    if part.per == "table":
+        return (part.count,), part.dtype
+    return (_GROUPS, 1 if part.per == "group" else width), part.dtype
+
+
+def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Example]) -> fx.Graph:
+    """Raises TypeError for an operation outside the dialect."""
+    recorder = Recorder()
+    with unset_fake_temporarily(), disable_proxy_modes_tracing(), torch.inference_mode(False), torch.no_grad():
+        tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in examples]
+        inputs = [recorder.node(tensor) for tensor in tensors]
+        with recorder:
+            outputs = function(*tensors)
+    graph = fx.Graph()
+    copied: dict[fx.Node, Any] = {}
+    for node in recorder.graph.nodes:
+        value = node.meta["example_value"]
+        if node.op == "placeholder" and node not in inputs:
+            copied[node] = value.item()  # a number that torch wrapped into a tensor
+        elif name_of(node.target) in NO_OPS and node.target is not torch.ops.aten.view.dtype:
+            copied[node] = copied[node.args[0]] if isinstance(node.args[0], fx.Node) else node.args[0]
+        elif node.op == "call_function" and not is_supported(node.target):
+            raise TypeError(unsupported_reason(node.target))
+        else:
+            copied[node] = graph.node_copy(node, lambda old: copied[old])
+            copied[node].meta = {"kind": _kind(value), "dtype": value.dtype}
+            if value.ndim == 1:
+                copied[node].meta["count"] = len(value)
+    graph.output(tuple(copied[recorder.node(value)] for value in outputs))
+    return graph
+
+
+def _kind(value: Tensor) -> str:
+    if value.ndim < 2:
+        return "scalar" if value.ndim == 0 else "table"
+    return "group" if value.shape[-1] == 1 else "element"

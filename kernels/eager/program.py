@@ -1,0 +1,148 @@
+"""Run a program's graph with torch itself, chunk by chunk: the reference, and the way on devices without a lowering.
+
+Transient memory is bounded by `CHUNK_ELEMENTS` times the number of live values, whatever the size of the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.program_graph import Operand, ProgramGraph, TensorArguments
+from baoc_compile.kernels.codecs.bits import packed, unpacked
+from baoc_compile.kernels.codecs.counter_hash import fold_index
+from baoc_compile.kernels.dialect.trace_codec import with_exact_roots
+
+CHUNK_ELEMENTS = 1 << 16
+
+
+@dataclass
+class TorchTable:
+    """The batch itself."""
+
+    batch: list[TensorArguments]
+    varying: Sequence[dict[str, int]]
+
+    def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        for arguments, grad in zip(self.batch, grads, strict=False):
+            arguments.tensors["grad"] = grad
+        for arguments, names in zip(self.batch, self.varying, strict=False):
+            arguments.numbers |= {name: float(values[position]) for name, position in names.items()}
+        return False
+
+
+class TorchProgram:
+    """Executable that interprets `graph` in eager torch."""
+
+    def __init__(self, graph: ProgramGraph, chunk_elements: int = CHUNK_ELEMENTS):
+        self.graph = graph
+        self.gm = with_exact_roots(graph.graph)
+        self.source = self.gm.code
+        self.chunk_elements = max(graph.width, chunk_elements // graph.width * graph.width)
+
+    def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TorchTable:
+        return TorchTable(batch, varying)
+
+    def __call__(self, batch: list[TensorArguments]) -> None:
+        self.run(self.table(batch))
+
+    @torch.no_grad()
+    def run(self, table: TorchTable) -> None:
+        for arguments in table.batch:
+            scalars = self._scalars(arguments)
+            new_scalars: dict[str, Tensor] = {}
+            sums = {o.name: self._sums(arguments, o) for o in self.graph.shared if o.written}
+            for start in range(0, max(arguments.numel, 1), self.chunk_elements):
+                new_scalars = self._chunk(arguments, scalars, start, sums)
+            for name, value in new_scalars.items():
+                if name in sums and arguments.numel:  # `value` is the decay
+                    shared = arguments.tensors[name]
+                    mean = sums[name] / (arguments.numel // arguments.sharing[name].cycle)
+                    shared.copy_(value * shared.to(torch.float64) + mean)
+                elif name not in sums:
+                    arguments.tensors[name].copy_(value)
+
+    @staticmethod
+    def _sums(arguments: TensorArguments, operand: Operand) -> Tensor:
+        return torch.zeros_like(arguments.tensors[operand.name], dtype=torch.float64)
+
+    def _scalars(self, arguments: TensorArguments) -> dict[str, Tensor]:
+        device = arguments.tensors["param"].device
+        found = {}
+        for operand in self.graph.operands:
+            if operand.kind == "scalar" and operand.in_memory:
+                found[operand.name] = arguments.tensors[operand.name].clone()
+            elif operand.kind == "scalar":
+                found[operand.name] = torch.tensor(arguments.numbers[operand.name], dtype=operand.dtype, device=device)
+        return found
+
+    def _chunk(
+        self, arguments: TensorArguments, scalars: dict[str, Tensor], start: int, sums: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Steps elements [start, start + chunk), adds to `sums` what is averaged, and returns the new scalars and the
+        decays, which are the same for every chunk."""
+        width = self.graph.width
+        stop = min(start + self.chunk_elements, arguments.numel)
+        groups = -(-(stop - start) // width)
+        device = arguments.tensors["param"].device
+        lanes = torch.arange(start, start + groups * width, device=device).clamp(max=max(stop - 1, 0))
+        index = fold_index(lanes + arguments.first_index).view(groups, width)
+
+        def read(operand: Operand) -> Tensor:
+            if operand.kind == "scalar":
+                return scalars[operand.name]
+            if operand.source == "index":
+                return index
+            if operand.source == "group_index":
+                return index.view(-1, operand.group_size)[:, :1]
+            tensor = arguments.tensors[operand.name]
+            if operand.kind == "table":
+                return tensor
+            if operand.kind == "group":  # a block's missing groups repeat its last one
+                return tensor[lanes[:: operand.group_size] // operand.group_size].view(-1, 1)
+            if operand.kind == "shared":
+                return tensor[arguments.sharing[operand.name].of(lanes)].view(groups, width)
+            if operand.bits == 4:
+                return unpacked(tensor, lanes).view(groups, width)
+            return _elements(tensor, lanes).view(groups, width)
+
+        operands = self.graph.operands
+        new = self.gm(*(read(o) if o.read else None for o in operands))
+        by_name = dict(zip(self.graph.outputs, new, strict=False))
+        decays = {name: new[len(by_name) + k] for name, k in self.graph.decays.items()}
+        for operand in operands:
+            if not operand.written or operand.kind == "scalar":
+                continue
+            value, tensor = by_name[operand.name], arguments.tensors[operand.name]
+            if operand.kind == "group":
+                first, stop_group = start // operand.group_size, -(-stop // operand.group_size)
+                tensor[first:stop_group] = value.reshape(-1)[: stop_group - first]
+                continue
+            value = value.to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
+            if operand.kind == "shared":
+                sharing = arguments.sharing[operand.name]
+                sums[operand.name].index_add_(0, sharing.of(lanes[: stop - start]), value.double())
+            elif operand.bits == 4:
+                tensor[start // 2 : -(-stop // 2)] = packed(value)
+            else:
+                _store(tensor, lanes[: stop - start], value)
+        return {o.name: by_name[o.name] for o in operands if o.written and o.kind == "scalar"} | decays
+
+
+def _elements(tensor: Tensor, lanes: Tensor) -> Tensor:
+    """Elements by their logical (row-major) index, whatever the strides."""
+    if tensor.numel() == 0:
+        return tensor.reshape(-1)
+    if tensor.is_contiguous():
+        return tensor.view(-1)[lanes]
+    return tensor[torch.unravel_index(lanes, tensor.shape)]
+
+
+def _store(tensor: Tensor, lanes: Tensor, value: Tensor) -> None:
+    if tensor.is_contiguous():
+        tensor.view(-1)[lanes] = value
+    else:
+        tensor[torch.unravel_index(lanes, tensor.shape)] = value

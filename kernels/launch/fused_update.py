@@ -1,0 +1,143 @@
+"""`baoc::fused_update`: the one operator that a rewritten step calls, once for every program.
+
+    fused_update(str launch, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, Tensor[] scalars) -> ()
+
+`launch` names a `Launch`; `state` holds, tensor after tensor, the stored parts, clocks and counters of each parameter;
+`scalars` are the numbers that change from step to step, such as a scheduled learning rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import Sharing
+from baoc_compile.core.errors import StateError
+from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, TensorArguments
+from baoc_compile.kernels.launch.addresses import Written
+from baoc_compile.kernels.launch.launch_table import LayoutChanged
+
+_COUNT = itertools.count()
+
+
+@dataclass(eq=False)
+class Launch:
+    """A program and the tensors it is launched over: `parameters` are their names, `indices` their places in the optimizer,
+    `blocks` the blocks that they were decided with (empty before a plan by block).
+
+    `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`. `sharing[i]`: which
+    elements of tensor i have shared values in common. `count`: how often it was launched.
+    """
+
+    graph: ProgramGraph
+    executable: Executable
+    parameters: list[str] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+    numbers: list[dict[str, float]] = field(default_factory=list)
+    varying: list[dict[str, int]] = field(default_factory=list)
+    sharing: list[dict[str, Sharing]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
+    key: str = field(default_factory=lambda: f"launch_{next(_COUNT)}")
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        _LAUNCHES[self.key] = self
+
+    @property
+    def state_operands(self) -> list[Operand]:
+        """The operands that `state` holds for each tensor, in this order."""
+        return [o for o in self.graph.pointers if o.source not in ("param", "grad")]
+
+    def table(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor]) -> Any:
+        """The table of the executable for these tensors; see `Table`. Raises StateError for parameters of another shape,
+        type or device than those that the step was compiled for."""
+        expected = (self.graph.signature.param_dtype, self.graph.signature.device)
+        for i, param in enumerate(params):
+            if param.shape != self.shapes[i] or (param.dtype, str(param.device)) != expected:
+                raise StateError(
+                    f"{self.parameters[i]} is now {str(param.dtype).removeprefix('torch.')} of shape {tuple(param.shape)} on "
+                    f"{param.device}, which is not what its step was compiled for: compile it again"
+                )
+        names = [o.name for o in self.state_operands]
+        batch = []
+        for i, param in enumerate(params):
+            tensors = dict(zip(names, state[i * len(names) : (i + 1) * len(names)], strict=True))
+            tensors |= {"param": param, "grad": grads[i] if grads else param}
+            batch.append(TensorArguments(param.numel(), tensors, dict(self.numbers[i]), self.sharing[i]))
+        return self.executable.table(batch, self.varying)
+
+    def run(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]
+    ) -> None:
+        table = self.table(params, grads, state)
+        table.refresh(grads, scalars)
+        self.launch(table)
+
+    def launch(self, table: Any) -> None:
+        self.executable.run(table)
+        self.count += 1
+
+
+class BoundLaunch:
+    """A launch over parameters and state that stay the same tensors; its table is built at the first call, and again when
+    a tensor's layout has changed.
+
+    A table that a CUDA graph has captured stays as it is, for the graph's replays: the next launch that is no part of a
+    capture has one of its own.
+    """
+
+    #: Called before every launch with what it is given, while somebody looks on.
+    observe: Callable[[Launch, Sequence[Tensor], Sequence[Tensor]], None] | None = None
+
+    def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
+        self.launch, self.params, self.state = launch, params, state
+        self.written = Written(params)
+        self.table: Any = None
+        self.captured: list[Any] = []
+        self.is_on_gpu = launch.graph.signature.device_type == "cuda"
+        self.__name__ = f"launch_{launch.graph.rule.key}"
+
+    def __call__(self, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+        if self.observe is not None:
+            self.observe(self.launch, grads, scalars)
+        is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
+        if self.table is None or (self.captured and self.captured[-1] is self.table and not is_captured):
+            self.table = self.launch.table(self.params, grads, self.state)
+        try:
+            self.table.refresh(grads, scalars)
+        except LayoutChanged:
+            self.table = self.launch.table(self.params, grads, self.state)
+            self.table.refresh(grads, scalars)
+        self.written.mark()  # before the launch, which empties the caches
+        self.launch.launch(self.table)
+        if is_captured and not (self.captured and self.captured[-1] is self.table):
+            self.captured.append(self.table)
+
+    def let_go(self) -> None:
+        """Forgets its tensors, whoever still holds on to it; it can't be called any more."""
+        self.params, self.state, self.table, self.captured = [], [], None, []
+
+
+_LAUNCHES: weakref.WeakValueDictionary[str, Launch] = weakref.WeakValueDictionary()
+
+_library = torch.library.Library("baoc", "DEF")
+_library.define(
+    "fused_update(str launch, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, Tensor[] scalars) -> ()"
+)
+
+
+def _fused_update(
+    launch: str, params: list[Tensor], grads: list[Tensor], state: list[Tensor], scalars: list[Tensor]
+) -> None:
+    _LAUNCHES[launch].run(params, grads, state, scalars)
+
+
+_library.impl("fused_update", _fused_update, "CompositeExplicitAutograd")
+_library.impl("fused_update", lambda *args: None, "Meta")

@@ -1,0 +1,99 @@
+"""Compile an emitted kernel for a GPU that need not be there, and read what the assembler says of it.
+
+See `benchmarks/registers.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from baoc_compile.kernels.triton.program import TritonProgram
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+#: The kernel's arguments; the arrays of the table are allocated by torch, whose memory is aligned.
+_TYPES = {"table": "*i64", "numbers": "*fp64", "programs": "*i32", "tickets": "*i32", "layouts": "*i64"}
+_AVERAGE_TYPES = {
+    "table": "*i64",
+    "numbers": "*fp64",
+    "tasks": "*i64",
+    "tickets": "*i32",
+    "layouts": "*i64",
+    "partial_sums": "*fp64",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """`registers` of a thread, `spills`: bytes (NVIDIA) or registers (AMD) that did not fit. `loads`, `stores`: bits of an
+    access to global memory -> how many instructions."""
+
+    registers: int
+    spills: int
+    loads: dict[int, int]
+    stores: dict[int, int]
+
+
+def compile_offline(program: TritonProgram, target: str, aligned: bool = True, strided: bool = False) -> Compiled:
+    """Raises what Triton and the assembler raise. Not under TRITON_INTERPRET=1."""
+    constants = program.constants(aligned, strided)
+    types = _AVERAGE_TYPES if program.graph.averages else _TYPES
+    signature = types | dict.fromkeys(constants, "constexpr")
+    names = list(signature)
+    source = ASTSource(
+        program.kernel,
+        signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(types))},
+    )
+    options = {"num_warps": program.shape.warps, "enable_fp_fusion": False}
+    built = triton.compile(source, target=TARGETS[target], options=options)
+    return _amd(built.asm["amdgcn"]) if target.startswith("gfx") else _nvidia(built.asm["ptx"], target)
+
+
+def _nvidia(ptx: str, target: str) -> Compiled:
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        arch = re.search(r"^\.target (\w+)", ptx, re.M)
+        command = [get_ptxas(TARGETS[target].arch).path, "-v", "--gpu-name", arch[1] if arch else target]
+        done = subprocess.run([*command, str(path), "-o", f"{path}.cubin"], capture_output=True, text=True, check=True)
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores", done.stderr)
+    assert registers is not None and spilled is not None, done.stderr
+    return Compiled(int(registers[1]), int(spilled[1]), _widths(ptx, "ld"), _widths(ptx, "st"))
+
+
+def _widths(ptx: str, verb: str) -> dict[int, int]:
+    found = re.findall(rf"\b{verb}\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfus](\d+) ", ptx)
+    return dict(Counter(int(lanes or 1) * int(bits) for lanes, bits in found))
+
+
+_AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
+_AMD_BITS |= {"ushort": 16, "sshort": 16, "short": 16, "ubyte": 8, "sbyte": 8, "byte": 8}
+
+
+def _amd(assembly: str) -> Compiled:
+    registers = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
+    spilled = re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    assert registers is not None and spilled is not None
+
+    def count(verb: str) -> dict[int, int]:
+        kinds = re.findall(rf"\b(?:global|buffer|flat)_{verb}_(\w+)", assembly)
+        return dict(Counter(_AMD_BITS[re.sub(r"_d16(_hi)?$", "", kind)] for kind in kinds))
+
+    return Compiled(int(registers[1]), int(spilled[1]), count("load"), count("store"))

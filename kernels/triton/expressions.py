@@ -1,0 +1,126 @@
+"""Nodes of a program graph -> Triton expressions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from baoc_compile.kernels.cpp.expressions import is_constant, kind_of
+from baoc_compile.kernels.dialect.operations import PREDICATES, TRITON, bitcast, name_of
+
+#: In memory. bfloat16 is read as its bits.
+MEMORY = {
+    torch.float32: "tl.float32",
+    torch.float64: "tl.float64",
+    torch.float16: "tl.float16",
+    torch.bfloat16: "tl.int16",
+    torch.int64: "tl.int64",
+    torch.int32: "tl.int32",
+    torch.int16: "tl.int16",
+    torch.int8: "tl.int8",
+    torch.uint8: "tl.uint8",
+    torch.bool: "tl.int8",
+}
+_SMALL = (torch.bfloat16, torch.int16, torch.int8, torch.uint8)
+#: In computations.
+TYPES = MEMORY | dict.fromkeys(_SMALL, "tl.int32") | {torch.bool: "tl.int1"}
+_SYMBOLS = {2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "square_root({0})", -1: "divide(1.0, {0})"}
+
+
+class CannotEmit(Exception):
+    """An operation that has no Triton equivalent."""
+
+
+Names = Callable[[fx.Node], str]
+
+
+def widened(text: str, dtype: torch.dtype) -> str:
+    """What was loaded, in its type for computations."""
+    if dtype == torch.bool:
+        return f"{text} != 0"
+    return f"{text}.to({TYPES[dtype]})" if dtype in _SMALL else text
+
+
+def narrowed(text: str, dtype: torch.dtype) -> str:
+    """A computed value, in its type in memory."""
+    return f"{text}.to({MEMORY[dtype]})" if dtype in (*_SMALL, torch.bool) else text
+
+
+def expression(node: fx.Node, names: Names) -> str:
+    """Raises CannotEmit."""
+    name, dtype = name_of(node.target), node.meta["dtype"]
+    if bitcast(node.target):
+        source = names(node.args[0])
+        if torch.int16 in (dtype, node.args[0].meta["dtype"]):  # to or from bfloat16, both int32 here
+            return source
+        return f"{source}.to({TYPES[dtype]}, bitcast=True)"
+    if name == "view":
+        return f"grouped({names(node.args[0])}, {node.args[1][-1]})"
+    if name == "amax":
+        return f"group_max({names(node.args[0])}, mask, FULL)"
+    if name == "take":
+        return _take(node.args[0], _unwidened(node.args[1]), names)
+    if name == "_to_copy":
+        return converted(names(node.args[0]), node.args[0].meta["dtype"], dtype)
+    if name == "pow" and node.args[1] in _SYMBOLS:
+        return _SYMBOLS[node.args[1]].format(argument(node.args[0], dtype, names))
+    if name not in TRITON:
+        raise CannotEmit(f"{name} has no equivalent in Triton")
+    types = [_operand_type(node) if name in PREDICATES else dtype] * len(node.args)
+    if name == "where":
+        types = [torch.bool, dtype, dtype]
+    texts = [argument(a, t, names) for a, t in zip(node.args, types, strict=True)]
+    if dtype == torch.float64 and not any(isinstance(a, fx.Node) for a in node.args[-2:]):
+        texts = [texts[0], *(f"tl.full((), {text}, tl.float64)" for text in texts[1:])]
+    return TRITON[name].format(*texts)
+
+
+def converted(text: str, source: torch.dtype, target: torch.dtype) -> str:
+    if source == target:
+        return text
+    if source == torch.bfloat16:
+        text = f"bfloat16_to_float({text})"
+        return text if target == torch.float32 else f"{text}.to({TYPES[target]})"
+    if target == torch.bfloat16:
+        return f"float_to_bfloat16({text if source == torch.float32 else f'{text}.to(tl.float32)'})"
+    if target == torch.float16 and source == torch.float64:  # rounded twice, as torch and C++ do
+        return f"{text}.to(tl.float32).to(tl.float16)"
+    return text if TYPES[source] == TYPES[target] else f"{text}.to({TYPES[target]})"
+
+
+def argument(value: object, dtype: torch.dtype, names: Names) -> str:
+    """An operand in the type that the operation computes in."""
+    if isinstance(value, fx.Node) and is_constant(value):
+        value = value.args[0]
+    if isinstance(value, fx.Node):
+        return converted(names(value), value.meta["dtype"], dtype)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    return f"({value!r})" if isinstance(value, (int, float)) and value < 0 else repr(value)
+
+
+def _take(table: fx.Node, index: fx.Node, names: Names) -> str:
+    """Entries of a table, which may be computed from a stored one: they are computed anew for each look-up."""
+    if table.op == "placeholder":
+        return widened(f"tl.load({names(table)} + {names(index)})", table.meta["dtype"])
+    return f"({expression(table, lambda n: _take(n, index, names) if kind_of(n) == 'table' else names(n))})"
+
+
+def _unwidened(index: fx.Node) -> fx.Node:
+    """torch wants 64-bit indices; addresses are computed from what they were widened from."""
+    source = index.args[0] if name_of(index.target) == "_to_copy" else index
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _operand_type(node: fx.Node) -> torch.dtype:
+    """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
+    nodes = [a for a in node.args if isinstance(a, fx.Node)]
+    tensors = [a for a in nodes if kind_of(a) != "scalar"] or nodes
+    dtype = tensors[0].meta["dtype"]
+    for other in tensors[1:]:
+        dtype = torch.promote_types(dtype, other.meta["dtype"])
+    return dtype

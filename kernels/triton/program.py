@@ -1,0 +1,209 @@
+"""Run a program as one launch of a Triton kernel over a batch of tensors on a GPU (or of the interpreter, on a CPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baoc_compile.core.errors import StateError
+from baoc_compile.core.program_graph import ProgramGraph, TensorArguments
+from baoc_compile.kernels.build.load_triton import load_module
+from baoc_compile.kernels.launch.launch_table import LaunchTable, layout_of
+from baoc_compile.kernels.triton import device_functions
+from baoc_compile.kernels.triton.emit import TritonEmitter
+from baoc_compile.kernels.triton.emit_average import TASK, TritonAverageEmitter
+
+#: Of tensors that are not contiguous.
+MAX_DIMS = device_functions.MAX_DIMS.value
+
+#: Blocks of a set that one program sums.
+PIECE = 64
+
+
+@dataclass(frozen=True)
+class LaunchShape:
+    """`block`: elements that a program computes at once. `blocks`: how many such blocks it takes, one after the other."""
+
+    block: int
+    blocks: int
+    warps: int
+
+
+def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchShape:
+    """A shape at which no target spills registers (docs/kernels.md), of 4 elements a thread: 16 bytes of fp32.
+
+    Steps that look values up need more registers, which fewer and larger programs leave them. `warp_size`: threads of a
+    warp, by default of the GPUs that this torch is built for.
+    """
+    looks_up = not graph.averages and any(o.kind in ("table", "shared") for o in graph.operands)
+    threads = 512 if looks_up else 128
+    return LaunchShape(4 * threads, 8192 // (4 * threads), threads // (warp_size or (64 if torch.version.hip else 32)))
+
+
+class TritonTable(LaunchTable):
+    """On the device: `rows` int64 [tensors, row_length], a row being {elements, first index, first program, programs, run and
+    cycle of each shared operand, addresses}; `on_device` float64 numbers; `programs` int32, the tensor of each program;
+    `tickets` int32, 0 between launches; `layouts` int64 [tensors, strided operands, 13].
+    """
+
+    def __init__(
+        self,
+        emitter: TritonEmitter,
+        batch: list[TensorArguments],
+        varying: Sequence[dict[str, int]],
+        shape: LaunchShape,
+    ):
+        super().__init__(emitter.graph, batch, varying)
+        self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
+        self._kept: list[Tensor] = []
+        for k, tensor in enumerate(self.tensors):
+            if tensor.device != self.device:
+                name = self.graph.pointers[k % len(self.graph.pointers)].name
+                raise StateError(f"{name} is on {tensor.device}, its parameter on {self.device}: move it there")
+        elements = shape.block * shape.blocks
+        counts = np.maximum(1, -(-self.numel // elements))
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        sharing = self.sharing.reshape(len(batch), 2 * len(self.graph.shared))
+        head = np.stack([self.numel, self.first_index, first[:-1], counts], axis=1)
+        self._head = np.concatenate([head, sharing], axis=1).astype(np.int64)
+        strided = self._layouts(emitter)
+        self.is_strided = bool(strided[..., 0].any())
+        self.layouts = self._on_device(strided)
+        self.programs = self._on_device(np.repeat(np.arange(len(batch), dtype=np.int32), counts))
+        self.tickets = torch.zeros(max(1, len(batch)), dtype=torch.int32, device=self.device)
+        self.rows = self._on_device(self._rows())
+        self.on_device = self._on_device(self.numbers.reshape(-1) if self.numbers.size else np.zeros(1))
+        self.aligned = self._is_aligned()
+        flat = np.array(self.varying.tensors, dtype=np.int64) * self.numbers.shape[-1] + self.varying.columns
+        self._varying_at = self._on_device(flat.astype(np.int64))
+        self._varying_from = self._on_device(np.array(self.varying.positions, dtype=np.int64))
+
+    def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        changed = super().refresh(grads, values)
+        if changed:
+            self.rows.copy_(self._pinned(self._rows()), non_blocking=True)
+            self.aligned = self._is_aligned()
+        return changed
+
+    def take_values(self, values: Sequence[Tensor]) -> bool:
+        """Values that are on the device stay there: no synchronization, and a captured graph reads them anew."""
+        if self.varying.positions and any(v.device.type != "cpu" for v in values):
+            stacked = torch.stack([v.to(self.device, torch.float64, non_blocking=True) for v in values])
+            self.on_device.index_copy_(0, self._varying_at, stacked.index_select(0, self._varying_from))
+            return True
+        changed = super().take_values(values)
+        if changed:
+            self.on_device.copy_(self._pinned(self.numbers.reshape(-1)), non_blocking=True)
+        return changed
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return self._pinned(array).to(self.device, non_blocking=True)
+
+    def _pinned(self, array: np.ndarray) -> Tensor:
+        """A copy that the device may read whenever it gets to it: kept for good if a graph that is being captured reads it
+        at every replay, and by torch until the copy is done otherwise."""
+        copy = torch.from_numpy(array.copy())
+        if self.device.type != "cuda":
+            return copy
+        copy = copy.pin_memory()
+        if torch.cuda.is_current_stream_capturing():
+            self._kept.append(copy)
+        return copy
+
+    def _rows(self) -> np.ndarray:
+        return np.concatenate([self._head, self.at.astype(np.int64)], axis=1)
+
+    def _is_aligned(self) -> bool:
+        """Do the contiguous elements of all operands start at 16 bytes?"""
+        columns = [k for k, o in enumerate(self.graph.pointers) if o.kind == "element"]
+        return not (self.at[:, columns] % 16).any()
+
+    def _layouts(self, emitter: TritonEmitter) -> np.ndarray:
+        found = np.zeros((len(self.batch), max(1, len(emitter.strided)), 1 + 2 * MAX_DIMS), dtype=np.int64)
+        found[:, :, 1:] = 1
+        for i, arguments in enumerate(self.batch):
+            for k, operand in enumerate(emitter.strided):
+                tensor = arguments.tensors[operand.name]
+                if not layout_of(tensor):
+                    continue
+                if tensor.ndim > MAX_DIMS:
+                    shape = tuple(tensor.shape)
+                    raise ValueError(f"{operand.name} of shape {shape} has strides and more than {MAX_DIMS} dimensions")
+                found[i, k, 0] = tensor.ndim
+                found[i, k, 1 : 1 + tensor.ndim] = tensor.shape[::-1]
+                found[i, k, 1 + MAX_DIMS : 1 + MAX_DIMS + tensor.ndim] = tensor.stride()[::-1]
+        return found
+
+
+class AverageTable(TritonTable):
+    """`tasks` int64 [programs, 9], see `TASK`: tensor, number of the shared operand, first set, first and last element of the
+    sets, number of the piece and of the pieces that these sets are summed in, and where their sums and their ticket are."""
+
+    def __init__(
+        self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], block: int
+    ):
+        super().__init__(emitter, batch, varying, LaunchShape(block, 1, 1))
+        tasks, partials, tickets = [], 0, 0
+        for tensor, arguments in enumerate(batch):
+            for operand, (run, cycle) in enumerate(self.sharing[tensor] if arguments.numel else ()):
+                if emitter.graph.shared[operand].name not in emitter.graph.decays:
+                    continue
+                sets = block if run == 1 else 16 if run < block else 1
+                each = arguments.numel // cycle
+                length = PIECE * block // sets
+                pieces = -(-each // length)
+                for first_set in range(0, cycle, sets):
+                    for piece in range(pieces):
+                        first, last = piece * length, min(each, (piece + 1) * length)
+                        tasks.append((tensor, operand, first_set, first, last, piece, pieces, partials, tickets))
+                    partials += pieces * sets
+                    tickets += 1
+        self.programs = self._on_device(np.array(tasks, dtype=np.int64).reshape(-1, len(TASK)))
+        self.partials = torch.empty(max(1, partials), dtype=torch.float64, device=self.device)
+        self.tickets = torch.zeros(max(1, tickets), dtype=torch.int32, device=self.device)
+
+
+class TritonProgram:
+    """Executable backed by an emitted kernel. Raises CannotEmit for an operation that Triton does not have."""
+
+    def __init__(self, graph: ProgramGraph, shape: LaunchShape | None = None):
+        self.graph = graph
+        self.emitter = TritonAverageEmitter(graph) if graph.averages else TritonEmitter(graph)
+        self.source = self.emitter.source
+        self.shape = shape or default_shape(graph)
+        module = load_module(self.source)
+        self.kernel = module.average_tensors if graph.averages else module.step_tensors
+
+    def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TritonTable:
+        if self.graph.averages:
+            return AverageTable(self.emitter, batch, varying, self.shape.block)
+        return TritonTable(self.emitter, batch, varying, self.shape)
+
+    def run(self, table: TritonTable) -> None:
+        if not len(table.programs):
+            return
+        arrays = [table.rows, table.on_device, table.programs, table.tickets, table.layouts]
+        if isinstance(table, AverageTable):
+            arrays.append(table.partials)
+        with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+            self.kernel[(len(table.programs),)](
+                *arrays,
+                **self.constants(table.aligned, table.is_strided),
+                num_warps=self.shape.warps,
+                enable_fp_fusion=False,  # the bits are those of separate operations
+            )
+
+    def constants(self, aligned: bool, strided: bool) -> dict[str, int | bool]:
+        """What the kernel is specialized on."""
+        layouts = {"ALIGNED": aligned, "STRIDED": strided}
+        if self.graph.averages:
+            return {"BLOCK": self.shape.block, **layouts}
+        return {"ROWS": max(1, self.shape.block // self.graph.width), "BLOCKS": self.shape.blocks, **layouts}
+
+    def __call__(self, batch: list[TensorArguments]) -> None:
+        self.run(self.table(batch))

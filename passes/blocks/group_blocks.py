@@ -1,0 +1,98 @@
+"""Analysis: parameters -> blocks, by their places in the model's computation and not by their names."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from baoc_compile.core.block import Block
+from baoc_compile.core.errors import OptionError
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.blocks.parameter_roles import Role, parameter_roles
+from baoc_compile.passes.blocks.record_calls import ForwardGraph
+
+Grouping = Callable[[str, Tensor], Hashable] | Mapping[str, Hashable]
+
+_BY_DIMENSIONS = ("number", "vector", "matrix")
+
+
+def group_blocks(
+    table: ParameterTable,
+    kind_of: Mapping[int, Hashable],
+    forward: ForwardGraph | None = None,
+    grouping: Grouping | None = None,
+) -> tuple[Block, ...]:
+    """Every parameter of `table` in exactly one block; blocks in the order in which the model uses them.
+
+    Parameters are in one block if they agree in role (see `parameter_roles`), shape and `kind_of`. Parameters that are
+    not in `forward`, which is all of them without it, have their number of dimensions for a role. `grouping`, the option
+    `blocks`, replaces roles and shapes by labels of the user's: a function of a parameter's name and the parameter, or a
+    mapping of names.
+
+    Raises OptionError if `grouping` leaves a parameter without a label or mentions one that does not exist.
+    """
+    count = len(table.parameters)
+    if grouping is not None:
+        labels = _labels(table, grouping)
+        keys: list[tuple[Hashable, ...]] = [(labels[i], kind_of[i]) for i in range(count)]
+        titles = [(str(labels[i]), "") for i in range(count)]
+        first_use = [0] * count
+    else:
+        seen = dict(forward.placeholders_of(table.parameters)) if forward is not None else {}
+        found = parameter_roles(forward) if forward is not None and seen else {}
+        roles = [found.get(seen[i]) if i in seen else None for i in range(count)]
+        roles = [role or _unseen(parameter) for role, parameter in zip(roles, table.parameters, strict=True)]
+        shapes = [tuple(parameter.shape) for parameter in table.parameters]
+        keys = [(roles[i].name, roles[i].surroundings, shapes[i], kind_of[i]) for i in range(count)]
+        titles = [(roles[i].name, "x".join(map(str, shapes[i]))) for i in range(count)]
+        first_use = [role.first_use for role in roles]
+
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for i in sorted(range(count), key=lambda i: first_use[i]):
+        members[keys[i]].append(i)
+    blocks: list[Block] = []
+    taken: set[str] = set()
+    for indices in members.values():
+        role, shape = titles[indices[0]]
+        block = Block(role, tuple(sorted(indices)), shape)
+        number = 1
+        while block.name in taken:
+            number += 1
+            block = Block(role, block.parameters, f"{shape} #{number}".lstrip())
+        taken.add(block.name)
+        blocks.append(block)
+    return tuple(blocks)
+
+
+def _unseen(parameter: Tensor) -> Role:
+    name = _BY_DIMENSIONS[parameter.ndim] if parameter.ndim < len(_BY_DIMENSIONS) else f"{parameter.ndim}d tensor"
+    return Role(name, (), -1)
+
+
+def _labels(table: ParameterTable, grouping: Any) -> list[Hashable]:
+    if isinstance(grouping, Mapping):
+        for name in grouping:
+            if name not in table.names:
+                near = difflib.get_close_matches(str(name), table.names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise OptionError(f"blocks: there is no parameter {name!r}{hint}")
+        labels = [grouping.get(name) for name in table.names]
+    elif callable(grouping):
+        labels = [grouping(name, parameter) for name, parameter in zip(table.names, table.parameters, strict=True)]
+    else:
+        kind = type(grouping).__name__
+        raise OptionError(
+            f"blocks: expected a mapping of parameter names or a function of (name, parameter), got {kind}"
+        )
+    for name, label in zip(table.names, labels, strict=True):
+        if label is None:
+            raise OptionError(f"blocks: parameter {name!r} has no label")
+        try:
+            hash(label)
+        except TypeError:
+            raise OptionError(f"blocks: the label of parameter {name!r} cannot be hashed: {label!r}") from None
+    return labels

@@ -1,0 +1,198 @@
+"""Rewrite: the flat step graph -> one piece per parameter, plus a prelude of what they share.
+
+Element nodes (tensors that depend on a parameter or gradient) are joined along their edges; edges that carry only a
+0-dim value are cut. What is left connected is exactly one parameter's update, as long as the optimizer is
+elementwise; an optimizer that mixes parameters gives a piece with several of them. Scalar nodes go with the piece
+that uses them (copied if several do); a scalar that is changed in place and used by several pieces, and reductions of
+the step's inputs such as a gradient norm, make up the prelude, which runs once before the pieces.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import networkx as nx
+import torch
+from torch import fx
+
+from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.step_graph import Role, StepGraph
+from baoc_compile.passes.capture.torch_calls import operation
+from baoc_compile.passes.capture.unbatch_foreach import alias_root
+
+_REDUCTIONS = {"norm", "sum", "mean", "amax", "amin", "max", "min", "any", "all", "dot", "std", "var"}
+
+
+@dataclass
+class Component:
+    """The update of one parameter (or of several that the optimizer mixes).
+
+    `nodes`: its calls in program order, `element_calls` those on tensors. `element_inputs`: inputs that are not mere
+    scalars. `new_state`: outputs that become state, by role.
+    """
+
+    parameters: tuple[int, ...]
+    nodes: list[fx.Node] = field(default_factory=list)
+    element_calls: set[fx.Node] = field(default_factory=set)
+    element_inputs: set[fx.Node] = field(default_factory=set)
+    new_state: dict[fx.Node, Role] = field(default_factory=dict)
+
+
+@dataclass
+class Split:
+    """The pieces and the prelude's calls in program order."""
+
+    components: list[Component]
+    prelude: list[fx.Node]
+
+
+def split_components(step: StepGraph) -> Split:
+    """Raises UnsupportedStep when the step returns a value that is neither new state nor computed by the prelude."""
+    calls = [node for node in step.graph.nodes if node.op in ("call_function", "call_method")]
+    elements = _element_nodes(step, calls)
+    pieces = nx.utils.UnionFind(elements)
+    for node in calls:
+        if node in elements:
+            pieces.union(node, *(i for i in node.all_input_nodes if i in elements))
+
+    parameters: dict[fx.Node, set[int]] = defaultdict(set)  # of every piece, by its representative
+    for node, role in step.roles.items():
+        if node in elements and role.kind in ("param", "grad"):
+            parameters[pieces[node]].add(role.parameter)
+    owner = {node: pieces[node] for node in calls if node in elements and pieces[node] in parameters}
+    users = _component_users(step, calls, owner, {index: piece for piece, ps in parameters.items() for index in ps})
+    prelude = _prelude(step, calls, owner, users)
+
+    components = {piece: Component(tuple(sorted(indices))) for piece, indices in parameters.items()}
+    for node in calls:
+        if node in owner:
+            components[owner[node]].nodes.append(node)
+            components[owner[node]].element_calls.add(node)
+        elif node not in prelude:
+            for piece in users[node]:
+                components[piece].nodes.append(node)
+    for node in step.roles:
+        if node in elements and pieces[node] in components:
+            components[pieces[node]].element_inputs.add(node)
+    for node in step.outputs:
+        if isinstance(node, fx.Node) and node in owner:
+            if node not in step.new_state:
+                raise UnsupportedStep(
+                    f"the traced step returns {node.name!r}, a tensor computed from parameters or gradients; "
+                    "return it from another function than the one that calls optimizer.step()"
+                )
+            components[owner[node]].new_state[node] = step.new_state[node]
+    used = [component for component in components.values() if component.nodes]
+    return Split(used, [node for node in calls if node in prelude])
+
+
+def ndim(node: fx.Node) -> int:
+    """Dimensions of the traced value; 0 for numbers."""
+    example = node.meta.get("example_value")
+    return example.ndim if isinstance(example, torch.Tensor) else 0
+
+
+def _element_nodes(step: StepGraph, calls: list[fx.Node]) -> set[fx.Node]:
+    """Fixpoint: 0-dim states join once a gradient reaches them; reductions of computed values join their input."""
+    elements = {n for n, role in step.roles.items() if role.kind in ("param", "grad")}
+    elements |= {n for n, role in step.roles.items() if role.kind == "state" and ndim(n) > 0}
+    while True:
+        before = len(elements)
+        for node in calls:
+            inputs = [i for i in node.all_input_nodes if i in elements]
+            if inputs:
+                joins = not (_is_reduction(node, inputs) and _is_available(inputs, step, elements))
+            else:
+                joins = ndim(node) > 0
+            if joins:
+                elements.add(node)
+            if operation(node)[1] and node.args:
+                root = alias_root(node)
+                if node in elements and root in step.roles:
+                    elements.add(root)
+        if len(elements) == before:
+            return elements
+
+
+def _is_reduction(node: fx.Node, inputs: list[fx.Node]) -> bool:
+    """A 0-dim result of larger tensors, or by name where the tensor itself is 0-dim."""
+    return ndim(node) == 0 and (max(map(ndim, inputs)) > 0 or (operation(node)[0] in _REDUCTIONS and len(inputs) == 1))
+
+
+def _is_available(inputs: list[fx.Node], step: StepGraph, elements: set[fx.Node]) -> bool:
+    """Can the prelude compute from these: inputs of the step as they came in, or values of its own?"""
+    return all(i in step.roles for i in inputs) or not any(_reaches_parameter(i, elements) for i in inputs)
+
+
+def _reaches_parameter(node: fx.Node, elements: set[fx.Node]) -> bool:
+    """Is `node` computed from an element input through element nodes? (A stack of norms is not.)"""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current.op in ("placeholder", "get_attr") and current in elements:
+            return True
+        seen.add(current)
+        stack += [i for i in current.all_input_nodes if i in elements and i not in seen]
+    return False
+
+
+def _component_users(
+    step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node], piece_of: dict[int, fx.Node]
+) -> dict[fx.Node, set[fx.Node]]:
+    """For every scalar call, the pieces that need it: by use, by in-place relation, or as their parameter's state."""
+    users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+    for node in reversed(calls):
+        if node in owner:
+            continue
+        for user in node.users:
+            users[node] |= {owner[user]} if user in owner else users[user]
+    chains = _inplace_chains(step, calls, owner)
+    for root, chain in chains.items():
+        together = set().union(*(users[node] for node in chain))
+        role = step.roles[root]
+        if role.kind == "state" and role.parameter in piece_of:
+            together.add(piece_of[role.parameter])
+        for node in chain:
+            users[node] = set(together)
+    for node in reversed(calls):  # what a chain needs is needed where the chain goes
+        if node not in owner:
+            for i in node.all_input_nodes:
+                if i in users:
+                    users[i] |= users[node]
+    return users
+
+
+def _inplace_chains(
+    step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, list[fx.Node]]:
+    """Scalar inputs that the step changes -> the calls that change them."""
+    chains: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in calls:
+        if node not in owner and operation(node)[1] and alias_root(node) in step.roles:
+            chains[alias_root(node)].append(node)
+    return chains
+
+
+def _prelude(
+    step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node], users: dict[fx.Node, set[fx.Node]]
+) -> set[fx.Node]:
+    """Calls that run once: shared in-place scalars, reductions, parameterless tensors, and all that depends on them."""
+    returned = {node for node in step.outputs if isinstance(node, fx.Node)}
+    chained = {node for chain in _inplace_chains(step, calls, owner).values() for node in chain}
+    prelude: set[fx.Node] = set()
+    for node in calls:
+        if node in owner:
+            continue
+        inputs = node.all_input_nodes
+        reads_tensor = ndim(node) > 0 or any(ndim(i) > 0 for i in inputs)
+        shared = node in chained and len(users[node]) != 1
+        if reads_tensor or shared or node in returned or any(i in prelude for i in inputs):
+            prelude.add(node)
+    stack = list(prelude)  # and what these are computed from
+    while stack:
+        for i in stack.pop().all_input_nodes:
+            if i.op in ("call_function", "call_method") and i not in prelude and i not in owner:
+                prelude.add(i)
+                stack.append(i)
+    return prelude

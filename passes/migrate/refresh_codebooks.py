@@ -1,0 +1,70 @@
+"""Keep learned codebooks fit: learn levels anew when the slot's distribution has moved so far that it pays.
+
+Looked at when the slot has been stored 1, 2, 4, 8, ... times and every 1,024 times after that (a refresh is a store
+too); when was looked last is stored beside the levels, so that a resumed run does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from baoc_compile.kernels.codecs.bits import unpacked
+from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.kernels.codecs.learn_codebook import best_levels, density, expected_error, least_error
+from baoc_compile.state.state_tensor import StateTensor
+
+LONGEST_INTERVAL = 1024
+
+#: New levels are taken when they have at most this share of the old ones' expected squared error.
+WORTHWHILE = 0.95
+
+
+@dataclass
+class CodebookRefresh:
+    """The learned codebooks of a step. `remaining`: steps until the next look at one of them."""
+
+    states: Sequence[StateTensor]
+    remaining: int = 0
+
+    def __post_init__(self) -> None:
+        self.states = [s for s in self.states if isinstance(s.codec, Codebook) and s.codec.learned and s.numel()]
+        self.remaining = min((steps_until_due(s) for s in self.states), default=0)
+
+    def tick(self) -> None:
+        """Called before every step."""
+        if self.states and self.remaining <= 0:
+            for state in self.states:
+                if steps_until_due(state) == 0:
+                    refresh_codebook(state)
+            self.remaining = max(1, min(map(steps_until_due, self.states)))
+        self.remaining -= 1
+
+
+def steps_until_due(state: StateTensor) -> int:
+    clock, checked = int(state.parts["clock"]), int(state.parts["checked_at"])
+    return max(0, min(max(1, 2 * checked), checked + LONGEST_INTERVAL) - clock)
+
+
+@torch.no_grad()
+def refresh_codebook(state: StateTensor) -> bool:
+    """Learns levels from the codes; if they are worth it, the state is stored with them. Returns whether it was."""
+    codec, parts = state.codec, state.parts
+    assert isinstance(codec, Codebook)
+    parts["checked_at"].copy_(parts["clock"])
+    lanes = torch.arange(state.numel(), device=state.device)
+    codes = unpacked(parts["codes"], lanes) if codec.bits == 4 else parts["codes"]
+    old = codec.as_levels(parts["levels"])
+    weights = density(codec, codes, old)
+    enough = WORTHWHILE * expected_error(codec, weights, old)
+    if not weights[1:-1].any() or (codec.bits == 8 and least_error(codec, weights) > enough):
+        return False
+    new = best_levels(codec, weights)
+    if expected_error(codec, weights, new) > enough:
+        return False
+    value = state.decode()
+    parts["levels"].copy_(torch.from_numpy(codec.as_entries(new)))
+    state.store(value)
+    return True

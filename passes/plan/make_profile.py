@@ -1,0 +1,177 @@
+"""Blocks, their candidates and sampled gradients -> the profile: bytes, time and risk of everything that may be chosen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from baoc_compile.core.block import Block
+from baoc_compile.core.codec import Codec
+from baoc_compile.core.gradient_stream import GradientStream
+from baoc_compile.core.profile import BlockCandidate, BlockStatistics, Profile
+from baoc_compile.core.program_graph import Signature
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.plan.list_candidates import Configuration, list_candidates
+from baoc_compile.passes.programs.measure_time import HOST_NS_PER_TENSOR, TimeModel
+from baoc_compile.passes.risk.assess_risk import Risk
+from baoc_compile.passes.risk.block_statistics import block_statistics
+from baoc_compile.passes.risk.measure_risk import measure_risk
+from baoc_compile.passes.risk.proxy_risk import proxy_risk
+from baoc_compile.runtime.session import Session
+from baoc_compile.state.state_tensor import state_bytes
+
+#: Nats per unit of expected harm for a block that is the whole model: an order for blocks that were not sampled.
+NATS_PER_HARM = 1e-3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What may be planned: rules by parameter, and how each slot is stored now."""
+
+    session: Session
+    table: ParameterTable
+    rules: Mapping[int, UpdateRule]
+
+    def current(self, i: int) -> dict[str, Codec]:
+        decisions = self.session.decisions[self.table.parameters[i]]
+        return {slot.key: decisions[slot.key].codec for slot in self.rules[i].slots}
+
+    def kinds(self) -> dict[int, object]:
+        """What the parameters of one block have in common, besides their role."""
+        return {i: self._kind(i) for i in range(len(self.table.parameters))}
+
+    def _kind(self, i: int) -> object:
+        parameter = self.table.parameters[i]
+        stored = tuple(c.name for c in self.current(i).values()) if i in self.rules else ("as traced", i)
+        rule = self.rules[i].key if i in self.rules else ""
+        return rule, parameter.dtype, str(parameter.device), tuple(parameter.shape), self.table.groups[i], stored
+
+
+def make_profile(
+    planned: Planned,
+    blocks: Sequence[Block],
+    streams: Mapping[int, GradientStream],
+    *,
+    seed: int,
+    measure_time: bool,
+    risk: str = "shadow",
+) -> Profile:
+    """`streams`: without any, risks are the order that `Codec.expected_harm` gives. `measure_time`: time the candidates that
+    have never been timed on this device, rather than reckon them. `risk`: "shadow", or "proxy" for BAOC-style sums of
+    metrics (our reconstruction)."""
+    started = time.perf_counter()
+    return _Maker(planned, blocks, streams, seed, measure_time, risk).make(started)
+
+
+class _Maker:
+    def __init__(
+        self,
+        planned: Planned,
+        blocks: Sequence[Block],
+        streams: Mapping[int, GradientStream],
+        seed: int,
+        measure_time: bool,
+        risk: str,
+    ):
+        self.planned, self.streams, self.seed, self.risk = planned, streams, seed, risk
+        self.table, self.rules = planned.table, planned.rules
+        self.measure_time = measure_time
+        self.blocks = [b for b in blocks if b.parameters[0] in planned.rules and self._numel(b)]
+        self.configurations = [self._configurations(b) for b in self.blocks]
+        device = self.table.parameters[0].device if self.table.parameters else torch.device("cpu")
+        self.times = TimeModel(device, elements=max(1, sum(map(self._numel, self.blocks))))
+
+    def _numel(self, block: Block) -> int:
+        return sum(self.table.parameters[i].numel() for i in block.parameters)
+
+    def _configurations(self, block: Block) -> list[Configuration]:
+        i = block.parameters[0]
+        parameter = self.table.parameters[i]
+        return list_candidates(self.rules[i].slots, parameter.shape, parameter.dtype, self.planned.current(i))
+
+    def make(self, started: float) -> Profile:
+        risks, factor = measure_risk(self.blocks, self.configurations, self.streams, self.rules, self.seed)
+        statistics = tuple(
+            block_statistics([self.streams[i] for i in b.parameters if i in self.streams]) for b in self.blocks
+        )
+        candidates = tuple(
+            tuple(self._candidate(b, c, risks.get((k, c.label)), statistics[k]) for c in self.configurations[k])
+            for k, b in enumerate(self.blocks)
+        )
+        current = tuple(
+            next(j for j, c in enumerate(cs) if dict(c.codecs) == _names(self.planned.current(b.parameters[0])))
+            for b, cs in zip(self.blocks, candidates, strict=True)
+        )
+        planned_bytes = sum(cs[j].size_bytes for cs, j in zip(candidates, current, strict=True))
+        fixed = state_bytes(self.table.optimizer) - planned_bytes
+        full = [self._full(k) for k in range(len(self.blocks))]
+        loads = [load for b, c in zip(self.blocks, full, strict=True) for load in [self._load(b, c)]]
+        return Profile(
+            blocks=tuple(self.blocks),
+            statistics=statistics,
+            candidates=candidates,
+            current=current,
+            names=tuple(self.table.names),
+            shapes=tuple(tuple(p.shape) for p in self.table.parameters),
+            fixed_bytes=fixed,
+            fixed_ns=self.times.predict([]) + HOST_NS_PER_TENSOR * len(self.table.parameters),
+            full_bytes=fixed + sum(c.size_bytes * len(b.parameters) for b, c in zip(self.blocks, full, strict=True)),
+            full_ns=self.times.predict(loads),
+            curvature=factor,
+            steps=max((len(s.grads) - 1 for s in self.streams.values()), default=0),
+            sampled_elements=sum(len(s.index) for s in self.streams.values()),
+            sampled_bytes=sum(s.nbytes for s in self.streams.values()),
+            seconds=time.perf_counter() - started,
+            time_is_measured=self.measure_time,
+        )
+
+    # one candidate
+
+    def _candidate(
+        self, block: Block, configuration: Configuration, risk: Risk | None, statistics: BlockStatistics
+    ) -> BlockCandidate:
+        share = self._numel(block) / max(1, sum(map(self._numel, self.blocks)))
+        is_full = configuration.harm == 0.0
+        if is_full:
+            risk = Risk(0.0, 0.0, 0.0, relative_error=0.0)
+        elif risk is None or self.risk == "proxy":
+            expected = NATS_PER_HARM * share * configuration.harm
+            if risk is not None:
+                expected = share * proxy_risk(statistics, configuration.codecs)
+            risk = Risk(expected, expected, expected, gain=1.0 if risk is None else risk.gain)
+        cost, elements, tensors = self._load(block, configuration)
+        return BlockCandidate(
+            codecs=_names(configuration.codecs),
+            size_bytes=configuration.size_bytes * len(block.parameters),
+            time_ns=cost.ns_per_element * elements + cost.ns_per_tensor * tensors,
+            launch_ns=cost.ns_per_launch,
+            programs=cost.programs,
+            predicted=risk.predicted,
+            error=risk.error,
+            risk=risk.risk,
+            interaction=risk.interaction,
+            gain=risk.gain,
+            relative_error=risk.relative_error,
+            excluded=risk.excluded,
+            gate=risk.gate,
+        )
+
+    def _load(self, block: Block, configuration: Configuration) -> tuple:
+        i = block.parameters[0]
+        parameter, state = self.table.parameters[i], self.table.state(i)
+        counters = tuple((c.name, state[c.key].dtype) for c in self.rules[i].inputs_of("counter"))
+        grad = parameter.grad.dtype if parameter.grad is not None else parameter.dtype
+        signature = Signature(str(parameter.device), parameter.dtype, grad, counters)
+        cost = self.times.cost(self.rules[i], configuration.codecs, signature, measure=self.measure_time)
+        return cost, self._numel(block), len(block.parameters)
+
+    def _full(self, k: int) -> Configuration:
+        return next(c for c in self.configurations[k] if c.harm == 0.0)
+
+
+def _names(codecs: Mapping[str, Codec]) -> dict[str, str]:
+    return {key: codec.name for key, codec in codecs.items()}

@@ -1,0 +1,130 @@
+"""Profile + budgets -> a plan with its certificate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from baoc_compile.core.allocation import Allocation, Candidate, total_risk
+from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.passes.solve.couple import allocate_coupled, coupled_frontier
+from baoc_compile.state.plan import ParameterPlan, Plan
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What was chosen, from what, and how good it is. `chosen[b]`: the candidate of block b. Budgets are on the whole state,
+    in bytes, and on the whole step, in ns."""
+
+    profile: Profile
+    allocation: Allocation
+    chosen: tuple[BlockCandidate, ...]
+    budget_bytes: int
+    budget_ns: float | None
+
+    @property
+    def time_ns(self) -> float:
+        """Predicted, of the whole step."""
+        return self.allocation.time_ns + launch_ns(self.chosen)
+
+    def kept(self) -> Solution:
+        """The same, for the plan that is in force now."""
+        now = current_choice(self.profile)
+        risk = risk_of(self.profile, now)
+        allocation = Allocation(
+            choice=self.profile.current,
+            size_bytes=self.profile.fixed_bytes + sum(c.size_bytes for c in now),
+            time_ns=math.fsum([self.profile.fixed_ns, *(c.time_ns for c in now)]),
+            risk=risk,
+            lower_bound=min(self.allocation.lower_bound, risk),
+        )
+        return replace(self, allocation=allocation, chosen=tuple(now))
+
+    def plan(self, base: Plan) -> Plan:
+        """`base` with the entries of every block's parameters."""
+        parameters: dict[int, ParameterPlan] = dict(base.parameters)
+        for block, candidate in zip(self.profile.blocks, self.chosen, strict=True):
+            for i in block.parameters:
+                kept = dict(parameters[i].slots) if i in parameters else {}
+                slots = {**kept, **candidate.codecs}
+                parameters[i] = ParameterPlan(self.profile.names[i], self.profile.shapes[i], slots, candidate.gain)
+        return replace(base, parameters=parameters, certificate=self.allocation.certificate)
+
+
+def items_of(profile: Profile) -> list[list[Candidate]]:
+    """What the solver chooses among: candidates that no gate excludes; last, what is not planned."""
+    items = [[_item(c) for c in candidates if _is_allowed(c)] for candidates in profile.candidates]
+    return [*items, [Candidate("", profile.fixed_bytes, profile.fixed_ns, 0.0)]]
+
+
+def _is_allowed(candidate: BlockCandidate) -> bool:
+    return not candidate.excluded and math.isfinite(candidate.risk)
+
+
+def _item(candidate: BlockCandidate) -> Candidate:
+    return Candidate(candidate.label, candidate.size_bytes, candidate.time_ns, candidate.risk, candidate.interaction)
+
+
+def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: TimeBudget | None = None) -> Solution:
+    """The plan of least risk within both budgets. Raises BudgetError that names the smallest budget that can be met.
+
+    The certificate is of the blocks' choice when the launches of as many programs are set aside from the time budget.
+    """
+    budget_bytes = memory_budget.in_bytes(profile.full_bytes, profile.numel)
+    budget_ns = time_budget.in_ns(profile.full_ns) if time_budget is not None else None
+    allowed = [[c for c in candidates if _is_allowed(c)] for candidates in profile.candidates]
+    spared = 0.0
+    while True:
+        left_ns = budget_ns - spared if budget_ns is not None else None
+        allocation = allocate_coupled(items_of(profile), budget_bytes, left_ns)
+        chosen = tuple(candidates[j] for candidates, j in zip(allowed, allocation.choice, strict=False))
+        solution = Solution(profile, allocation, chosen, budget_bytes, budget_ns)
+        if budget_ns is None or solution.time_ns <= budget_ns:
+            return solution
+        spared = max(launch_ns(chosen), spared * 1.05)  # launches are shared, so they are no block's own
+
+
+def risk_of(profile: Profile, chosen: Sequence[BlockCandidate]) -> float:
+    """Of a plan, or of a part of one whose other blocks stay in full precision; see `couple.py`."""
+    return total_risk(items_of(profile), [_item(c) for c in chosen])
+
+
+def launch_ns(chosen: Sequence[BlockCandidate]) -> float:
+    """Of the programs' launches; programs that several blocks share are launched once."""
+    return math.fsum({c.programs: c.launch_ns for c in chosen}.values())
+
+
+def current_choice(profile: Profile) -> list[BlockCandidate]:
+    return [candidates[j] for candidates, j in zip(profile.candidates, profile.current, strict=True)]
+
+
+def by_parameter(profile: Profile, chosen: Sequence[BlockCandidate]) -> Mapping[int, BlockCandidate]:
+    return {i: c for block, c in zip(profile.blocks, chosen, strict=True) for i in block.parameters}
+
+
+def frontier_of(profile: Profile) -> list[tuple[int, float]]:
+    """(bytes of state, risk) of the best plans for every memory budget, without a time budget."""
+    return [(point.size_bytes, point.risk) for point in coupled_frontier(items_of(profile))]
+
+
+def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
+    """(codecs, bytes, risk) of one configuration for all blocks; where a block has no such candidate, it takes its best one
+    of no more bytes per element. Only configurations that are a candidate of the largest block."""
+    sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
+    if not sizes:
+        return []
+    allowed = [[c for c in cs if _is_allowed(c)] for cs in profile.candidates]
+    points = []
+    for model in allowed[sizes.index(max(sizes))]:
+        density = model.size_bytes / max(sizes)
+        chosen = []
+        for numel, candidates in zip(sizes, allowed, strict=True):
+            same = [c for c in candidates if c.codecs == model.codecs]
+            fitting = [c for c in candidates if c.size_bytes <= density * numel]
+            nearest = min(candidates, key=lambda c: c.size_bytes)
+            chosen.append(same[0] if same else min(fitting, key=lambda c: c.risk, default=nearest))
+        size = profile.fixed_bytes + sum(c.size_bytes for c in chosen)
+        points.append(("/".join(model.codecs.values()), size, risk_of(profile, chosen)))
+    return points

@@ -1,0 +1,84 @@
+"""What the pieces of a step need -> programs, composed and lowered once in a process.
+
+Compilers take as long as all of torch's work between the backend and the first run of the step: guards, for the most
+part. So they are started by the backend and waited for by the rewrite.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from baoc_compile.core.codec import WEIGHT_KEY, Codec
+from baoc_compile.core.program_graph import Executable, ProgramGraph, Signature
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.kernels.codecs.catalogue import full_precision
+from baoc_compile.kernels.launch.lower import start_lowering
+from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.rules.extract_rules import RuleClass, Slice
+from baoc_compile.runtime.session import Session
+from baoc_compile.state.state_tensor import StateTensor
+
+log = logging.getLogger("baoc")
+
+
+@dataclass(frozen=True)
+class Need:
+    """A rule, the codec of each of its slots, and the types. Pieces that need the same are launched together."""
+
+    rule: UpdateRule
+    codecs: tuple[tuple[str, Codec], ...]
+    signature: Signature
+
+    @property
+    def configuration(self) -> Mapping[str, Codec]:
+        return dict(self.codecs)
+
+
+def need_of(step: StepGraph, session: Session, rule: UpdateRule, piece: Slice) -> Need:
+    """The state has to be there: raises KeyError for a counter that is not."""
+    index = piece.component.parameters[0]
+    parameter, state = step.table.parameters[index], step.table.state(index)
+    grads = [n for n in piece.inputs if step.roles.get(n) and step.roles[n].kind == "grad"]
+    grad_dtype = grads[0].meta["example_value"].dtype if grads else parameter.dtype
+    counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
+    has_gain = session.gain(parameter) != 1.0
+    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, has_gain)
+
+    decisions = session.decisions.get(parameter, {})
+    configuration = {slot.key: decisions[slot.key].codec for slot in rule.slots}
+    weight = state.get(WEIGHT_KEY)
+    if isinstance(weight, StateTensor) and weight.codec.kind == "weight":
+        configuration[WEIGHT_KEY] = weight.codec
+    configuration |= {key: full_precision(parameter.dtype) for key in rule.created}
+    return Need(rule, tuple(configuration.items()), signature)
+
+
+_PROGRAMS: dict[Need, list[tuple[ProgramGraph, Future[Executable]]]] = {}
+
+
+def start_programs(step: StepGraph, session: Session, classes: list[RuleClass]) -> None:
+    """Starts the compilers of what the step will need, as far as its state is there. Never fails: what does is tried
+    again, and told of, when the step runs."""
+    try:
+        pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
+        _start({need_of(step, session, rule, piece): None for rule, piece in pieces})
+    except Exception as reason:
+        log.info("programs are compiled at the first step: %r", reason)
+
+
+def programs_of(needs: Iterable[Need]) -> list[list[tuple[ProgramGraph, Executable]]]:
+    """For every need its programs in the order they are launched in: those that average shared slots, then the update."""
+    needs = list(needs)
+    _start(needs)
+    return [[(graph, executable.result()) for graph, executable in _PROGRAMS[need]] for need in needs]
+
+
+def _start(needs: Iterable[Need]) -> None:
+    for need in needs:
+        if need not in _PROGRAMS:
+            graphs = compose_step(need.rule, need.configuration, need.signature)
+            _PROGRAMS[need] = list(zip(graphs, start_lowering(graphs), strict=True))

@@ -1,0 +1,260 @@
+"""How long a step takes under a configuration: its own programs, timed over synthetic tensors on the device.
+
+Three timings, launches over one small tensor, over many small ones and over large ones, give the time per launch, per
+tensor and per element. What is timed is what a compiled step calls: for every launch the table is brought up to date,
+then the program runs. `TimeModel.predict` adds what a call of the compiled `step` takes beside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.configurations import bytes_moved
+from baoc_compile.core.codec import Codec, Part
+from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, Signature
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.kernels.build.compile_cpp import CompilerMissing, compiler
+from baoc_compile.kernels.codecs.catalogue import full_precision
+from baoc_compile.kernels.codecs.counter_hash import slot_salt
+from baoc_compile.kernels.codecs.sharing import Shared
+from baoc_compile.kernels.cpp.emit import CppEmitter
+from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
+from baoc_compile.kernels.triton.expressions import CannotEmit
+from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.programs.make_programs import Need, programs_of
+from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes, Sample, device_name, fit, ns_of, with_threads
+
+#: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
+#: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a twentieth for the step
+#: and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
+HOST_NS_PER_STEP = 400_000.0
+HOST_NS_PER_TENSOR = 2_000.0
+
+#: Of a step that is not measured: what bringing a launch's table up to date takes.
+UNMEASURED_NS_PER_LAUNCH = 15_000.0
+UNMEASURED_NS_PER_TENSOR = 300.0
+
+#: Elements and bytes that the large tensors have together at most: more than a processor's caches hold, or a GPU's.
+MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}
+MOST_BYTES = 1 << 28
+LEAST_ELEMENTS = 1 << 16
+SMALL_ELEMENTS = 256
+SMALL_TENSORS, LARGE_TENSORS = 32, 8
+
+#: How long each timing goes on, and how long a single step may take: what computes for longer isn't held up by memory.
+SMALL_SECONDS, LARGE_SECONDS = 0.03, 0.15
+MOST_NS = 5e7
+
+#: Changed with what is timed, so that older timings are not taken for it.
+METHOD = 2
+
+
+class TimeModel:
+    """Predicts steps on one device.
+
+    `threads`: of a CPU, by default torch's number. `elements`: of all parameters that a step updates, since what fits
+    into caches is faster. It is rounded up to a power of two, and counts up to `MOST_ELEMENTS`.
+    """
+
+    def __init__(self, device: torch.device | str, threads: int | None = None, elements: int = 1 << 25):
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.threads = threads or torch.get_num_threads() if self.device.type == "cpu" else 1
+        most = MOST_ELEMENTS.get(self.device.type, MOST_ELEMENTS["cpu"])
+        self.elements = min(max(LEAST_ELEMENTS, _power_of_two(elements)), most)
+        self.remembered = RememberedTimes()
+        self.name = f"{device_name(self.device)}, {self.threads} threads, torch {torch.__version__}"
+        self._costs: dict[str, Cost] = {}
+        self._bytes_per_ns: float | None = None
+
+    def cost(
+        self, rule: UpdateRule, codecs: Mapping[str, Codec], signature: Signature, *, measure: bool = True
+    ) -> Cost:
+        """`measure`: False takes earlier timings only, and reckons where there is none. The device is the model's."""
+        signature = replace(signature, device=str(self.device))
+        codecs = {**{key: full_precision(signature.param_dtype) for key in rule.created}, **codecs}
+        names = tuple((key, codec.name) for key, codec in codecs.items())
+        of = _hash(METHOD, rule.key, names, signature)
+        if of not in self._costs or (measure and not self._costs[of].is_measured):
+            self._costs[of] = self._find(rule, codecs, signature, measure, of)
+        return self._costs[of]
+
+    def _find(self, rule: UpdateRule, codecs: dict[str, Codec], signature: Signature, measure: bool, of: str) -> Cost:
+        """Looks at the programs' sources, which takes far longer than all else, only where there may be timings of them."""
+        elements = _within_memory(self.elements, codecs, signature)
+        key = f"{self.name}, {elements} elements, {of}, "
+        if not measure and not self.remembered.has(key):
+            return self._reckoned(rule, codecs, signature, elements, of)
+        key += _hash(*map(source_of, compose_step(rule, codecs, signature)))
+        known = self.remembered.cost(key)
+        if known is not None:
+            return known
+        if not measure:
+            return self._reckoned(rule, codecs, signature, elements, of)
+        (made,) = programs_of([Need(rule, tuple(codecs.items()), signature)])
+        samples, is_quiet = self._samples(made, codecs, elements)
+        launch, tensor, element = fit(samples)
+        cost = Cost(element, launch, tensor, True, of)
+        if is_quiet:
+            self.remembered.keep(key, cost)
+        return cost
+
+    def predict(self, loads: Iterable[tuple[Cost, int, int]], *, host: bool = True) -> float:
+        """Nanoseconds of a step over loads of (cost, elements, tensors). Loads with the same programs share launches.
+
+        `host`: with what a call of `step()` takes beside its launches.
+        """
+        total, launched = HOST_NS_PER_STEP if host else 0.0, set()
+        for cost, elements, tensors in loads:
+            total += cost.ns(elements, tensors) + (HOST_NS_PER_TENSOR * tensors if host else 0.0)
+            total -= cost.ns_per_launch if cost.programs in launched else 0.0
+            launched.add(cost.programs)
+        return total
+
+    @property
+    def bytes_per_ns(self) -> float:
+        """Read and written by a copy of `MOST_BYTES / 2`; measured once for a device and number of threads."""
+        key = f"{self.name}, copy"
+        self._bytes_per_ns = self._bytes_per_ns or self.remembered.number(key)
+        if self._bytes_per_ns is None:
+            source = torch.ones(MOST_BYTES // 4 // 4, device=self.device)
+            target = torch.zeros_like(source)
+            with with_threads(self.threads):
+                ns, is_quiet = ns_of(lambda: target.copy_(source), self.device, self.threads, LARGE_SECONDS)
+            self._bytes_per_ns = 2 * source.nbytes / ns
+            if is_quiet:
+                self.remembered.keep(key, self._bytes_per_ns)
+        return self._bytes_per_ns
+
+    def _reckoned(
+        self, rule: UpdateRule, codecs: dict[str, Codec], signature: Signature, elements: int, of: str
+    ) -> Cost:
+        """Bytes moved, at a copy's speed. Too fast for programs that compute more than they move."""
+        shape = matrix(elements // LARGE_TENSORS, codecs.values())
+        parameter = torch.empty(shape, dtype=signature.param_dtype, device="meta")
+        ns = bytes_moved(rule, codecs, parameter) / shape.numel() / self.bytes_per_ns
+        return Cost(ns, UNMEASURED_NS_PER_LAUNCH, UNMEASURED_NS_PER_TENSOR, False, of)
+
+    def _samples(
+        self, made: Sequence[tuple[ProgramGraph, Executable]], codecs: Mapping[str, Codec], elements: int
+    ) -> tuple[list[Sample], bool]:
+        """The three timings, and whether the large one had the processors to itself."""
+
+        def timed(tensors: int, elements: int, threads: int, seconds: float) -> tuple[Sample, bool]:
+            shape = matrix(elements // tensors, codecs.values())
+            ns, is_quiet = ns_of(synthetic_step(made, codecs, shape, tensors), self.device, threads, seconds)
+            return Sample(tensors, tensors * shape.numel(), ns), is_quiet
+
+        with with_threads(self.threads):
+            one, _ = timed(1, SMALL_ELEMENTS, 1, SMALL_SECONDS)
+            many, _ = timed(SMALL_TENSORS, SMALL_TENSORS * SMALL_ELEMENTS, 1, SMALL_SECONDS)
+            affordable = _power_of_two(MOST_NS * many.elements / many.ns)
+            elements = max(LEAST_ELEMENTS, min(elements, affordable))
+            large, is_quiet = timed(LARGE_TENSORS, elements, self.threads, LARGE_SECONDS)
+        return [one, many, large], is_quiet
+
+
+def source_of(graph: ProgramGraph) -> str:
+    """What `lower` compiles for this program, or runs where it can't compile."""
+    try:
+        if graph.signature.device_type == "cpu" and compiler():
+            return CppEmitter(graph).source
+        if graph.signature.device_type == "cuda":
+            from baoc_compile.kernels.triton.emit import TritonEmitter
+            from baoc_compile.kernels.triton.emit_average import TritonAverageEmitter
+
+            return (TritonAverageEmitter if graph.averages else TritonEmitter)(graph).source
+    except (CompilerMissing, CannotEmit, ImportError):
+        pass
+    return graph.gm.code
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def matrix(elements: int, codecs: Iterable[Codec]) -> torch.Size:
+    """A shape of about so many elements, about square, that the sharing codecs fit."""
+    shared = [c for c in codecs if isinstance(c, Shared) and c.size]
+    of_rows = math.lcm(*(c.size for c in shared if c.form in ("head", "run")))
+    of_columns = math.lcm(*(c.size for c in shared if c.form == "column_head"))
+    rows = of_rows * max(1, round(math.sqrt(elements) / of_rows))
+    return torch.Size((rows, of_columns * max(1, round(elements / rows / of_columns))))
+
+
+def _power_of_two(number: float) -> int:
+    """The next one that is not less."""
+    return 1 << math.ceil(math.log2(max(number, 1.0)))
+
+
+def _within_memory(elements: int, codecs: Mapping[str, Codec], signature: Signature) -> int:
+    """So many elements, or half as many, ..., that they and their state take no more than `MOST_BYTES`."""
+    shape = matrix(elements, codecs.values())
+    stored = sum(codec.storage_bytes(shape) for codec in codecs.values()) / shape.numel()
+    each = stored + signature.param_dtype.itemsize + signature.grad_dtype.itemsize
+    return elements >> max(0, math.ceil(math.log2(elements * each / MOST_BYTES)))
+
+
+def synthetic_step(
+    made: Sequence[tuple[ProgramGraph, Executable]], codecs: Mapping[str, Codec], shape: torch.Size, count: int
+) -> Callable[[], None]:
+    """The launches of one step over `count` tensors of `shape`, with normal gradients. State is zero before the first."""
+    signature = made[0][0].signature
+    device = torch.device(signature.device)
+    params = [_normal(shape, signature.param_dtype, device) for _ in range(count)]
+    grads = [_normal(shape, signature.grad_dtype, device) for _ in range(count)]
+    stored: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    launches = []
+    for graph, executable in made:
+        launch = Launch(graph, executable)
+        for own in stored:  # programs of one step share their operands
+            own |= {o.name: _first(o, codecs, shape, device) for o in launch.state_operands if o.name not in own}
+        sharing = {o.name: _codec(o, codecs).sharing(_part(o, codecs), shape) for o in graph.shared}
+        numbers = {o.name: _number(o, graph.rule) for o in graph.numbers}
+        launch.parameters, launch.shapes, launch.varying = ["synthetic"] * count, [shape] * count, [{}] * count
+        launch.numbers, launch.sharing = [numbers] * count, [sharing] * count
+        launches.append(BoundLaunch(launch, params, [own[o.name] for own in stored for o in launch.state_operands]))
+
+    def step() -> None:
+        for bound in launches:
+            bound(grads, ())
+
+    return step
+
+
+def _normal(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Some normal values over and over."""
+    numel = shape.numel()
+    few = torch.randn(min(numel, LEAST_ELEMENTS), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return few.repeat(-(-numel // len(few)))[:numel].view(shape)
+
+
+def _number(operand: Operand, rule: UpdateRule) -> float:
+    """A half, where the rule's interval allows it: no decay to what the processor computes slowly, and no growth."""
+    if operand.source == "salt":
+        return float(slot_salt(0, operand.key))
+    bounds = next((i.bounds for i in rule.inputs if i.name == operand.name), (0.0, 1.0))
+    return min(max(0.5, bounds[0]), bounds[1]) if bounds[1] > 0.0 else max(-0.5, bounds[0])
+
+
+def _first(operand: Operand, codecs: Mapping[str, Codec], shape: torch.Size, device: torch.device) -> Tensor:
+    if operand.source == "part":
+        return _codec(operand, codecs).initial(_part(operand, codecs), shape, device)
+    count = 0 if operand.source == "clock" else 100
+    return torch.full((), count, dtype=operand.dtype, device=device)
+
+
+def _codec(operand: Operand, codecs: Mapping[str, Codec]) -> Codec:
+    return codecs[operand.key.rsplit(".", 1)[0]]
+
+
+def _part(operand: Operand, codecs: Mapping[str, Codec]) -> Part:
+    return next(p for p in _codec(operand, codecs).parts if p.name == operand.key.rsplit(".", 1)[1])

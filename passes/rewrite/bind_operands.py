@@ -1,0 +1,158 @@
+"""Rewrite: what a launch needs -> nodes of the rewritten graph: arguments, and attributes for what lives on.
+
+Parameters and state become attributes of the new graph, gradients and changing numbers stay arguments, fixed numbers go
+into the launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from baoc_compile.core.codec import Codec, Sharing
+from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.kernels.launch.fused_update import Launch
+from baoc_compile.passes.migrate.migrate_state import fresh, storage_tensors
+from baoc_compile.passes.rules.extract_rules import Slice
+from baoc_compile.runtime.session import Session
+from baoc_compile.state.state_tensor import StateTensor
+
+
+class OperandBinder:
+    """`graph`, `root`: the rewritten graph and its attributes. `nodes`: of the flat graph -> of the rewritten one.
+
+    `bound`: inputs of the traced step that the new graph holds as attributes. `results`: returned nodes that pieces
+    produce.
+    """
+
+    def __init__(self, step: StepGraph, session: Session):
+        self.step, self.session = step, session
+        self.graph = fx.Graph()
+        self.root = torch.nn.Module()
+        self.nodes: dict[Any, Any] = {}
+        self.attributes: dict[int, fx.Node] = {}
+        self.bound: dict[fx.Node, Any] = {}
+        self.results: dict[fx.Node, Any] = {}
+
+    def live(self, node: fx.Node) -> Any:
+        """The tensor behind an input that belongs to a parameter."""
+        role = self.step.roles[node]
+        if role.kind == "param":
+            return self.step.table.parameters[role.parameter]
+        return self.step.table.state(role.parameter).get(role.key)
+
+    def input(self, node: fx.Node) -> Any:
+        """The rewritten graph's node for an input: an argument for gradients and scalars, an attribute for what lives on."""
+        if node in self.nodes:
+            return self.nodes[node]
+        if node.op == "get_attr":
+            role = self.step.roles[node]
+            value = self.live(node) if role.kind in ("param", "state") else self.step.attributes[str(node.target)]
+            self.nodes[node] = self.attribute(value, self.attribute_name(role, node))
+        return self.nodes[node]
+
+    def attribute_name(self, role: Any, node: fx.Node) -> str:
+        if role.parameter < 0:
+            return node.name
+        return "_".join(filter(None, (self.step.table.short_name(role.parameter), role.key)))
+
+    def attribute(self, value: Any, name: str) -> fx.Node:
+        if id(value) not in self.attributes:
+            name = f"p_{name}" if not name[:1].isalpha() else name
+            while hasattr(self.root, name):
+                name += "_"
+            object.__setattr__(self.root, name, value)
+            self.attributes[id(value)] = self.graph.get_attr(name)
+        return self.attributes[id(value)]
+
+    def bind(self, launch: Launch, piece: Slice, scalars: dict[Any, int]) -> dict[str, Any]:
+        """Operand name -> node, for one parameter; its numbers go into the launch."""
+        graph, rule, index = launch.graph, launch.graph.rule, piece.component.parameters[0]
+        name, parameter = self.step.table.short_name(index), self.step.table.parameters[index]
+        live_state = self.step.table.state(index)
+        nodes: dict[str, Any] = {"param": self.attribute(parameter, name)}
+        numbers: dict[str, float] = {}
+        varying: dict[str, int] = {}
+        sharing: dict[str, Sharing] = {}
+        for node in piece.inputs:  # arguments that this step will look up by itself
+            role = self.step.roles.get(node)
+            if role is not None and role.kind in ("param", "state") and node.op == "placeholder":
+                self.bound[node] = self.live(node)
+            if role is not None and role.kind == "grad":
+                nodes["grad"] = self.input(node)
+        created = {key: self._created(piece, key, parameter, graph.configuration[key]) for key in rule.created}
+        by_position = {f"input {i}": node for i, node in enumerate(piece.inputs)}
+        constants = {f"constant {i}": value for i, value in enumerate(piece.constants)}
+        keys = {i.name: i.key for i in rule.inputs}
+        for operand in graph.operands:
+            key = operand.key
+            if operand.source == "part" and key.rsplit(".", 1)[0] in created:
+                nodes[operand.name] = created[key.rsplit(".", 1)[0]]
+            elif operand.source == "part":
+                slot, part = key.rsplit(".", 1)
+                codec = graph.configuration[slot]
+                tensor = storage_tensors(live_state[slot], codec)[part]
+                nodes[operand.name] = self.attribute(tensor, f"{name}_{slot}_{part}")
+                if operand.kind == "shared":
+                    described = next(p for p in codec.parts if p.name == part)
+                    sharing[operand.name] = codec.sharing(described, parameter.shape)
+            elif operand.source == "clock":
+                nodes[operand.name] = self.attribute(live_state[key].parts["clock"], f"{name}_{key}_clock")
+            elif operand.source == "salt":
+                numbers[operand.name] = float(live_state[key].salt)
+            elif operand.source == "gain":
+                numbers[operand.name] = self.session.gain(parameter)
+            elif operand.source == "counter":
+                nodes[operand.name] = self.attribute(live_state[key], f"{name}_{key}")
+            elif operand.source == "scalar" and keys[operand.name] in constants:
+                numbers[operand.name] = constants[keys[operand.name]]
+            elif operand.source == "scalar":
+                scalar = self._scalar(by_position[keys[operand.name]])
+                varying[operand.name] = scalars.setdefault(scalar, len(scalars))
+        for node, role in piece.component.new_state.items():
+            if role.key not in rule.created and not graph.averages:
+                self.results[node] = self.attribute(live_state[role.key], f"{name}_{role.key}")
+        launch.parameters.append(self.step.table.names[index])
+        launch.indices.append(index)
+        launch.blocks.append(self.session.blocks.get(parameter, ""))
+        launch.shapes.append(parameter.shape)
+        launch.numbers.append(numbers)
+        launch.varying.append(varying)
+        launch.sharing.append(sharing)
+        return nodes
+
+    def _created(self, piece: Slice, key: str, parameter: Tensor, codec: Codec) -> fx.Node:
+        """State that this step makes: allocated by the rewritten graph, in full precision until its slot is decided."""
+        node, _ = next(item for item in piece.component.new_state.items() if item[1].key == key)
+        dtype = node.meta["example_value"].dtype
+        like = self.attribute(parameter, self.step.table.short_name(piece.component.parameters[0]))
+        entry = self.graph.call_function(
+            new_entry, (like, dtype, codec.name, key, self.session.seed), name=f"new_{key}"
+        )
+        self.results[node] = entry
+        return self.graph.call_function(stored_values, (entry,))
+
+    def _scalar(self, node: fx.Node) -> fx.Node:
+        """A 0-dim tensor for a scalar argument, a number that the prelude computed, or a traced number."""
+        found = self.input(node)
+        example = node.meta.get("example_value")
+        if isinstance(example, Tensor):
+            return found
+        if ("as tensor", node) not in self.nodes:
+            self.nodes["as tensor", node] = self.graph.call_function(
+                torch.scalar_tensor, (found,), {"dtype": torch.float64}
+            )
+        return self.nodes["as tensor", node]
+
+
+def new_entry(parameter: Tensor, dtype: torch.dtype, codec: str, key: str, seed: int) -> Tensor:
+    """State that a step creates, to be written by it."""
+    return fresh(parameter, dtype, 0.0, codec_named(codec), key, seed)
+
+
+def stored_values(entry: Tensor) -> Tensor:
+    """The full-precision storage of a new entry."""
+    return entry.parts["values"] if isinstance(entry, StateTensor) else entry

@@ -1,0 +1,46 @@
+"""Sampled gradients of a block -> the metrics of `BlockStatistics`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from baoc_compile.core.gradient_stream import GradientStream
+from baoc_compile.core.profile import BlockStatistics
+from baoc_compile.kernels.codecs.catalogue import GROUP
+
+
+def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:
+    """Formulas: `BlockStatistics`. Elements are weighed by how many they stand for."""
+    if not streams:
+        return BlockStatistics()
+    weights = torch.cat([s.weights for s in streams]).double()
+    grads = torch.stack([torch.cat([*g]) for g in zip(*(s.grads for s in streams), strict=True)]).double()
+    steps = len(grads)
+    by_group = (grads.square().mean(0) * weights).view(-1, GROUP).sum(1) / weights.view(-1, GROUP).sum(1)
+    logs = by_group[by_group > 0.0].log() / 2
+    squares = float((grads.square() * weights).sum())
+    of_sum = float((grads.sum(0).square() * weights).sum())
+    stability = (of_sum - squares) / ((steps - 1) * squares) if squares > 0.0 and steps > 1 else math.nan
+    variance = float((grads.var(0) * weights).sum()) if steps > 1 else math.nan
+    mean = (of_sum - squares) / (steps * (steps - 1)) if steps > 1 else math.nan
+    return BlockStatistics(
+        anisotropy=float(logs.std()) if len(logs) > 1 else 0.0,
+        stability=stability,
+        noise=variance / mean if mean > 0.0 else math.inf,
+        snr=_signal_to_noise(streams),
+    )
+
+
+def _signal_to_noise(streams: Sequence[GradientStream]) -> dict[str, dict[str, float]]:
+    """By slot and axis, the mean over parameters weighed by their elements."""
+    found: dict[str, dict[str, float]] = {}
+    for stream in streams:
+        for key, increments in stream.shared.items():
+            for axis, ratio in increments.snr.items():
+                entry = found.setdefault(key, {})
+                entry[axis] = entry.get(axis, 0.0) + ratio * stream.numel
+    numel = sum(s.numel for s in streams)
+    return {key: {axis: total / numel for axis, total in axes.items()} for key, axes in found.items()}

@@ -1,0 +1,36 @@
+"""BAOC-style risk: a weighted sum of metrics, without trying anything. Our reconstruction, for comparison.
+
+BAOC (arXiv 2605.04711) prices a block's configuration by its gradients' scale anisotropy, directional stability and noise.
+Its weights are not public; here each thing that a configuration does costs what its metric says:
+
+    lower precision   relative error of the codec times (1 + anisotropy)
+    sharing           variance that the shared means leave, 1 / (1 + SNR) along the axis, times (1 + anisotropy)
+    no momentum       1 - stability: independent gradients need averaging most
+
+The unit is no nat; the sum only ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from baoc_compile.core.codec import Codec
+from baoc_compile.core.profile import BlockStatistics
+
+AXIS = {"row": "row", "column": "column", "tensor": "tensor"}
+
+
+def proxy_risk(statistics: BlockStatistics, codecs: Mapping[str, Codec]) -> float:
+    total = 0.0
+    spread = 1.0 + (statistics.anisotropy if math.isfinite(statistics.anisotropy) else 0.0)
+    for key, codec in codecs.items():
+        if codec.kind == "dropping":
+            total += 1.0 - (statistics.stability if math.isfinite(statistics.stability) else 0.0)
+        elif codec.kind == "sharing":
+            ratios = (statistics.snr or {}).get(key, {})
+            best = ratios.get(AXIS.get(codec.name, ""), max(ratios.values(), default=0.0))
+            total += spread / (1.0 + best)
+        else:
+            total += spread * codec.relative_error
+    return total

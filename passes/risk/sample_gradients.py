@@ -1,0 +1,181 @@
+"""Sampling: a seeded choice of whole quantization groups from every block, and the gradients that they see.
+
+Launches are observed as they happen. All that is computed is a gather of the chosen elements and, for slots that could be
+shared, the exact means of what the step adds. What is kept lies in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.gradient_stream import GradientStream, SharedIncrements
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.kernels.codecs.catalogue import GROUP
+from baoc_compile.kernels.codecs.sharing import as_matrix
+from baoc_compile.kernels.launch.fused_update import Launch
+from baoc_compile.passes.risk.average_increments import IncrementMeans
+from baoc_compile.passes.risk.slot_values import moments_of, values_at
+
+if TYPE_CHECKING:
+    from baoc_compile.core.block import Block
+
+#: Sampled elements of a block: one in `ONE_OF`, between these bounds; and of all blocks, since shadow runs take time.
+ONE_OF, FEWEST, MOST = 64, 2048, 65536
+MOST_IN_ALL = 1 << 18
+
+
+def default_buffer_bytes(parameters: Sequence[Tensor]) -> int:
+    """The larger of 16 MiB and 2 % of the parameters' bytes."""
+    return max(16 << 20, sum(p.numel() * p.element_size() for p in parameters) // 50)
+
+
+def elements_per_block(numel: int, blocks: int, steps: int, slots: int, buffer_bytes: int) -> int:
+    """How many elements to sample of a block of `numel`, so that all blocks fit the buffer; whole groups."""
+    bytes_per_element = 4 * (3 * steps + 1 + 3 * slots) + 8  # a gradient and two means a step; the rest once
+    fitting = buffer_bytes // (max(blocks, 1) * bytes_per_element)
+    return min(max(numel // ONE_OF, FEWEST), MOST, fitting, MOST_IN_ALL // max(blocks, 1)) // GROUP * GROUP
+
+
+def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tensor:
+    """About `count` elements of a tensor in whole groups, one from each of as many equal strata; all if it has no more.
+
+    A tensor smaller than a group gives one group that repeats its last element.
+    """
+    whole = max(numel // GROUP, 1)
+    groups = min(max(round(count / GROUP), 1), whole)
+    bounds = torch.arange(groups + 1) * whole // groups
+    within = (torch.rand(groups, generator=generator, dtype=torch.float64) * bounds.diff()).long()
+    first = (bounds[:-1] + within) * GROUP
+    return (first[:, None] + torch.arange(GROUP)).clamp(max=numel - 1).view(-1)
+
+
+class GradientSampler:
+    """Records `steps` consecutive steps, and one gradient more, of the parameters in `rules`.
+
+    `streams`: by parameter. A parameter that has no gradient in one of these steps is given up: its stream goes.
+    """
+
+    def __init__(
+        self,
+        table: ParameterTable,
+        rules: Mapping[int, UpdateRule],
+        blocks: Sequence[Block],
+        steps: int,
+        seed: int,
+        buffer_bytes: int,
+    ):
+        self.table, self.rules, self.steps = table, rules, steps
+        self.index = self._choose(blocks, seed, buffer_bytes)
+        self.streams: dict[int, GradientStream] = {}
+        self.seen = 0
+        self._numbers: dict[int, dict[str, float]] = {}
+        self._grads: dict[int, Tensor] = {}
+        self._means: dict[tuple[int, str], tuple[dict[str, Tensor], float]] = {}
+        self._averages: dict[Any, IncrementMeans] = {}
+
+    def _choose(self, blocks: Sequence[Block], seed: int, buffer_bytes: int) -> dict[int, Tensor]:
+        parameters = self.table.parameters
+        slots = max((len(rule.slots) for rule in self.rules.values()), default=0)
+        chosen = {}
+        for block in blocks:
+            numel = sum(parameters[i].numel() for i in block.parameters)
+            count = elements_per_block(numel, len(blocks), self.steps + 1, slots, buffer_bytes)
+            for i in block.parameters:
+                if i in self.rules and count and parameters[i].numel():
+                    generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+                    chosen[i] = choose_elements(
+                        parameters[i].numel(), count * parameters[i].numel() // numel, generator
+                    )
+        return chosen
+
+    @property
+    def is_complete(self) -> bool:
+        return self.seen > self.steps
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stream.nbytes for stream in self.streams.values())
+
+    # while training runs
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Before the launches of a step; before the first, parameters, state and counters are kept as they are."""
+        if not self.seen:
+            self.streams = {i: self._start(i) for i in self.index}
+
+    @torch.no_grad()
+    def observe(self, launch: Launch, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
+        """Before every launch."""
+        values = [float(s) for s in scalars]
+        for position, i in enumerate(launch.indices):
+            if i not in self.streams:
+                continue
+            wanted = {rule_input.name for rule_input in self.rules[i].inputs_of("scalar")}
+            numbers = self._numbers.setdefault(i, {})
+            numbers |= {k: v for k, v in launch.numbers[position].items() if k in wanted}
+            numbers |= {k: values[at] for k, at in launch.varying[position].items() if k in wanted}
+            if grads and not launch.graph.averages:  # the last launch over this parameter
+                self._take(i, grads[position], numbers)
+
+    def end_step(self) -> None:
+        """After the launches."""
+        lengths = [len(self.index[i]) for i in self._grads]
+        host = torch.cat([g.cpu() for g in self._grads.values()]).split(lengths) if lengths else ()
+        self.streams = {i: self.streams[i] for i in self._grads}
+        for (i, stream), grad in zip(self.streams.items(), host, strict=True):
+            stream.grads.append(grad)
+            stream.numbers.append(self._numbers[i])
+            for key, increments in stream.shared.items():
+                added, decay = self._means[i, key]
+                increments.added.append(added)
+                increments.decays.append(decay)
+        self._numbers, self._grads, self._means = {}, {}, {}
+        self.seen += 1
+
+    def _start(self, i: int) -> GradientStream:
+        parameter, state, rule, at = self.table.parameters[i], self.table.state(i), self.rules[i], self.index[i]
+        slots = {s.key: values_at(state.get(s.key), at) for s in rule.slots}
+        counters = {c.name: float(state[c.key]) for c in rule.inputs_of("counter")}
+        stream = GradientStream(parameter.numel(), at, values_at(parameter, at), slots, counters)
+        for slot in rule.slots:
+            if slot.nonnegative and not self._averages_of(rule, slot.key).reason:
+                moments = moments_of(state[slot.key], parameter)
+                means = self._at_elements(i, moments.rows, moments.columns)
+                stream.shared[slot.key] = SharedIncrements(means, moments.snr)
+        return stream
+
+    def _take(self, i: int, grad: Tensor, numbers: Mapping[str, float]) -> None:
+        self._grads[i] = values_at(grad, self.index[i])
+        stream, parameter, state = self.streams[i], self.table.parameters[i], self.table.state(i)
+        for key in stream.shared:
+            counters = {c.name: float(state[c.key]) for c in self.rules[i].inputs_of("counter")}
+            found = self._averages_of(self.rules[i], key).of(parameter, grad, counters, numbers)
+            self._means[i, key] = (self._at_elements(i, found.rows, found.columns), found.decay)
+
+    def _at_elements(self, i: int, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
+        at, width = self.index[i], as_matrix(self.table.parameters[i].shape)[1]
+        rows, columns = rows.cpu(), columns.cpu()
+        return {
+            "rows": rows[at // width],
+            "columns": columns[at % width],
+            "mean": rows.mean(dtype=torch.float64).float(),
+        }
+
+    def _averages_of(self, rule: UpdateRule, key: str) -> IncrementMeans:
+        return self._averages.setdefault((rule, key), IncrementMeans(rule, key))
+
+    # checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "streams": {i: s.state_dict() for i, s in self.streams.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+        self.streams = {i: GradientStream.from_state_dict(s) for i, s in state["streams"].items()}
+        self.index |= {i: s.index for i, s in self.streams.items()}

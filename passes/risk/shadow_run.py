@@ -1,0 +1,156 @@
+"""Shadow runs: what would a configuration have made of the updates that were sampled?
+
+The program of a (rule, configuration), the very graph that is compiled, is interpreted by torch over the sampled
+elements. Every step starts from the weights that full precision has at that step, so that updates can be compared; state is
+the configuration's own from the first step on. Shared slots take the exact means that were recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.core.gradient_stream import GradientStream
+from baoc_compile.core.program_graph import Operand, Signature
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.kernels.codecs.catalogue import GROUP, full_precision
+from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
+from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode, with_exact_roots
+from baoc_compile.passes.programs.compose_program import compose_step
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Streams of parameters that step alike, one after the other: S elements. See `GradientStream`."""
+
+    rule: UpdateRule
+    streams: Sequence[GradientStream]
+
+    @staticmethod
+    def alike(
+        streams: Mapping[int, GradientStream], rules: Mapping[int, UpdateRule]
+    ) -> list[dict[int, GradientStream]]:
+        """Parameters that share rule, counters and numbers, and so can be run at once."""
+        groups: dict[object, dict[int, GradientStream]] = {}
+        for i, stream in streams.items():
+            numbers = tuple(tuple(sorted(n.items())) for n in stream.numbers)
+            groups.setdefault((rules[i], tuple(stream.counters.items()), numbers), {})[i] = stream
+        return list(groups.values())
+
+    @property
+    def param(self) -> Tensor:
+        return torch.cat([s.param for s in self.streams])
+
+    @property
+    def grads(self) -> Tensor:
+        """`[steps, S]`"""
+        return torch.stack([torch.cat([*g]) for g in zip(*(s.grads for s in self.streams), strict=True)])
+
+    def slot(self, key: str) -> Tensor:
+        return torch.cat([s.slots[key] for s in self.streams])
+
+
+class ShadowRun:
+    """One configuration, from the state that was there when sampling began. `seed` keys the stochastic rounding."""
+
+    def __init__(self, samples: Samples, codecs: Mapping[str, Codec], seed: int):
+        self.samples, self.codecs = samples, codecs
+        first, rule = samples.streams[0], samples.rule
+        counters = tuple((i.name, torch.float32) for i in rule.inputs_of("counter"))
+        *_, self.graph = compose_step(rule, codecs, Signature("cpu", torch.float32, torch.float32, counters))
+        self.gm = with_exact_roots(self.graph.graph)
+        self.width = max((c.group_size or 0 for c in codecs.values()), default=0) or GROUP
+        self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, self.width)
+        self.salts: dict[str, Tensor] = {}
+        self.stored: dict[str, Tensor] = {
+            i.name: torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
+        }
+        for key, codec in codecs.items():
+            self._start(key, codec, slot_salt(seed, key))
+
+    def _start(self, key: str, codec: Codec, salt: int) -> None:
+        """The slot as the codec stores it."""
+        if codec.kind == "sharing":
+            for part in codec.parts:
+                means = [s.shared[key].start[_mean_name(codec, part.name)] for s in self.samples.streams]
+                self.stored[f"{key}_{part.name}"] = self._spread(means)
+            return
+        if codec.kind == "dropping":
+            return
+        width = codec.group_size or self.width
+        index = self.lanes.view(-1, width)
+        clock = torch.zeros((), dtype=CLOCK_DTYPE)
+        self.salts[f"{key}_salt"] = torch.tensor(salt, dtype=CLOCK_DTYPE)
+        word_key = step_key(self.salts[f"{key}_salt"], clock)
+        random = Random(element_words(word_key, index), group_words(word_key, index[:, :1]))
+        tables = {p.name: codec.initial(p, torch.Size(), clock.device) for p in codec.parts if p.per == "table"}
+        encoded = exact_encode(codec, self.samples.slot(key).view(-1, width), random, tables)
+        for part in encoded_parts(codec):
+            shape = (-1, 1) if part.per == "group" else self.lanes.shape
+            self.stored[f"{key}_{part.name}"] = encoded[part.name].view(shape)
+        self.stored |= {f"{key}_{name}": table for name, table in tables.items()}
+        self.stored[f"{key}_clock"] = clock + 1
+
+    def _spread(self, means: Sequence[Tensor]) -> Tensor:
+        """Means of each stream, as its elements see them."""
+        return torch.cat([m.expand(len(s.index)) for m, s in zip(means, self.samples.streams, strict=True)]).view(
+            self.lanes.shape
+        )
+
+    @torch.no_grad()
+    def step(self, t: int, param: Tensor, grad: Tensor) -> Tensor:
+        """The update of step t, flat: new weights less `param`."""
+        numbers = self.samples.streams[0].numbers[t]
+        for key, codec in self.codecs.items():
+            if codec.kind == "sharing":
+                self._average(t, key, codec)
+        given = {"param": param.view(self.lanes.shape), "grad": grad.view(self.lanes.shape)}
+        values = [self._value(o, given, numbers) if o.read else None for o in self.graph.operands]
+        new = dict(zip(self.graph.outputs, self.gm(*values), strict=True))
+        update = new.pop("param").expand_as(given["param"]) - given["param"]
+        self.stored |= {name: value for name, value in new.items()}
+        return update.reshape(-1)
+
+    def _average(self, t: int, key: str, codec: Codec) -> None:
+        for part in codec.parts:
+            name = f"{key}_{part.name}"
+            increments = [s.shared[key] for s in self.samples.streams]
+            added = self._spread([i.added[t][_mean_name(codec, part.name)] for i in increments])
+            self.stored[name] = increments[0].decays[t] * self.stored[name] + added
+
+    def _value(self, operand: Operand, given: Mapping[str, Tensor], numbers: Mapping[str, float]) -> Tensor:
+        if operand.source == "index":
+            return self.lanes
+        if operand.source == "group_index":
+            return self.lanes.view(-1, min(operand.group_size, self.width))[:, :1]
+        if operand.source == "salt":
+            return self.salts[operand.name]
+        if operand.source == "scalar":
+            return torch.tensor(numbers[operand.name], dtype=torch.float64)
+        return given[operand.name] if operand.name in given else self.stored[operand.name]
+
+
+def _mean_name(codec: Codec, part: str) -> str:
+    """Which recorded means a part of a sharing codec holds: "row" -> rows, "column" -> columns, "tensor" -> mean."""
+    return part if part != "values" else {"row": "rows", "column": "columns", "tensor": "mean"}[codec.name]
+
+
+def reference_run(samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
+    """Weights before each step and updates, both `[steps, S]`, in full precision; the last gradient has no update."""
+    full = {slot.key: full_precision(torch.float32) for slot in samples.rule.slots}
+    run, grads = ShadowRun(samples, full, seed), samples.grads
+    weights, updates = [samples.param], []
+    for t in range(len(grads) - 1):
+        updates.append(run.step(t, weights[-1], grads[t]))
+        weights.append(weights[-1] + updates[-1])
+    return torch.stack(weights[:-1]), torch.stack(updates)
+
+
+def shadow_updates(samples: Samples, codecs: Mapping[str, Codec], weights: Tensor, seed: int) -> Tensor:
+    """The updates of a configuration, `[steps, S]`, from the weights of the reference."""
+    run, grads = ShadowRun(samples, codecs, seed), samples.grads
+    return torch.stack([run.step(t, weights[t], grads[t]) for t in range(len(weights))])

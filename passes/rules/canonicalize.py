@@ -1,0 +1,240 @@
+"""Rewrite: one slice -> a canonical update rule: functional, core ATen, elementwise, numbers as 0-dim inputs.
+
+Every read in a slice names the value it reads, in-place calls included, so a slice is made functional by computing
+the value of each in-place call and changing nothing.
+
+Elementwise values are traced in float32 and numbers in float64, whatever the parameter's type: the rule says what is
+computed, the program in which precision. Casts between floating types in the user's code are therefore dropped.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import core_aten_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+
+from baoc_compile.core.codec import Slot
+from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
+from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
+from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
+from baoc_compile.passes.capture.unbatch_foreach import alias_root
+from baoc_compile.passes.rules.find_recurrence import prove_recurrences
+from baoc_compile.passes.rules.prove_signs import prove_signs
+
+_KEPT_WHOLE = {torch.ops.aten.lerp.Tensor, torch.ops.aten.lerp.Scalar, torch.ops.aten.sign.default}
+
+_CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
+_VIEWS = {
+    "view",
+    "reshape",
+    "t",
+    "transpose",
+    "permute",
+    "narrow",
+    "select",
+    "getitem",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "flatten",
+    "chunk",
+    "split",
+    "unbind",
+    "as_strided",
+    "slice",
+    "view_as",
+    "expand_as",
+    "view_as_real",
+}
+
+
+class NotElementwise(Exception):
+    """The slice is not a pure elementwise function; the message says which operation is to blame."""
+
+
+@cache
+def _decompositions() -> dict[Any, Any]:
+    """torch looks through all its operators for them."""
+    return {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
+
+
+def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
+    """Traces `piece` (a Slice) once. Raises NotElementwise."""
+    if len(piece.component.parameters) != 1:
+        raise NotElementwise("the step combines several parameters")
+    parameter = step.table.parameters[piece.component.parameters[0]]
+    if parameter.is_complex() or parameter.is_sparse:
+        raise NotElementwise("complex and sparse parameters are stepped as traced")
+    shape = tuple(parameter.shape) or (1,)
+    inputs = _rule_inputs(step, piece, tuple(parameter.shape))
+
+    for node in piece.graph.nodes:
+        if node.op in ("call_function", "call_method") and operation(node)[1]:
+            root = alias_root(node)
+            if root.op != "placeholder" and operation(root)[0] in _VIEWS:
+                raise NotElementwise(f"it writes through a view ({operation(root)[0]})")
+    runner = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph))
+
+    with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True):
+        examples = [
+            torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs
+        ]
+        try:
+            with torch.no_grad():
+                gm = make_fx(runner.run, decomposition_table=_decompositions())(*examples)
+        except Exception as error:
+            raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
+    return _as_rule(gm, inputs, [role.key for role in piece.new_state], shape)
+
+
+def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
+    return torch.float32 if rule_input.kind in ("param", "grad", "slot") else torch.float64
+
+
+def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[RuleInput]:
+    found: list[RuleInput] = []
+    for position, node in enumerate(piece.inputs):
+        role = step.roles.get(node)
+        node_shape = tuple(getattr(node.meta.get("example_value"), "shape", ()))
+        if role is None or role.kind == "scalar":
+            if node_shape:
+                raise NotElementwise(f"{node.name!r} of shape {node_shape} belongs to no parameter")
+            found.append(RuleInput(_unique(role.key if role else node.name, found), "scalar", f"input {position}"))
+        elif role.kind == "state" and node_shape != shape:
+            if node_shape:
+                raise NotElementwise(f"state {role.key!r} has shape {node_shape}, the parameter {shape}")
+            found.append(RuleInput(_unique(role.key, found), "counter", role.key))
+        elif role.kind == "state":
+            is_counter = node not in piece.component.element_inputs
+            found.append(RuleInput(_unique(role.key, found), "counter" if is_counter else "slot", role.key))
+        else:
+            found.append(RuleInput(role.kind, role.kind))
+    for position, value in enumerate(piece.constants):
+        found.append(RuleInput(_unique("c", found), "scalar", f"constant {position}", bounds_of(value)))
+    return found
+
+
+def _unique(name: str, taken: list[RuleInput]) -> str:
+    name = name if name.isidentifier() else "".join(c if c.isalnum() else "_" for c in f"s_{name}")
+    names = {i.name for i in taken}
+    if name not in names and name != "c":
+        return name
+    return next(f"{name}{i}" for i in range(len(taken) + 1) if f"{name}{i}" not in names)
+
+
+class _SliceRunner(fx.Interpreter):
+    """Runs a slice by value: in-place calls as their functional forms, numbers as 0-dim tensors where possible."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op not in ("call_function", "call_method"):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        name, inplace = operation(n)
+        is_cast = name in _CASTS and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
+        if is_identity(n) or is_cast:
+            return args[0]
+        form = TENSOR_FORMS.get(name) or python_math(n)
+        if form is None and inplace:
+            form = getattr(torch, name)
+        return super().run_node(n) if form is None else form(*args, **kwargs)
+
+
+def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], shape: tuple[int, ...]) -> UpdateRule:
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    placeholders: list[fx.Node] = []
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            rule_input = inputs[len(placeholders)]
+            copied[node] = graph.placeholder(rule_input.name)
+            placeholders.append(copied[node])
+        elif node.op == "call_function":
+            copied[node] = _copy_call(graph, node, copied, shape)
+            if "kind" in copied[node].meta:  # an alias of a node that is already there
+                continue
+        elif node.op == "get_attr":
+            value = getattr(gm, node.target)
+            if value.ndim:
+                raise NotElementwise(f"constant tensor of shape {tuple(value.shape)}")
+            copied[node] = graph.call_function(
+                torch.ops.aten.scalar_tensor.default, (value.item(),), {"dtype": torch.float64}
+            )
+        else:
+            continue
+        kind, dtype = _kind(node, shape), node.meta["val"].dtype
+        if dtype.is_floating_point:  # whatever type the user's code gave it
+            dtype = torch.float32 if kind == "element" else torch.float64
+        copied[node].meta = {"kind": kind, "dtype": dtype}
+    (returned,) = gm.graph.output_node().args
+    names, values = [], []
+    returned_inputs = len(returned) - len(created)  # constants are not returned
+    for placeholder, value in zip(placeholders, returned[:returned_inputs], strict=False):
+        if copied[value] is not placeholder:
+            names.append(placeholder.target)
+            values.append(copied[value])
+    for key, value in zip(created, returned[returned_inputs:], strict=True):
+        if key in (i.key for i in inputs if i.kind == "slot"):  # state[key] = f(state[key]): the slot is replaced
+            position = next(k for k, i in enumerate(inputs) if i.kind == "slot" and i.key == key)
+            if inputs[position].name in names:
+                if values[names.index(inputs[position].name)] is copied[value]:
+                    continue
+                raise NotElementwise(f"state {key!r} is changed in place and replaced in the same step")
+            names.append(inputs[position].name)
+        else:
+            names.append(key)
+        values.append(copied[value])
+    graph.output(tuple(values))
+    graph.eliminate_dead_code()
+    _drop_unused(graph, inputs)
+    kept = tuple(i for i in inputs if any(n.target == i.name for n in graph.nodes if n.op == "placeholder"))
+    canonical = fx.GraphModule(torch.nn.Module(), graph)
+    new = tuple(key for key in created if key not in {i.key for i in inputs if i.kind == "slot"})
+    keys = [i.key for i in kept if i.kind == "slot"]
+    slots = prove_signs(canonical, kept, tuple(names), [Slot(key) for key in keys])
+    slots = prove_recurrences(canonical, kept, tuple(names), slots)
+    return UpdateRule(canonical, kept, tuple(names), slots, new)
+
+
+def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], shape: tuple[int, ...]) -> fx.Node:
+    """One functional ATen call in the dialect: no-ops vanish, constant tensors become scalars."""
+    name = node.target.overloadpacket.__name__ if hasattr(node.target, "overloadpacket") else str(node.target)
+    value = node.meta["val"]
+    if tuple(value.shape) not in ((), shape):
+        raise NotElementwise(f"{name} gives a value of shape {tuple(value.shape)} beside the parameter's {shape}")
+    if name in NO_OPS and tuple(node.args[0].meta["val"].shape) in ((), tuple(value.shape)):
+        return copied[node.args[0]]
+    if name == "_to_copy" and value.is_floating_point() and node.args[0].meta["val"].is_floating_point():
+        return copied[node.args[0]]
+    if name == "copy":
+        return copied[node.args[1]]
+    if name == "mul" and type(node.args[1]) is int and node.args[1] == 1:
+        return copied[node.args[0]]
+    constant: Any = {"zeros_like": 0.0, "ones_like": 1.0, "zeros": 0.0, "ones": 1.0}.get(name)
+    if name in ("full", "full_like"):
+        constant = node.args[1]
+    if constant is not None:
+        call = graph.call_function(torch.ops.aten.scalar_tensor.default, (constant,), {"dtype": torch.float64})
+        call.meta = {"kind": "scalar", "dtype": torch.float64}
+        return call
+    if not is_supported(node.target):
+        raise NotElementwise(unsupported_reason(node.target))
+    return graph.node_copy(node, lambda old: copied[old])
+
+
+def _kind(node: fx.Node, shape: tuple[int, ...]) -> str:
+    return "element" if tuple(node.meta["val"].shape) == shape else "scalar"
+
+
+def _drop_unused(graph: fx.Graph, inputs: list[RuleInput]) -> None:
+    """Inputs that nothing reads; the parameter and the slots stay."""
+    for node in list(graph.nodes):
+        if node.op != "placeholder" or node.users:
+            continue
+        if next(i for i in inputs if i.name == node.target).kind in ("scalar", "grad", "counter"):
+            graph.erase_node(node)

@@ -1,0 +1,204 @@
+"""Discovery: which state an optimizer will create for a parameter, with which first values, by which rule.
+
+A miniature of the optimizer (same class, same hyperparameters, parameters of a few elements) takes one step from
+empty state; a dictionary that records first assignments tells what each entry started as. A second miniature starts
+from exactly that and takes the same step: only if both end alike is the state known, and may be filled in before
+training starts. The second step is recorded operation by operation and read like a traced one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from baoc_compile.core.codec import Slot
+from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable, Role, StepGraph
+from baoc_compile.kernels.dialect.recorder import Recorder
+from baoc_compile.passes.capture.split_components import split_components
+from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
+from baoc_compile.passes.rules.extract_rules import extract_rules
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A tensor of the parameter's shape, every element `value`."""
+
+    value: float
+    dtype: torch.dtype
+
+
+@dataclass
+class StateSchema:
+    """`first`: key -> first value: `Filled`, or the entry itself (a counter, a Python number).
+
+    None if the step from that state differs from a step from empty state, so that it must not be filled in.
+    `rule`: None if the step is not elementwise.
+    """
+
+    first: dict[str, Any] | None
+    rule: UpdateRule | None
+    reason: str = ""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots to decide on: the rule's, or every filled tensor of a step that runs as traced."""
+        if self.rule is not None:
+            return self.rule.slots
+        return tuple(Slot(key) for key, entry in (self.first or {}).items() if isinstance(entry, Filled))
+
+
+def discover_state(table: ParameterTable) -> list[StateSchema]:
+    """One schema per parameter (parameters that are alike share one). Raises UnsupportedStep if a step can't be tried."""
+    found: dict[Any, StateSchema] = {}
+    schemas = []
+    for index, parameter in enumerate(table.parameters):
+        group = table.groups[index]
+        shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, no two sizes alike
+        kind = (group, shape, parameter.dtype, parameter.device)
+        if kind not in found:
+            found[kind] = _discover(table.optimizer, group, shape, parameter)
+        schemas.append(found[kind])
+    return schemas
+
+
+class _FirstAssignments(dict):
+    """A state dictionary that remembers the first value of every key, as it was then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, Any] = {}
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.first.setdefault(key, value.clone() if isinstance(value, Tensor) else value)
+        super().__setitem__(key, value)
+
+
+def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Tensor) -> StateSchema:
+    generator = torch.Generator().manual_seed(0)
+    value, grad = (
+        torch.randn(shape, generator=generator).to(dtype=parameter.dtype, device=parameter.device) for _ in range(2)
+    )
+    try:
+        empty, tried = _miniature(optimizer, group, value, grad, defaultdict(_FirstAssignments))
+        _step(empty)
+        recorded = empty.state.get(tried, _FirstAssignments())
+        if not isinstance(recorded, _FirstAssignments):  # the step made the dictionary itself
+            return StateSchema(None, None)
+        first = _first_values(recorded.first, shape)
+        odd = [k for k, v in first.items() if isinstance(v, Tensor) and v.ndim]
+        if odd:
+            reason = f"only state of the parameter's own shape can be compressed, and {odd[0]!r} has another one"
+            return StateSchema(None, None, reason)
+        state = {key: _materialize(entry, value) for key, entry in first.items()}
+        before = dict(state)
+        filled, again = _miniature(optimizer, group, value, grad, defaultdict(dict))
+        if state:
+            filled.state[again] = state
+        with Recorder() as recorder:
+            _step(filled)
+    except Exception as error:
+        raise UnsupportedStep(
+            f"{type(optimizer).__name__}.step() cannot be tried on a small parameter ({type(error).__name__}: {error}); "
+            'state can\'t be filled in ahead. Use torch.compile(step, backend="baoc") without prepare()'
+        ) from error
+    same = torch.equal(tried.detach(), again.detach()) and _same_state(recorded, filled.state.get(again, {}))
+    rule, reason = _read_rule(recorder, filled, again, grad, before)
+    return StateSchema(first if same else None, rule, reason)
+
+
+def _miniature(optimizer: Any, group: int, value: Tensor, grad: Tensor, state: Any) -> tuple[Any, Tensor]:
+    """The optimizer with one small parameter of one of its groups; shares nothing that a step changes."""
+    parameter = torch.nn.Parameter(value.clone())
+    parameter.grad = grad
+    small = object.__new__(type(optimizer))  # copy.copy would lose attributes: torch pickles only state and groups
+    small.__dict__ |= {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(optimizer).items()}
+    small.state = state
+    options = {
+        k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.param_groups[group].items() if k != "params"
+    }
+    if "foreach" in options:
+        options["foreach"] = False
+    small.param_groups = [{**options, "params": [parameter]}]
+    for name, hooks in vars(optimizer).items():
+        if name.endswith("_hooks"):
+            setattr(small, name, OrderedDict() if isinstance(hooks, OrderedDict) else type(hooks)())
+    return small, parameter
+
+
+def _step(optimizer: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        type(optimizer).step(optimizer)
+
+
+def _first_values(assigned: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Tensors of the parameter's shape become the one number they hold; 0 where they hold several (a copied gradient)."""
+    first: dict[str, Any] = {}
+    for key, value in assigned.items():
+        if isinstance(value, Tensor) and tuple(value.shape) == shape:
+            flat = value.detach().reshape(-1)
+            first[key] = Filled(float(flat[0]) if bool((flat == flat[0]).all()) else 0.0, value.dtype)
+        else:
+            first[key] = value
+    return first
+
+
+def _materialize(entry: Any, like: Tensor) -> Any:
+    if isinstance(entry, Filled):
+        return torch.full_like(like, entry.value, dtype=entry.dtype)
+    return entry.clone() if isinstance(entry, Tensor) else copy.deepcopy(entry)
+
+
+def _same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], Tensor) else a[k] == b[k] for k in a
+    )
+
+
+def _read_rule(
+    recorder: Recorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
+) -> tuple[UpdateRule | None, str]:
+    """`before`: the state's entries as the step found them."""
+    table = ParameterTable.of(optimizer)
+    known = {id(parameter): Role("param", 0), id(grad): Role("grad", 0)}
+    known |= {id(v): Role("state", 0, k) for k, v in before.items() if isinstance(v, Tensor)}
+    replaced = {
+        recorder.nodes[id(v)]: Role("state", 0, k)
+        for k, v in table.state(0).items()
+        if isinstance(v, Tensor) and v is not before.get(k) and id(v) in recorder.nodes
+    }
+    placeholders = [n for n in recorder.graph.nodes if n.op == "placeholder"]
+    first = next((n for n in recorder.graph.nodes if n.op != "placeholder"), None)
+    for node in placeholders:
+        if first is not None:
+            first.prepend(node)
+    recorder.graph.output(tuple(replaced))
+    flat = unbatch_foreach(fx.GraphModule(torch.nn.Module(), recorder.graph))
+    roles = {
+        flat.inputs[node]: known.get(id(node.meta["example_value"]), Role("scalar", key=node.name))
+        for node in placeholders
+    }
+    step = StepGraph(
+        table,
+        flat.graph,
+        {},
+        roles,
+        {flat.returned[node]: role for node, role in replaced.items()},
+        [],
+    )
+    try:
+        classes = extract_rules(step, split_components(step).components)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    return (
+        (classes[0].rule, classes[0].reason)
+        if len(classes) == 1
+        else (None, f"{len(classes)} update rules for one parameter")
+    )

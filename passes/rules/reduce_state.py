@@ -1,0 +1,185 @@
+"""Rewrite: a rule, for slots that are not stored element by element.
+
+A dropped slot is replaced by its steady state. A shared slot's new value is given to the update, which only reads it;
+a rule of its own computes what has to be averaged into the shared values first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.passes.rules.find_recurrence import Recurrence, find_recurrence, new_values, step_counters
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ReducedRule:
+    """`averages`: rules to run first, in order. Each returns, for every shared slot that it computes, the increment
+    under the slot's key and the decay under `decay_name(key)`. `update`: reads the new shared values as its slots."""
+
+    averages: tuple[UpdateRule, ...]
+    update: UpdateRule
+
+
+DECAY_OF = "decay of "
+
+
+def decay_name(key: str) -> str:
+    return f"{DECAY_OF}{key}"
+
+
+def reduce_state(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> ReducedRule:
+    """Raises NoRecurrence if a slot's new value is not decay * old + increment."""
+    for key in dropped:
+        rule = drop_slot(rule, key)
+    averages, remaining = [], list(shared)
+    while remaining:
+        found = {key: find_recurrence(rule.gm, rule.inputs, rule.outputs, key) for key in remaining}
+        names = {i.name for i in rule.inputs if i.kind == "slot" and i.key in remaining}
+        ready = {k: r for k, r in found.items() if not any(r.reads(name) for name in names)}
+        averages.append(_averages(rule, ready))
+        for key in ready:
+            rule = _given(rule, key)
+        remaining = [key for key in remaining if key not in ready]
+    return ReducedRule(tuple(averages), rule)
+
+
+def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
+    """s' = (1 - decay^t) / (1 - decay) * increment, t the new step count; its limit if the rule counts no steps."""
+    recurrence = find_recurrence(rule.gm, rule.inputs, rule.outputs, key)
+    counters = step_counters(rule.gm, rule.inputs, rule.outputs)
+
+    def steady(graph: fx.Graph, placeholders: dict[str, fx.Node]) -> fx.Node:
+        decay, increment = _inlined(graph, recurrence, placeholders)
+
+        def scalar(target: Any, *args: Any) -> fx.Node:
+            node = graph.call_function(target, args)
+            node.meta = {"kind": "scalar", "dtype": torch.float64}
+            return node
+
+        steps: Any = None
+        if counters:
+            steps = scalar(aten.add.Tensor, placeholders[counters[0]], 1.0)
+        if decay == 1.0:
+            weight = steps
+        else:
+            if not isinstance(decay, fx.Node):
+                decay = scalar(aten.scalar_tensor.default, decay)
+            geometric = scalar(aten.reciprocal.default, scalar(aten.rsub.Scalar, decay, 1.0))
+            if steps is not None:
+                reached = scalar(aten.rsub.Scalar, scalar(aten.pow.Tensor_Tensor, decay, steps), 1.0)
+                geometric = scalar(aten.mul.Tensor, reached, geometric)
+                grows = scalar(aten.eq.Scalar, decay, 1.0)
+                grows.meta["dtype"] = torch.bool
+                geometric = scalar(aten.where.self, grows, steps, geometric)
+            weight = geometric
+        node = graph.call_function(aten.mul.Tensor, (increment, weight))
+        node.meta = dict(increment.meta)
+        return node
+
+    name = _input_name(rule, key)
+    graph = _substituted(rule, name, steady, keep_input=False)
+    return _as_rule(rule, graph, written=tuple(o for o in rule.outputs if o != name), without=key)
+
+
+def _given(rule: UpdateRule, key: str) -> UpdateRule:
+    """The slot's input now stands for its new value, which the rule no longer writes."""
+    name = _input_name(rule, key)
+    graph = _substituted(rule, name, lambda graph, placeholders: placeholders[name], keep_input=True)
+    return _as_rule(rule, graph, written=tuple(o for o in rule.outputs if o != name))
+
+
+def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRule:
+    graph = fx.Graph()
+    placeholders = _placeholders(graph, rule)
+    returned: dict[str, Any] = {}
+    for key, recurrence in recurrences.items():
+        decay, increment = _inlined(graph, recurrence, placeholders)
+        if not isinstance(decay, fx.Node):
+            decay = graph.call_function(aten.scalar_tensor.default, (decay,))
+            decay.meta = {"kind": "scalar", "dtype": torch.float64}
+        returned |= {key: increment, decay_name(key): decay}
+    graph.output(tuple(returned.values()))
+    return replace(_as_rule(rule, graph, written=()), outputs=tuple(returned), created=())
+
+
+def _input_name(rule: UpdateRule, key: str) -> str:
+    return next(i.name for i in rule.inputs if i.kind == "slot" and i.key == key)
+
+
+def _placeholders(graph: fx.Graph, rule: UpdateRule) -> dict[str, fx.Node]:
+    found = {}
+    for node in rule.gm.graph.nodes:
+        if node.op == "placeholder":
+            found[node.target] = graph.node_copy(node)
+            found[node.target].meta = dict(node.meta)
+    return found
+
+
+def _inlined(graph: fx.Graph, recurrence: Recurrence, placeholders: dict[str, fx.Node]) -> tuple[Any, fx.Node]:
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in recurrence.graph.nodes:
+        if node.op == "placeholder":
+            copied[node] = placeholders[node.target]
+        elif node.op == "call_function":
+            copied[node] = graph.node_copy(node, lambda old: copied[old])
+            copied[node].meta = dict(node.meta)
+    decay = copied[recurrence.decay] if isinstance(recurrence.decay, fx.Node) else recurrence.decay
+    return decay, copied[recurrence.increment]
+
+
+def _substituted(rule: UpdateRule, name: str, value_of: Any, keep_input: bool) -> fx.Graph:
+    """The rule's graph with the new value of the slot `name` computed by `value_of(graph, placeholders)`, not returned."""
+    graph = fx.Graph()
+    placeholders = _placeholders(graph, rule)
+    new = new_values(rule.gm, rule.outputs)
+    copied = {n: placeholders[n.target] for n in rule.gm.graph.nodes if n.op == "placeholder"}
+    for node in rule.gm.graph.nodes:
+        if node is new[name]:
+            copied[node] = value_of(graph, placeholders)
+        elif node.op == "call_function":
+            copied[node] = graph.node_copy(node, lambda old: copied[old])
+            copied[node].meta = dict(node.meta)
+    graph.output(tuple(copied[value] for output, value in new.items() if output != name))
+    graph.eliminate_dead_code()
+    _merge_equal_calls(graph)
+    if not keep_input:
+        graph.erase_node(placeholders[name])
+    return graph
+
+
+def _merge_equal_calls(graph: fx.Graph) -> None:
+    """A recurrence brings copies of what the rule computes too; a slot's new value must be one node."""
+    first: dict[Any, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            same = first.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+    graph.eliminate_dead_code()
+
+
+def _as_rule(rule: UpdateRule, graph: fx.Graph, written: tuple[str, ...], without: str = "") -> UpdateRule:
+    """`rule` with another graph, which writes the inputs and slots `written`. Other inputs that nothing reads any more
+    go, but for the parameter."""
+    graph.eliminate_dead_code()
+    inputs = []
+    for rule_input in rule.inputs:
+        node = next((n for n in graph.nodes if n.op == "placeholder" and n.target == rule_input.name), None)
+        if node is None:
+            continue
+        if not node.users and rule_input.kind != "param" and rule_input.name not in written:
+            graph.erase_node(node)
+        else:
+            inputs.append(rule_input)
+    slots = tuple(s for s in rule.slots if s.key != without and any(i.key == s.key for i in inputs))
+    return replace(
+        rule, gm=fx.GraphModule(torch.nn.Module(), graph), inputs=tuple(inputs), outputs=written, slots=slots
+    )

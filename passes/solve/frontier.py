@@ -1,0 +1,96 @@
+"""Frontier: the least risk for every number of bytes, without a time budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from baoc_compile.core.allocation import Allocation, Candidate
+from baoc_compile.passes.solve.instance import Table
+
+POINTS = 500  # returned at most
+LABELS = 2_000_000  # made in all: beyond, only the hull is returned
+
+
+def frontier(items: Sequence[Sequence[Candidate]]) -> tuple[Allocation, ...]:
+    """Allocations of rising size and falling risk, each with the least risk for its size.
+
+    All there are, by a dynamic program over (bytes, risk) labels, as long as it needs few labels. Otherwise those on
+    the lower convex hull, each of which is optimal too: start with every block's smallest candidate and take the steps
+    along the blocks' own hulls in order of risk saved per byte (Sinha & Zoltners 1979). Of more than POINTS,
+    some that are evenly spread, first and last included. Raises ValueError for an item that has no finite candidates.
+    """
+    table = Table.of(items)
+    choices = _all(table)
+    if choices is None:
+        choices = _hull(table)
+    some = np.unique(np.linspace(0, len(choices) - 1, min(len(choices), POINTS)).round().astype(int))
+    points: list[Allocation] = []
+    for k in some:
+        point = Allocation.of(items, table.original(choices[k]), math.inf)
+        if not points or point.risk < points[-1].risk:
+            points.append(point)
+    return tuple(points)
+
+
+def _all(table: Table) -> np.ndarray | None:
+    """The choices (points, blocks) of the whole frontier; None if that takes too many labels."""
+    size_bytes, risk = np.zeros(1, np.int64), np.zeros(1)
+    history: list[tuple[np.ndarray, np.ndarray]] = []
+    made = 0
+    for i in range(len(table.exists)):
+        options = np.flatnonzero(table.exists[i])
+        made += len(risk) * len(options)
+        if made > LABELS:
+            return None
+        size_bytes = (size_bytes[:, None] + table.size_bytes[i, options]).ravel()
+        risk = (risk[:, None] + table.risk[i, options]).ravel()
+        order = np.lexsort((risk, size_bytes))
+        least = np.minimum.accumulate(risk[order])
+        order = order[np.append(True, least[1:] < least[:-1])]
+        size_bytes, risk = size_bytes[order], risk[order]
+        history.append((order // len(options), options[order % len(options)]))
+    choices = np.empty((len(risk), len(history)), np.int64)
+    label = np.arange(len(risk))
+    for i, (parent, option) in reversed(list(enumerate(history))):
+        choices[:, i], label = option[label], parent[label]
+    return choices
+
+
+def _hull(table: Table) -> np.ndarray:
+    """The choices (points, blocks) along the lower convex hull of the frontier."""
+    steps, first = [], []
+    for i in range(len(table.exists)):
+        corners = _corners(table.size_bytes[i].tolist(), table.risk[i].tolist())
+        first.append(corners[0])
+        rate = -math.inf
+        for k, (a, b) in enumerate(itertools.pairwise(corners)):
+            saved = table.risk[i, b] - table.risk[i, a]
+            rate = max(rate, saved / int(table.size_bytes[i, b] - table.size_bytes[i, a]))
+            steps.append((rate, i, k, b))
+    choices = np.tile(np.array(first, np.int32), (len(steps) + 1, 1))
+    for point, (_, i, _, candidate) in enumerate(sorted(steps), start=1):
+        choices[point:, i] = candidate
+    return choices
+
+
+def _corners(size_bytes: list[int], risk: list[float]) -> list[int]:
+    """The candidates on a block's lower convex hull, from its smallest to its least risky one."""
+    corners: list[int] = []
+    for j in sorted(range(len(risk)), key=lambda j: (size_bytes[j], risk[j])):
+        if corners and risk[j] >= risk[corners[-1]]:
+            continue
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            whole = Fraction(risk[j]) - Fraction(risk[a])
+            if (Fraction(risk[b]) - Fraction(risk[a])) * (size_bytes[j] - size_bytes[a]) < whole * (
+                size_bytes[b] - size_bytes[a]
+            ):
+                break
+            corners.pop()
+        corners.append(j)
+    return corners
