@@ -24,7 +24,7 @@ from baoc_compile.runtime.compiled_step import CompiledStep
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.device_memory import bytes_left
 from baoc_compile.runtime.notices import notice, refuse_untraceable, watch_fused_steps
-from baoc_compile.runtime.paused_gc import no_collection
+from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import saw_forward, session_of
 from baoc_compile.state.state_tensor import state_bytes
 
@@ -49,7 +49,7 @@ def baoc(
         return gm.forward  # eager, which works on compressed state too
     session = session_of(optimizer)
     session.configure(parsed.memory_budget, parsed.plan, parsed.seed, parsed.planning)
-    with no_collection():
+    with paused_gc():
         step = capture(gm, traced)
         step.table = session.table()
         try:
@@ -58,14 +58,14 @@ def baoc(
             notice(optimizer, str(reason))
             return gm.forward
         classes = extract_rules(step, split.components)
-        if session.memory_budget is not None and session.memory_budget.is_open:
-            session.memory_budget = session.memory_budget.fitted(bytes_left(device_of(step), state_bytes(optimizer)))
+        if session.memory_budget is not None and session.memory_budget.is_deferred:
+            session.memory_budget = session.memory_budget.resolved(bytes_left(device_of(step), state_bytes(optimizer)))
         decide(session, step.table, slots_by_parameter(step, classes))
         start_configurator(session)
         start_programs(step, session, classes)
     compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend, traced.code)
     session.steps.append(compiled)
-    let_go(gm)
+    release(gm)
     return compiled
 
 
@@ -125,7 +125,7 @@ def device_of(step: StepGraph) -> torch.device:
     return step.table.parameters[0].device if step.table.parameters else torch.device("cpu")
 
 
-def let_go(gm: fx.GraphModule) -> None:
+def release(gm: fx.GraphModule) -> None:
     """Drops the tensors from torch's graph, which torch keeps as long as the optimizer, so that replaced state is freed."""
     for node in gm.graph.nodes:
         if node.op == "get_attr":

@@ -98,11 +98,13 @@ def _listed(slot: Slot, parameter: torch.Tensor) -> list[Codec]:
     is_weight = slot.weight_dtype is not None
     every = [*CODECS.values(), *map(codec_named, SIZED_EXAMPLES)]
     full = full_precision(parameter.dtype)
-    return [c for c in every if (c.kind == "weight") == is_weight and (c.name not in ("fp32", "fp64") or c is full)]
+    return [
+        c for c in every if (c.mechanism == "weight") == is_weight and (c.name not in ("fp32", "fp64") or c is full)
+    ]
 
 
 def _choice(slot: Slot, codec: Codec, parameter: torch.Tensor) -> Choice:
-    reason = codec.refuses(slot, parameter.shape)
+    reason = codec.why_not(slot, parameter.shape)
     size = 0.0 if reason else codec.storage_bytes(parameter.shape) / max(parameter.numel(), 1)
     return Choice(slot.key, codec, size, reason)
 
@@ -112,7 +114,7 @@ def bytes_moved(rule: UpdateRule, codecs: dict[str, Codec], parameter: torch.Ten
 
     The gradient has the parameter's type.
     """
-    of_kind = {k: tuple(s for s, c in codecs.items() if c.kind == k) for k in ("dropping", "sharing")}
+    of_kind = {k: tuple(s for s, c in codecs.items() if c.mechanism == k) for k in ("dropping", "sharing")}
     reduced = _reduced(rule, of_kind["dropping"], of_kind["sharing"])
     sizes = {key: codec.storage_bytes(parameter.shape) for key, codec in codecs.items()}
     element = parameter.numel() * parameter.element_size()

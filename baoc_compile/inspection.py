@@ -36,14 +36,14 @@ class ProgramView:
 @dataclass(frozen=True)
 class Inspection:
     """`graphs`: stage -> GraphModule, of the step compiled last: "captured" (as torch traced it), "flat" (one call per
-    tensor), "rewritten" (what runs). `programs`: one per (rule, configuration, dtypes). `as_traced`: parameters whose
+    tensor), "rewritten" (what runs). `programs`: one per (rule, configuration, dtypes). `fallbacks`: parameters whose
     update is not elementwise, and why."""
 
     graphs: OrderedDict[str, fx.GraphModule]
     rules: tuple[UpdateRule, ...]
     plan: Plan
     programs: tuple[ProgramView, ...]
-    as_traced: dict[str, str]
+    fallbacks: dict[str, str]
     state_bytes: int
 
     def __str__(self) -> str:
@@ -71,8 +71,8 @@ def inspect(optimizer_or_step: Any) -> Inspection:
     graphs = OrderedDict(captured=compiled.captured, flat=compiled.flat, rewritten=rewritten.gm)
     rules = tuple(dict.fromkeys(launch.graph.rule for launch in rewritten.launches))
     programs = tuple(_view(launch) for launch in rewritten.launches)
-    as_traced = {t.__name__.removeprefix("as_traced_"): t.reason for t in rewritten.as_traced}
-    return Inspection(graphs, rules, session.decided_plan(), programs, as_traced, state_bytes(session.optimizer()))
+    fallbacks = {t.__name__.removeprefix("fallback_"): t.reason for t in rewritten.fallbacks}
+    return Inspection(graphs, rules, session.decided_plan(), programs, fallbacks, state_bytes(session.optimizer()))
 
 
 def _view(launch: Launch) -> ProgramView:

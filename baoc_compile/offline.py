@@ -1,4 +1,4 @@
-"""Planning ahead of a run: `profile` a few steps of training, `solve` for any budget, `prepare(optimizer, plan=...)`."""
+"""PlannerOptions ahead of a run: `profile` a few steps of training, `solve` for any budget, `prepare(optimizer, plan=...)`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import OptionError, StateError
-from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import Profile
 from baoc_compile.passes.plan.solve_plan import solve_profile
 from baoc_compile.runtime.configurator import Configurator
@@ -29,10 +29,12 @@ def profile(
     what it showed. Training goes on as it would have; what was decided stays. Full precision (`plan="fp32"`) shows most.
 
     `measure_time`: time every candidate on this device rather than reckon with bytes moved. The other options are those
-    of `Planning`. Raises OptionError, and StateError if `train_step` does not call a compiled step of this optimizer.
+    of `PlannerOptions`. Raises OptionError, and StateError if `train_step` does not call a compiled step of this optimizer.
     """
     options = {"sample_steps": sample_steps, "sample_bytes": sample_bytes, "blocks": blocks, "risk": risk}
-    planning = Planning.parse({**options, "warmup_steps": sample_steps + 1 if isinstance(sample_steps, int) else 0})
+    planning = PlannerOptions.parse(
+        {**options, "warmup_steps": sample_steps + 1 if isinstance(sample_steps, int) else 0}
+    )
     session = known_session(optimizer)
     if session is None or not session.steps:
         raise StateError('profile: call the optimizer\'s step compiled with backend="baoc" once before, then profile')
@@ -59,7 +61,7 @@ def solve(profile: Profile, memory_budget: str | int, *, time_budget: str | None
     Raises OptionError, and BudgetError that names the smallest budget that can be met.
     """
     memory = MemoryBudget.parse(memory_budget)
-    if memory.is_open:
+    if memory.is_deferred:
         raise OptionError('memory_budget: "fit" needs a device; solve takes "15%", "2 B/param", "512 MiB" or bytes')
     time = TimeBudget.parse(time_budget) if time_budget is not None else None
     return solve_profile(profile, memory, time).plan(Plan(seed=seed, memory_budget=memory.text))

@@ -8,7 +8,7 @@ from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.core.errors import OptionError
-from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.state.plan import Plan, as_plan
 
 
@@ -17,21 +17,21 @@ class Options:
     """`memory_budget`: a limit on optimizer state (default "28%"; see `MemoryBudget`).
     `plan`: a Plan, its JSON, or one format for all; overrides the budget.
     `seed`: of the stochastic rounding, and of what is sampled.
-    `planning`: how and when plans are made; its fields are options too (see `Planning`).
+    `planning`: how and when plans are made; its fields are options too (see `PlannerOptions`).
     `inner_backend`: what compiles every graph that is not an elementwise optimizer step (default "inductor").
     """
 
     memory_budget: MemoryBudget | None = None
     plan: Plan | None = None
     seed: int = 0
-    planning: Planning = field(default_factory=Planning)
+    planning: PlannerOptions = field(default_factory=PlannerOptions)
     inner_backend: Any = "inductor"
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> Options:
         """Raises OptionError for unknown names and wrong values, PlanError for a bad plan."""
         given = dict(given or {})
-        known = {f.name for f in fields(cls)} - {"planning"} | Planning.names()
+        known = {f.name for f in fields(cls)} - {"planning"} | PlannerOptions.names()
         unknown = sorted(set(given) - known)
         if unknown:
             raise OptionError(f'unknown option {unknown[0]!r} of backend "baoc"; known are {", ".join(sorted(known))}')
@@ -41,5 +41,5 @@ class Options:
             given["plan"] = as_plan(given["plan"])
         if not isinstance(given.get("seed", 0), int) or isinstance(given.get("seed", 0), bool):
             raise OptionError(f"seed: expected an integer, got {given['seed']!r}")
-        planning = {name: given.pop(name) for name in Planning.names() & set(given)}
-        return cls(**given, planning=Planning.parse(planning))
+        planning = {name: given.pop(name) for name in PlannerOptions.names() & set(given)}
+        return cls(**given, planning=PlannerOptions.parse(planning))

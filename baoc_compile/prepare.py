@@ -12,11 +12,11 @@ import torch
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.core.codec import weight_slots
 from baoc_compile.core.errors import OptionError
-from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 from baoc_compile.passes.blocks.record_forward import watch_forward
-from baoc_compile.passes.migrate.migrate_state import adopt_state, adopt_weights, fresh
+from baoc_compile.passes.migrate.migrate_state import fresh, migrate_state, migrate_weights
 from baoc_compile.passes.plan.choose_uniform import decide
 from baoc_compile.passes.rules.discover_state import Filled, StateSchema, discover_state
 from baoc_compile.runtime.configurator import start_configurator
@@ -47,7 +47,7 @@ def prepare(
     `model` gives parameters their names in plans and reports, and its first training call tells what they are there for.
     `memory_budget`: "25%" of full-precision state, "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left
     after a forward and backward pass (state is then made at the first step); default "28%". `plan`: a Plan, its JSON
-    or a format name; overrides the budget. `planning`: the options of `Planning`, such as `time_budget` and
+    or a format name; overrides the budget. `planning`: the options of `PlannerOptions`, such as `time_budget` and
     `warmup_steps`: within a budget, state starts under the best uniform plan and is planned by block after the warm-up.
     State that exists already is converted. An optimizer whose first step does something that no filled-in state
     can stand for (SGD with dampening copies its first gradient) keeps making its own state, which the first
@@ -62,10 +62,12 @@ def prepare(
     refuse_untraceable(optimizer)
     budget = MemoryBudget.parse(memory_budget) if memory_budget is not None else None
     chosen = as_plan(plan) if plan is not None else None
-    unknown = sorted(set(planning) - Planning.names())
+    unknown = sorted(set(planning) - PlannerOptions.names())
     if unknown:
-        raise OptionError(f"prepare: unknown option {unknown[0]!r}; known are {', '.join(sorted(Planning.names()))}")
-    how = Planning.parse(planning)
+        raise OptionError(
+            f"prepare: unknown option {unknown[0]!r}; known are {', '.join(sorted(PlannerOptions.names()))}"
+        )
+    how = PlannerOptions.parse(planning)
     session = session_of(optimizer)
     if model is not None:
         session.model = weakref.ref(model)
@@ -75,7 +77,7 @@ def prepare(
     before = {name: getattr(session, name) for name in WISHES}
     session.configure(budget, chosen, seed, how)
     try:
-        if session.memory_budget is not None and session.memory_budget.is_open:
+        if session.memory_budget is not None and session.memory_budget.is_deferred:
             _make_state_at_first_step(session)
             return
         _make_state(session, schemas)
@@ -97,7 +99,7 @@ def _make_state_at_first_step(session: Session) -> None:
         table = session.table()
         device = table.parameters[0].device if table.parameters else torch.device("cpu")
         assert session.memory_budget is not None
-        session.memory_budget = session.memory_budget.fitted(bytes_left(device, state_bytes(table.optimizer)))
+        session.memory_budget = session.memory_budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
         _make_state(session, discover_state(table))
 
     handle = optimizer.register_step_pre_hook(make)
@@ -112,7 +114,7 @@ def _make_state(session: Session, schemas: list[StateSchema]) -> None:
         if schema.rule is not None:
             slots_of[index] += weight_slots(table.parameters[index], schema.slots)
     decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
-    adopt_state(session, table)
+    migrate_state(session, table)
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
         if schema.first is None or table.state(index):
             continue
@@ -129,7 +131,7 @@ def _make_state(session: Session, schemas: list[StateSchema]) -> None:
                 entries[key] = copy.deepcopy(entry)
         if entries:
             optimizer.state[parameter] = entries
-    adopt_weights(session, table)
+    migrate_weights(session, table)
     start_configurator(session)
     for schema in schemas:
         if schema.first is None and schema.rule is None and schema.reason:

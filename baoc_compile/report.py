@@ -14,7 +14,7 @@ from baoc_compile.runtime.session import known_session
 from baoc_compile.state.state_tensor import state_bytes
 
 COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
-COLUMNS += ("configuration", "gain", "bytes", "risk", "time")
+COLUMNS += ("configuration", "update_scale", "bytes", "risk", "time")
 LEFT = {"block", "configuration"}
 
 
@@ -122,8 +122,8 @@ def _statistics(s: BlockStatistics) -> tuple[str, ...]:
 
 
 def _choice(c: BlockCandidate) -> tuple[str, ...]:
-    gain = f"{c.gain:.2f}" if c.gain != 1.0 else ""
-    return c.label, gain, f"{c.size_bytes:,}", f"{c.risk:.1e}", f"{c.time_ns / 1e3:.1f} us"
+    update_scale = f"{c.update_scale:.2f}" if c.update_scale != 1.0 else ""
+    return c.label, update_scale, f"{c.size_bytes:,}", f"{c.risk:.1e}", f"{c.time_ns / 1e3:.1f} us"
 
 
 def report(optimizer: Any) -> Report:

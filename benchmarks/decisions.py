@@ -77,7 +77,9 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
         "seed": seed,
         "validation_loss": workload.evaluate(model, validation_data),
         "bytes_per_parameter": most / parameters,
-        "plan": {p.name: dict(p.slots) | {"gain": p.gain} for p in session.decided_plan().parameters.values()},
+        "plan": {
+            p.name: dict(p.slots) | {"update_scale": p.update_scale} for p in session.decided_plan().parameters.values()
+        },
         "history": configurator.history,
         "configurator_seconds": dict(configurator.seconds),
         "seconds": time.perf_counter() - started,

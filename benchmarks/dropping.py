@@ -1,7 +1,7 @@
 """Whole trainings without momentum in one block, in all blocks but one, and in all.
 
 Everything else is in full precision, so that what momentum does is seen by itself. Blocks are those that baoc finds;
-their updates get a gain of 0.5, about what is fitted on samples. Compared with fp32 on the same seed (learning.json).
+their updates get a scale of 0.5, about what is fitted on samples. Compared with fp32 on the same seed (learning.json).
 
     python benchmarks/dropping.py [--workloads language ...] [--seeds 1] [--report]
 """
@@ -66,7 +66,7 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(runs.values()))
     parts = [
         "# Momentum, block by block",
-        "Made by `python benchmarks/dropping.py`, which says how: AdamW without momentum (gain 0.5) in some blocks, full "
+        "Made by `python benchmarks/dropping.py`, which says how: AdamW without momentum (update_scale 0.5) in some blocks, full "
         "precision everywhere else, whole trainings as in [learning.md](learning.md). Differences to fp32 on the same seeds: "
         "negative means that the training ended better *without*. "
         f"Seeds: {len({r['seed'] for r in runs.values()})}. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",

@@ -38,7 +38,7 @@ def assessments(
     for run in runs:
         for k in run.blocks:
             for codecs in (without_rounding(c.codecs) for c in configurations[k]):
-                if codecs and {key: c.name for key, c in codecs.items() if c.kind != "rounding"} == way:
+                if codecs and {key: c.name for key, c in codecs.items() if c.mechanism != "rounding"} == way:
                     updates = run.updates((k,), codecs)[k]
                     yield assess(run.references[k], updates, factor, updates)
                     break

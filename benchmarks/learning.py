@@ -55,7 +55,9 @@ CONFIGURATIONS: dict[str, str | dict[str, str]] = {
     "4bit-learned": "4bit-learned",
     "4bit": "4bit",
     "4bit m, factored v": {"exp_avg": "4bit", "exp_avg_sq": "factored"},
-    "no m, factored v, gain 0.3": Plan.uniform({"exp_avg": "dropped", "exp_avg_sq": "factored"}, gain=0.3).to_json(),
+    "no m, factored v, scale 0.3": Plan.uniform(
+        {"exp_avg": "dropped", "exp_avg_sq": "factored"}, update_scale=0.3
+    ).to_json(),
 }
 
 

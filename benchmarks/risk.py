@@ -101,7 +101,7 @@ class Fork:
         for i, parameter in enumerate(self.parameters):
             self.optimizer.state[parameter] = {k: v.clone() for k, v in self.state[i].items()}
             names = chosen[i].codecs if i in chosen else {}
-            self.session.gains[parameter] = chosen[i].gain if i in chosen else 1.0
+            self.session.update_scales[parameter] = chosen[i].update_scale if i in chosen else 1.0
             for key in self.session.decisions[parameter]:
                 codec = codec_named(names[key]) if key in names else full_precision(parameter.dtype)
                 self.session.decisions[parameter][key] = Decision(codec)
@@ -200,7 +200,7 @@ def cell(profile: Profile, k: int, candidate: BlockCandidate) -> dict[str, Any]:
     return {
         "block": profile.blocks[k].name,
         "configuration": candidate.label,
-        "gain": candidate.gain,
+        "update_scale": candidate.update_scale,
         "predicted": candidate.predicted,
         "error": candidate.error,
         "risk": risk_of(profile, [candidate]),

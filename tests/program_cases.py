@@ -63,11 +63,11 @@ class Which(NamedTuple):
     form: str
     dtype: torch.dtype
     grad_dtype: torch.dtype
-    has_gain: bool = False
+    has_update_scale: bool = False
 
     def __str__(self) -> str:
         types = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((self.dtype, self.grad_dtype))]
-        return "-".join([self.optimizer, self.form, *types, *["gain"] * self.has_gain])
+        return "-".join([self.optimizer, self.form, *types, *["update_scale"] * self.has_update_scale])
 
 
 SHARING = [
@@ -141,7 +141,7 @@ def configuration_of(which: Which) -> dict[str, Codec]:
     for slot in schema_of(which).rule.slots:
         form = forms.get(slot.key, forms.get("*"))
         found[slot.key], reason = codec_for(form, slot, torch.Size((2, 12)), which.dtype)
-        assert reason == slot.exact_reason
+        assert reason == slot.why_exact
     if WEIGHT_KEY in forms:
         found[WEIGHT_KEY] = codec_named(forms[WEIGHT_KEY])
     return found
@@ -152,7 +152,7 @@ def graphs_of(which: Which) -> list[ProgramGraph]:
     """The programs of one step, in order."""
     schema = schema_of(which)
     counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
-    signature = Signature("cpu", which.dtype, which.grad_dtype, counters, which.has_gain)
+    signature = Signature("cpu", which.dtype, which.grad_dtype, counters, which.has_update_scale)
     return composing.compose_step(schema.rule, configuration_of(which), signature)
 
 
@@ -199,7 +199,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
     """
     rule, configuration, batch = schema_of(which).rule, configuration_of(which), []
     for shape, layout, grad_layout, magnitude, seed in rows:
-        if any(configuration[slot.key].refuses(slot, torch.Size(shape)) for slot in rule.slots):
+        if any(configuration[slot.key].why_not(slot, torch.Size(shape)) for slot in rule.slots):
             continue
         generator = torch.Generator().manual_seed(seed)
 
@@ -208,7 +208,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
 
         param = values(which.dtype, layout)
         tensors = {"param": param, "grad": values(which.grad_dtype, grad_layout)}
-        numbers = {"gain": 0.75}
+        numbers = {"update_scale": 0.75}
         sharing = {}
         for key, codec in configuration.items():
             value = values(codec.parts[0].dtype if isinstance(codec, Full) else FP32, layout)
@@ -216,9 +216,9 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
                 tensors[f"{key}_values"] = value.abs() if rule.slot(key).nonnegative else value
                 continue
             state = StateTensor.empty(value.shape, FP32, value.device, codec, key, seed)
-            if codec.kind == "weight":
+            if codec.mechanism == "weight":
                 state.store_weight(param.float() * (1 + 2.0**-12 * torch.rand(shape, generator=generator)))
-            elif codec.kind != "dropping":
+            elif codec.mechanism != "dropping":
                 if isinstance(codec, Codebook) and codec.learned:  # levels of the tensor's own
                     state.parts["levels"][1:-1] += 1
                 state.store(value.abs() if rule.slot(key).nonnegative else value)

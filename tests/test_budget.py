@@ -116,7 +116,9 @@ def test_state_never_exceeds_the_budget_or_the_error_names_one_that_is_accepted(
             baoc_compile.prepare(made.optimizer, memory_budget=limit - 1)
         baoc_compile.prepare(made.optimizer, memory_budget=limit)
     assert state_bytes(made.optimizer) <= limit
-    if not any(state.codec.kind == "dropping" for state in compressed(made)):  # only a compiled step can step without
+    if not any(
+        state.codec.mechanism == "dropping" for state in compressed(made)
+    ):  # only a compiled step can step without
         assert with_state_made(made) <= limit
 
 

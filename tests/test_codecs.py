@@ -20,12 +20,12 @@ from baoc_compile.state import state_tensor
 from baoc_compile.state.state_tensor import StateTensor
 
 SIZES = (0, 1, 31, 32, 33, 4097)
-ROUNDING = [name for name, codec in CODECS.items() if codec.kind == "rounding"]
+ROUNDING = [name for name, codec in CODECS.items() if codec.mechanism == "rounding"]
 STOCHASTIC = [name for name in ROUNDING if CODECS[name].stochastic]
 GROUPED = [name for name in ROUNDING if CODECS[name].group_size]
 FOUR_BITS = [name for name in ROUNDING if CODECS[name].parts[0].bits == 4]
 DECAYING = ["bf16", "softsign8", "sqrt8", "int4:128", "uint4:128"]  # the others are alike
-NONNEGATIVE = [name for name in ROUNDING if CODECS[name].refuses(Slot("momentum"), torch.Size([1]))]
+NONNEGATIVE = [name for name in ROUNDING if CODECS[name].why_not(Slot("momentum"), torch.Size([1]))]
 every_codec = pytest.mark.parametrize("name", ROUNDING)
 
 
@@ -384,7 +384,7 @@ MEANS = {
     "run:15": ("ab->a", (8, 15)),
     "tensor": ("a->", (120,)),
 }
-RECURRENT = Slot("s", nonnegative=True, recurrence_reason="", dropping_reason="")
+RECURRENT = Slot("s", nonnegative=True, why_not_shared="", why_not_dropped="")
 
 
 def float64_means(value: torch.Tensor, name: str) -> torch.Tensor:
@@ -451,7 +451,7 @@ def test_shared_bytes_are_exact(name, stored):
     codec = codec_named(name)
     state = StateTensor.empty(torch.Size(SHAPE), torch.float32, torch.device("cpu"), codec, "slot", 0)
     assert codec.storage_bytes(SHAPE) == state.storage_bytes == stored
-    assert codec.refuses(RECURRENT, torch.Size(SHAPE)) == ""
+    assert codec.why_not(RECURRENT, torch.Size(SHAPE)) == ""
 
 
 @pytest.mark.parametrize(
@@ -463,8 +463,8 @@ def test_shared_bytes_are_exact(name, stored):
         ("run:7", RECURRENT, SHAPE, "7 does not divide 120"),
         ("factored", replace(RECURRENT, nonnegative=False), SHAPE, "'s' stays >= 0"),
         *((name, Slot("s", nonnegative=True), SHAPE, "not known as a rule") for name in ("row", "factored", "dropped")),
-        ("dropped", replace(RECURRENT, dropping_reason="no steady state"), SHAPE, "no steady state"),
-        *((name, replace(RECURRENT, exact_reason="exactly"), SHAPE, "exactly") for name in ("row", "dropped", "sqrt8")),
+        ("dropped", replace(RECURRENT, why_not_dropped="no steady state"), SHAPE, "no steady state"),
+        *((name, replace(RECURRENT, why_exact="exactly"), SHAPE, "exactly") for name in ("row", "dropped", "sqrt8")),
         *(
             (name, Slot("param", weight_dtype=torch.bfloat16), SHAPE, "not weights")
             for name in ("fp32", "row", "dropped")
@@ -473,7 +473,7 @@ def test_shared_bytes_are_exact(name, stored):
     ],
 )
 def test_refusals_name_their_reason(name, slot, shape, reason):
-    assert reason in codec_named(name).refuses(slot, torch.Size(shape))
+    assert reason in codec_named(name).why_not(slot, torch.Size(shape))
 
 
 def test_a_dropped_slot_reads_zero_and_refuses_values():

@@ -153,9 +153,9 @@ def test_slots_that_must_agree_exactly_say_so():
     compiled_step(optimizer, "8bit", prepared=True)()
     (rule,) = baoc_compile.inspect(optimizer).rules
     for key in ("square_avg", "grad_avg"):
-        assert "square root" in rule.slot(key).exact_reason
+        assert "square root" in rule.slot(key).why_exact
         assert not isinstance(optimizer.state[parameter][key], StateTensor)
-    assert rule.slot("momentum_buffer").exact_reason == ""
+    assert rule.slot("momentum_buffer").why_exact == ""
 
 
 @pytest.mark.parametrize("plan", ["8bit", "bf16"])

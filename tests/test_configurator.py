@@ -127,7 +127,7 @@ def test_values_are_inherited():
     training = Training(memory_budget="20%", **SOON)
     training.step(5)
     seen = {}
-    adopt = baoc_compile.runtime.configurator.adopt_state
+    adopt = baoc_compile.runtime.configurator.migrate_state
 
     def watched(session, table, **options):
         def values():
@@ -142,14 +142,14 @@ def test_values_are_inherited():
         seen.update(changed=changed, before=before, after=values())
         return changed
 
-    with mock.patch.object(baoc_compile.runtime.configurator, "adopt_state", watched):
+    with mock.patch.object(baoc_compile.runtime.configurator, "migrate_state", watched):
         training.step(1)
     assert seen["changed"]
     dropped = {
         (i, k)
         for i, p in enumerate(training.session.table().parameters)
         for k, d in training.session.decisions[p].items()
-        if d.codec.kind != "rounding"
+        if d.codec.mechanism != "rounding"
     }
     for key, old in seen["before"].items():
         new = seen["after"][key]

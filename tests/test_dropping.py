@@ -159,10 +159,10 @@ def test_an_uncompiled_step_on_dropped_state_raises(foreach):
 
 
 class Scaled:
-    """An eager optimizer whose every update is multiplied by a gain."""
+    """An eager optimizer whose every update is multiplied by a number."""
 
-    def __init__(self, optimizer, gain: float):
-        self.optimizer, self.gain = optimizer, gain
+    def __init__(self, optimizer, update_scale: float):
+        self.optimizer, self.update_scale = optimizer, update_scale
 
     @torch.no_grad()
     def step(self) -> None:
@@ -170,13 +170,13 @@ class Scaled:
         before = [p.detach().clone() for p in parameters]
         self.optimizer.step()
         for p, old in zip(parameters, before, strict=True):
-            p.copy_(old + self.gain * (p - old))
+            p.copy_(old + self.update_scale * (p - old))
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
 def test_a_gain_multiplies_the_updates_of_large_tensors(make):
     ours, without, eager, exact = (make(starts(dtype)) for dtype in [torch.float32] * 3 + [torch.float64])
-    found = run(ours, compiled(ours, Plan.uniform("fp32", gain=0.3)))
+    found = run(ours, compiled(ours, Plan.uniform("fp32", update_scale=0.3)))
     expected = run(exact, Scaled(exact, 0.3).step)
     assert_as_exact_as_eager(found[:2], run(eager, Scaled(eager, 0.3).step)[:2], expected[:2])
     assert torch.equal(found[2], run(without, compiled(without, Plan.uniform("fp32")))[2])
@@ -185,20 +185,20 @@ def test_a_gain_multiplies_the_updates_of_large_tensors(make):
 def test_a_gain_of_one_parameter():
     ours, without = (torch.optim.AdamW(starts()) for _ in range(2))
     slots = {"exp_avg": "fp32", "exp_avg_sq": "fp32"}
-    gains = {0: 1.0, 1: 2.0, 2: 0.5}
-    plan = Plan(parameters={i: ParameterPlan(str(i), SHAPES[i], slots, gain) for i, gain in gains.items()})
+    scales = {0: 1.0, 1: 2.0, 2: 0.5}
+    plan = Plan(parameters={i: ParameterPlan(str(i), SHAPES[i], slots, scale) for i, scale in scales.items()})
     found, plain = (run(o, compiled(o, p), 1) for o, p in ((ours, plan), (without, "fp32")))
-    for p, q, start, gain in zip(found, plain, starts(), gains.values(), strict=True):
-        wanted = start.double() + gain * (q.double() - start.double())
+    for p, q, start, update_scale in zip(found, plain, starts(), scales.values(), strict=True):
+        wanted = start.double() + update_scale * (q.double() - start.double())
         assert ulps(p, wanted, start.abs().max(), torch.float32).max() <= 3
 
 
 def test_gains_survive_json_and_show_in_the_plan():
-    plan = Plan.uniform({"exp_avg": "dropped", "*": "8bit"}, gain=0.3, seed=3)
+    plan = Plan.uniform({"exp_avg": "dropped", "*": "8bit"}, update_scale=0.3, seed=3)
     assert Plan.from_json(plan.to_json()) == plan
     ours, again = (torch.optim.AdamW(starts()) for _ in range(2))
     found = run(ours, compiled(ours, plan.to_json()), 3)
     decided = baoc_compile.inspect(ours).plan
-    assert decided.gain == 0.3
-    assert {i: p.gain for i, p in decided.parameters.items()} == {0: 0.3, 1: 0.3, 2: 1.0}
+    assert decided.update_scale == 0.3
+    assert {i: p.update_scale for i, p in decided.parameters.items()} == {0: 0.3, 1: 0.3, 2: 1.0}
     assert all(map(torch.equal, run(again, compiled(again, decided.to_json()), 3), found))

@@ -51,17 +51,17 @@ GOOD = {
     "version": 3,
     "seed": 0,
     "memory_budget": "28%",
-    "gain": 1.0,
+    "update_scale": 1.0,
     "certificate": "optimal",
     "default": {"*": "8bit"},
-    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "gain": 0.5}],
+    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "update_scale": 0.5}],
 }
 
 BAD_TOP = {
     "format": ["torch-plan", 3, None],
     "version": [0, 2, "3", None, [3]],
     "certificate": [1, None, ["optimal"]],
-    "gain": [0, -1.0, "1", None, [1.0], True, math.inf, math.nan],
+    "update_scale": [0, -1.0, "1", None, [1.0], True, math.inf, math.nan],
     "seed": ["x", 1.5, None, [0], True],
     "memory_budget": [5, None, ["28%"]],
     "default": ["bf16", None, [], {"*": "bf17"}, {"*": 3}, {"*": None}, {"*": ["bf16"]}, {"*": {}}],
@@ -70,7 +70,7 @@ BAD_TOP = {
 BAD_ENTRY = {
     "index": ["x", None, 1.5, -1, [0], True],
     "name": [3, None, ["w"]],
-    "gain": [0, -1.0, "1", None, [1.0], True],
+    "update_scale": [0, -1.0, "1", None, [1.0], True],
     "shape": ["12", 3, None, [1.5], ["a"], [-1], [[3]], [None]],
     "slots": [None, 3, [], "bf16", {"exp_avg": "bf17"}, {"exp_avg": 3}, {"exp_avg": ["bf16"]}, {"exp_avg": None}],
 }

@@ -10,7 +10,7 @@ from small_training import SOON, Small, Training
 
 import baoc_compile
 from baoc_compile import OptionError
-from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.planner_options import PlannerOptions
 
 BAD = [
     ({"warmup_steps": -1}, "warmup_steps"),
@@ -47,7 +47,7 @@ def test_wrong_groupings_are_named():
 @given(warmup=st.integers(0, 40), sample=st.integers(3, 12), every=st.integers(0, 30), step=st.integers(0, 200))
 def test_plans_are_never_due_before_they_can_be_sampled(warmup, sample, every, step):
     try:
-        planning = Planning.parse({"warmup_steps": warmup, "sample_steps": sample, "replan_every": every})
+        planning = PlannerOptions.parse({"warmup_steps": warmup, "sample_steps": sample, "replan_every": every})
     except OptionError:
         assert 0 < warmup <= sample or 0 < every <= sample
         return

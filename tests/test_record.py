@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.dialect import trace_codec as trace
-from baoc_compile.kernels.dialect.recorder import Recorder
+from baoc_compile.kernels.dialect.recorder import CallRecorder
 
 
 def calls(graph: fx.Graph) -> list[str]:
@@ -17,7 +17,7 @@ def calls(graph: fx.Graph) -> list[str]:
 
 def test_operations_in_place_are_calls_whose_results_are_read():
     x, other = torch.zeros(3), torch.ones(())
-    recorder = Recorder()
+    recorder = CallRecorder()
     with recorder:
         y = x.mul_(2.0).add(1)
         z = x + other
@@ -32,7 +32,7 @@ def test_operations_in_place_are_calls_whose_results_are_read():
 
 
 def test_names_of_a_function_that_is_made_of_others_are_those_of_the_others():
-    recorder = Recorder()
+    recorder = CallRecorder()
     with torch.no_grad(), recorder:
         torch.where(torch.ones(2) > 0, torch.zeros(2), 0.5)
     assert "where" in calls(recorder.graph)[-1]

@@ -85,13 +85,13 @@ def assert_reproduced(rule: UpdateRule, key: str) -> Recurrence:
 def test_every_recurrence_of_an_optimizer_is_reproduced(name, key):
     rule = rule_of(CASES[name].make([torch.nn.Parameter(torch.zeros(3, 4))], **CASES[name].options))
     assert_reproduced(rule, key)
-    assert rule.slot(key).recurrence_reason == ""
+    assert rule.slot(key).why_not_shared == ""
 
 
 @pytest.mark.parametrize(("name", "key"), REFUSED)
 def test_other_slots_refuse_by_name(name, key):
     rule = rule_of(CASES[name].make([torch.nn.Parameter(torch.zeros(3, 4))], **CASES[name].options))
-    reason = rule.slot(key).recurrence_reason
+    reason = rule.slot(key).why_not_shared
     assert repr(key) in reason and REFUSED[name, key] in reason
     with pytest.raises(NoRecurrence, match=REFUSED[name, key]):
         recurrence_of(rule, key)
@@ -126,7 +126,7 @@ def test_a_decay_of_one_is_known_as_a_number():
     """An Adagrad's sum: dropping needs to know, as its steady state is t times the increment."""
     assert recurrence_of(rule_of(Made(LINEAR["sum"], lambda old, new, g: new)), "s").decay == 1.0
     slot = rule_of(Made(LINEAR["sum"], lambda old, new, g: new)).slot("s")
-    assert slot.recurrence_reason == "" and "counts no steps" in slot.dropping_reason
+    assert slot.why_not_shared == "" and "counts no steps" in slot.why_not_dropped
 
 
 NEW = lambda old, new, g: new  # noqa: E731
@@ -150,4 +150,4 @@ def test_other_forms_refuse_and_say_why(form):
     rule = rule_of(Made(new, update))
     with pytest.raises(NoRecurrence, match=reason):
         recurrence_of(rule, "s")
-    assert rule.slot("s").recurrence_reason.startswith("'s' ")
+    assert rule.slot("s").why_not_shared.startswith("'s' ")

@@ -151,7 +151,7 @@ def test_muon_stores_its_momentum_in_8_bits(prepared):
     take_steps(compiled(optimizer, plan="8bit"), params)
     take_steps(torch.optim.Muon(expected, lr=1e-2).step, expected)
     assert optimizer.state[params[0]]["momentum_buffer"].codec.name == "softsign8"
-    assert len(baoc_compile.inspect(optimizer).as_traced) == len(params)
+    assert len(baoc_compile.inspect(optimizer).fallbacks) == len(params)
     for ours, theirs, start in zip(params, expected, parameters(), strict=True):
         moved = (theirs - start).norm()
         assert moved > 0 and (ours - theirs).norm() < 0.02 * moved
@@ -193,7 +193,7 @@ def test_centered_rmsprop_keeps_what_must_agree_exact():
     assert state["momentum_buffer"].codec.name == "softsign8"
     assert torch.isfinite(params[0]).all()
     (rule,) = baoc_compile.inspect(optimizer).rules
-    assert "square root" in rule.slot("square_avg").exact_reason
+    assert "square root" in rule.slot("square_avg").why_exact
     with pytest.raises(baoc_compile.PlanError, match="square root"):
         forced = baoc_compile.Plan.from_json(
             baoc_compile.inspect(optimizer).plan.to_json().replace('"square_avg": "fp32"', '"square_avg": "sqrt8"')

@@ -1,4 +1,4 @@
-"""Reports, planning ahead of a run, and budgets that are fitted to the device."""
+"""Reports, planning ahead of a run, and budgets that are resolved to the device."""
 
 from __future__ import annotations
 

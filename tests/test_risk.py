@@ -47,8 +47,8 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
     found = assessment.risk
     w, g, u, c = ref.weights.numpy(), ref.grads.numpy(), ref.updates.numpy(), c.float().double().numpy()
     h = np.sqrt((g**2).mean(0))
-    e = found.gain * c - u
-    b = found.gain * unrounded.numpy() - u if shares else 0 * u
+    e = found.update_scale * c - u
+    b = found.update_scale * unrounded.numpy() - u if shares else 0 * u
 
     def curved(several):
         return factor / 2 * sum(w[i] * h[i] * row[i] ** 2 for row in several for i in range(count))
@@ -77,7 +77,7 @@ def test_risk_is_its_formula(steps, count, seed, factor, shares):
     assert math.isclose(found.risk, risk + (10.0 if found.gate else 0.0), rel_tol=1e-9, abs_tol=1e-12)
     np.testing.assert_allclose(assessment.lasting, lasting(b), rtol=1e-9, atol=1e-12)
     assert math.isclose(found.interaction, curved([beside(b).sum(0)]), rel_tol=1e-9, abs_tol=1e-12)
-    assert shares or found.gain == 1.0
+    assert shares or found.update_scale == 1.0
     assert not found.excluded
 
 
@@ -136,15 +136,15 @@ def test_full_precision_has_no_risk():
     ref = reference(5, 30, 0)
     found = assess(ref, ref.updates, 100.0, ref.updates).risk
     assert (found.predicted, found.error, found.risk, found.interaction, found.relative_error) == (0.0,) * 5
-    assert found.gain == pytest.approx(1.0)
+    assert found.update_scale == pytest.approx(1.0)
 
 
 @given(scale=st.floats(1.0, 6.0), seed=st.integers(0, 99))
 def test_the_gain_fits_displacements(scale, seed):
     ref = reference(6, 50, seed)
     found = assess(ref, ref.updates * scale, 100.0, ref.updates).risk
-    assert found.gain == pytest.approx(max(1.0 / scale, 0.25))
-    assert assess(ref, ref.updates * scale, 100.0).risk.gain == 1.0
+    assert found.update_scale == pytest.approx(max(1.0 / scale, 0.25))
+    assert assess(ref, ref.updates * scale, 100.0).risk.update_scale == 1.0
 
 
 def test_the_curvature_of_a_quadratic_is_found():

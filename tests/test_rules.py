@@ -41,7 +41,7 @@ def test_signs_are_proven_from_the_traced_step(name, foreach):
         step()
     (rule,) = baoc_compile.inspect(ours).rules
     assert {s.key for s in rule.slots if s.nonnegative} == NONNEGATIVE[name]
-    assert not any(s.exact_reason for s in rule.slots)
+    assert not any(s.why_exact for s in rule.slots)
 
 
 @pytest.mark.parametrize("name", NONNEGATIVE)
@@ -134,7 +134,7 @@ def test_unusual_but_elementwise_steps_equal_eager(cls):
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
     inspection = baoc_compile.inspect(ours)
-    assert not inspection.as_traced and len(inspection.rules) == 1
+    assert not inspection.fallbacks and len(inspection.rules) == 1
     if cls is SharedClock:
         assert ours.clock.item() == 4  # counted once a step, not once a parameter
 
@@ -157,7 +157,7 @@ class LayerwiseScaled(torch.optim.Optimizer):
 
 def test_a_reduction_of_computed_values_runs_as_traced():
     eager, compiled, ours = eager_and_compiled(LayerwiseScaled, [(80, 64)] * 2, plan="8bit", inner_backend="eager")
-    assert len(baoc_compile.inspect(ours).as_traced) == 2
+    assert len(baoc_compile.inspect(ours).fallbacks) == 2
     assert ours.state[ours.param_groups[0]["params"][0]]["m"].codec.name == "softsign8"
     for a, b in zip(eager, compiled, strict=True):
         assert (a - b).norm() < 1e-2 * a.norm()

@@ -224,7 +224,7 @@ def test_candidates_are_few_and_fall_in_size(exact, shape):
     assert sizes == sorted(sizes, reverse=True)
     for c in found:
         assert c.size_bytes == sum(codec.storage_bytes(torch.Size(shape)) for codec in c.codecs.values())
-        assert not any(codec.refuses(s, torch.Size(shape)) for s, codec in zip(slots, c.codecs.values(), strict=True))
+        assert not any(codec.why_not(s, torch.Size(shape)) for s, codec in zip(slots, c.codecs.values(), strict=True))
         assert c.codecs["exp_avg_sq"].kind != "dropping"
     odd = {"exp_avg": codec_named("codebook8"), "exp_avg_sq": codec_named("ucodebook8")}
     assert odd in [dict(c.codecs) for c in list_candidates(slots, torch.Size(shape), torch.float32, odd)]

@@ -142,7 +142,7 @@ def forms_in(optimizer) -> list[dict[str, str]]:
     found = []
     for p in optimizer.param_groups[0]["params"]:
         codecs = {key: decision.codec for key, decision in session_of(optimizer).decisions[p].items()}
-        found.append({key: codec.name if codec.kind == "sharing" else "exact" for key, codec in codecs.items()})
+        found.append({key: codec.name if codec.mechanism == "sharing" else "exact" for key, codec in codecs.items()})
     return found
 
 

@@ -27,7 +27,7 @@ from baoc_compile.passes.programs.step_cost import (
     RememberedTimes,
     Sample,
     fit,
-    ns_of,
+    time_call,
     with_threads,
 )
 
@@ -64,7 +64,7 @@ def timings(monkeypatch):
         return 1000.0 * launches + 10.0 * count + 0.25 * count * numel, True
 
     monkeypatch.setattr(measure_time, "synthetic_step", synthetic)
-    monkeypatch.setattr(measure_time, "ns_of", ns)
+    monkeypatch.setattr(measure_time, "time_call", ns)
     return asked
 
 
@@ -211,8 +211,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(timings, cache):
 
 
 def test_disturbed_timings_are_used_but_not_kept(timings, cache, monkeypatch):
-    ns = measure_time.ns_of
-    monkeypatch.setattr(measure_time, "ns_of", lambda *arguments: (ns(*arguments)[0], False))
+    ns = measure_time.time_call
+    monkeypatch.setattr(measure_time, "time_call", lambda *arguments: (ns(*arguments)[0], False))
     model = TimeModel("cpu")
     assert model.cost(ADAMW, codecs(), SIGNATURE) is model.cost(ADAMW, codecs(), SIGNATURE)
     assert len(timings) == 3 and not cache.exists()
@@ -234,7 +234,7 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("configuration,dtype", CONFIGURATIONS, ids=lambda value: str(value))
 def test_synthetic_steps_have_ordinary_numbers(configuration, dtype, monkeypatch):
-    signature = Signature("cpu", dtype, dtype, SIGNATURE.counter_dtypes, has_gain=True)
+    signature = Signature("cpu", dtype, dtype, SIGNATURE.counter_dtypes, has_update_scale=True)
     (made,) = programs_of([Need(ADAMW, tuple(configuration.items()), signature)])
     params = []
     normal = measure_time._normal
@@ -270,7 +270,7 @@ def test_a_rule_on_another_device_is_measured_on_this_one(timings):
 
 def test_calls_are_timed_with_empty_caches_and_none_for_long():
     values, calls = torch.zeros(1 << 18), []
-    ns, is_quiet = ns_of(lambda: calls.append(values.add_(1.0)), CPU, 1, 0.01)
+    ns, is_quiet = time_call(lambda: calls.append(values.add_(1.0)), CPU, 1, 0.01)
     assert is_quiet and 0.0 < ns < 1e8 and LEAST_TIMINGS <= len(calls) - 2 < 100
 
 
@@ -286,6 +286,6 @@ def test_threads_are_as_before_after_an_error():
 def test_matrices_fit_the_codecs_that_share(elements, names):
     shared = [codec_named(name) for name in names]
     shape = matrix(elements, shared)
-    slot = Slot("exp_avg", recurrence_reason="", dropping_reason="")
-    assert not any(codec.refuses(slot, shape) for codec in shared)
+    slot = Slot("exp_avg", why_not_shared="", why_not_dropped="")
+    assert not any(codec.why_not(slot, shape) for codec in shared)
     assert len(shape) == 2 and shape.numel() >= elements / 2

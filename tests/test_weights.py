@@ -137,9 +137,9 @@ def test_bytes_beside_the_weight(kind, codec, per_element, clock, shape):
 
 def test_refusals_name_their_reason():
     weight = Slot(WEIGHT_KEY, weight_dtype=torch.bfloat16)
-    assert CODECS["bf16+8"].refuses(weight, torch.Size([1])) == CODECS["nearest"].refuses(weight, torch.Size([1])) == ""
-    assert "torch.float16 weights, not torch.bfloat16" in CODECS["fp16+8"].refuses(weight, torch.Size([1]))
-    assert all("is for weights" in CODECS[n].refuses(Slot("s"), torch.Size([1])) for n in ("bf16+sr", "nearest"))
+    assert CODECS["bf16+8"].why_not(weight, torch.Size([1])) == CODECS["nearest"].why_not(weight, torch.Size([1])) == ""
+    assert "torch.float16 weights, not torch.bfloat16" in CODECS["fp16+8"].why_not(weight, torch.Size([1]))
+    assert all("is for weights" in CODECS[n].why_not(Slot("s"), torch.Size([1])) for n in ("bf16+sr", "nearest"))
 
 
 @pytest.mark.parametrize("bits, bound", [(8, 1.55e-5), (16, 1.2e-7)])

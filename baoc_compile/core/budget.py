@@ -48,11 +48,11 @@ class MemoryBudget:
         return cls(str(value), amount * _UNITS[unit.upper()], "B")
 
     @property
-    def is_open(self) -> bool:
+    def is_deferred(self) -> bool:
         """Not known before the device has seen a forward and backward pass."""
         return self.unit == "fit"
 
-    def fitted(self, left_bytes: int) -> MemoryBudget:
+    def resolved(self, left_bytes: int) -> MemoryBudget:
         """The same budget once it is known what is left."""
         return MemoryBudget(self.text, left_bytes, "B")
 

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-CodecKind = Literal["rounding", "sharing", "dropping", "weight"]
+Mechanism = Literal["rounding", "sharing", "dropping", "weight"]
 
 #: What plans and `optimizer.state[p]` call the weight's own entry.
 WEIGHT_KEY = "param"
@@ -74,16 +74,16 @@ class Random:
 class Slot:
     """One state tensor of an update rule, of the parameter's shape, under the optimizer's own key; or the weight.
 
-    `nonnegative`: the rule proves that every new value is >= 0. `exact_reason`: why the slot must not be stored
-    lossily. `recurrence_reason`: why it can't be shared, `dropping_reason`: why it can't be dropped (all empty when it
+    `nonnegative`: the rule proves that every new value is >= 0. `why_exact`: why the slot must not be stored
+    lossily. `why_not_shared`: why it can't be shared, `why_not_dropped`: why it can't be dropped (all empty when it
     may be). `weight_dtype`: the parameter's type if this is the weight.
     """
 
     key: str
     nonnegative: bool = False
-    exact_reason: str = ""
-    recurrence_reason: str = "its update is not known as a rule"
-    dropping_reason: str = "its update is not known as a rule"
+    why_exact: str = ""
+    why_not_shared: str = "its update is not known as a rule"
+    why_not_dropped: str = "its update is not known as a rule"
     weight_dtype: torch.dtype | None = None
 
 
@@ -118,7 +118,7 @@ class Codec(ABC):
 
     name: str
     parts: tuple[Part, ...]
-    kind: ClassVar[CodecKind] = "rounding"
+    mechanism: ClassVar[Mechanism] = "rounding"
     #: Largest error of one storing, relative to the largest value of the group (or to the value itself, without groups).
     relative_error: float
     #: How much a slot stored so is expected to hurt learning before anything is measured; 8 bits are 1 (docs/learning.md
@@ -173,11 +173,11 @@ class Codec(ABC):
         parts = sum(self.entries(part, shape) * part.dtype.itemsize for part in self.stored_parts)
         return parts + (CLOCK_DTYPE.itemsize if self.stochastic else 0)
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
         """Why this codec may not store `slot` of a tensor of `shape`; empty when it may."""
         if slot.weight_dtype is not None:
             return f"{self.name} stores state, not weights"
-        return slot.exact_reason
+        return slot.why_exact
 
     def __repr__(self) -> str:
         return self.name

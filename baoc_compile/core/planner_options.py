@@ -13,7 +13,7 @@ RISKS = ("shadow", "proxy")
 
 
 @dataclass(frozen=True)
-class Planning:
+class PlannerOptions:
     """`time_budget`: a limit on the optimizer step's time ("2 ms", "120%" of what full precision takes); see `TimeBudget`.
     `warmup_steps`: the first plan is solved after so many steps; 0: never, the plan to start with stays.
     `sample_steps`: gradients are sampled during so many steps before a plan is solved.
@@ -40,7 +40,7 @@ class Planning:
         return {f.name for f in fields(cls)}
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Planning:
+    def parse(cls, given: Mapping[str, Any]) -> PlannerOptions:
         """From options that the user gave; None counts as not given. Raises OptionError that names the option."""
         given = {k: v for k, v in given.items() if v is not None}
         if "time_budget" in given and not isinstance(given["time_budget"], TimeBudget):

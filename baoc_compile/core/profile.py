@@ -36,9 +36,9 @@ class BlockCandidate:
     `codecs`: slot -> codec name. `size_bytes`: of the state of all its parameters. `time_ns`: of the step, over the block;
     `launch_ns` more for its `programs` (a hash), once however many blocks share them. `predicted`: expected change of the
     loss per window in nats, against full precision, of this block alone; `error`: its standard error. `risk` and
-    `interaction`: what the solver minimizes (see `passes/risk/assess_risk.py`, `passes/solve/couple.py`). `gain` multiplies the
-    updates, whose relative error (L2) is `relative_error`. `excluded`: why it must not be chosen, `gate`: why only as a last
-    resort; empty if it may.
+    `interaction`: what the solver minimizes (see `passes/risk/assess_risk.py`, `passes/solve/couple.py`). `update_scale`
+    multiplies the updates, whose relative error (L2) is `relative_error`. `excluded`: why it must not be chosen, `gate`:
+    why only as a last resort; empty if it may.
     """
 
     codecs: Mapping[str, str]
@@ -50,7 +50,7 @@ class BlockCandidate:
     error: float
     risk: float
     interaction: float = 0.0
-    gain: float = 1.0
+    update_scale: float = 1.0
     relative_error: float = math.nan
     excluded: str = ""
     gate: str = ""
@@ -101,9 +101,14 @@ class Profile:
                 **data,
                 "blocks": tuple(Block(b["role"], tuple(b["parameters"]), b["detail"]) for b in data["blocks"]),
                 "statistics": tuple(BlockStatistics(**s) for s in data["statistics"]),
-                "candidates": tuple(tuple(BlockCandidate(**c) for c in cs) for cs in data["candidates"]),
+                "candidates": tuple(tuple(_candidate(c) for c in cs) for cs in data["candidates"]),
                 "current": tuple(data["current"]),
                 "names": tuple(data["names"]),
                 "shapes": tuple(map(tuple, data["shapes"])),
             }
         )
+
+
+def _candidate(data: Mapping[str, Any]) -> BlockCandidate:
+    """`gain` is what checkpoints before 0.2 call the update scale."""
+    return BlockCandidate(**{"update_scale" if name == "gain" else name: value for name, value in data.items()})

@@ -14,7 +14,9 @@ from baoc_compile.core.codec import Codec, Sharing
 from baoc_compile.core.rule import UpdateRule
 
 Kind = Literal["element", "group", "scalar", "table", "shared"]
-OperandSource = Literal["param", "grad", "part", "clock", "salt", "counter", "scalar", "gain", "index", "group_index"]
+OperandSource = Literal[
+    "param", "grad", "part", "clock", "salt", "counter", "scalar", "update_scale", "index", "group_index"
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Operand:
     """One placeholder of a program's graph.
 
     `source` and `key` say where it comes from: a part of a slot's storage (`key` = "slot.part"), a slot's clock or
-    salt, a counter, a scalar of the rule, the parameter's gain, or the element index itself. "index" and "group_index"
+    salt, a counter, a scalar of the rule, the parameter's update_scale, or the element index itself. "index" and "group_index"
     are the folded 32-bit index of an element and of a group's first element. A "shared" operand is read spread over the
     elements; one that is written is averaged: stored = decay * stored + mean of the new values. `bits` = 4: two
     elements to a byte. `group_size`: elements to a group, for "group" operands.
@@ -53,7 +55,7 @@ class Signature:
     param_dtype: torch.dtype
     grad_dtype: torch.dtype
     counter_dtypes: tuple[tuple[str, torch.dtype], ...] = ()
-    has_gain: bool = False
+    has_update_scale: bool = False
 
     @property
     def device_type(self) -> str:
@@ -100,7 +102,7 @@ class ProgramGraph:
     @property
     def numbers(self) -> tuple[Operand, ...]:
         """The operands that a compiled program is given as numbers, in its order."""
-        return tuple(o for o in self.operands if o.source in ("scalar", "salt", "gain"))
+        return tuple(o for o in self.operands if o.source in ("scalar", "salt", "update_scale"))
 
     @property
     def averages(self) -> bool:
@@ -111,10 +113,8 @@ class ProgramGraph:
     def title(self) -> str:
         stored = ", ".join(f"{key}: {codec.name}" for key, codec in self.configuration.items()) or "no state"
         verb = "averages for rule" if self.averages else "rule"
-        gain = ", gain" if self.signature.has_gain else ""
-        return (
-            f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')}{gain})"
-        )
+        update_scale = ", update_scale" if self.signature.has_update_scale else ""
+        return f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')}{update_scale})"
 
 
 @dataclass

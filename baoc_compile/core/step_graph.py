@@ -12,7 +12,7 @@ RoleKind = Literal["param", "grad", "state", "scalar"]
 
 
 @dataclass(frozen=True)
-class Role:
+class InputRole:
     """What a graph input is to the optimizer.
 
     `parameter` indexes `ParameterTable.parameters`; -1 for scalars that belong to no parameter. `key` is the state key, or
@@ -69,8 +69,8 @@ class StepGraph:
     table: ParameterTable
     graph: fx.Graph
     attributes: dict[str, Any]
-    roles: dict[fx.Node, Role]
-    new_state: dict[fx.Node, Role]
+    roles: dict[fx.Node, InputRole]
+    new_state: dict[fx.Node, InputRole]
     arguments: list[fx.Node]
 
     @property

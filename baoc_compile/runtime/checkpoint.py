@@ -59,12 +59,14 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
             )
     if session.has_named_plan:
         return
-    if session.memory_budget is not None and not session.memory_budget.is_open:
+    if session.memory_budget is not None and not session.memory_budget.is_deferred:
         codecs = [(i, codec_named(name)) for i, e in plan.parameters.items() for name in e.slots.values()]
         shapes = {i: table.parameters[i].shape for i in plan.parameters}
         size = sum(codec.storage_bytes(shapes[i]) for i, codec in codecs)
         full = sum(
-            full_precision(table.parameters[i].dtype).storage_bytes(shapes[i]) for i, c in codecs if c.kind != "weight"
+            full_precision(table.parameters[i].dtype).storage_bytes(shapes[i])
+            for i, c in codecs
+            if c.mechanism != "weight"
         )
         limit = session.memory_budget.in_bytes(full, sum(s.numel() for s in shapes.values()))
         if size > limit:
@@ -75,7 +77,7 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
     for index, entry in plan.parameters.items():
         parameter = table.parameters[index]
         session.decisions[parameter] = {key: Decision(codec_named(name)) for key, name in entry.slots.items()}
-        session.gains[parameter] = entry.gain
+        session.update_scales[parameter] = entry.update_scale
     session.seed = plan.seed
     if session.configurator is not None and saved["configurator"] is not None:
         session.configurator.load_state_dict(saved["configurator"])
@@ -107,7 +109,7 @@ def master_weights(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:
 
 
 def _is_of_weight(value: Any) -> bool:
-    return isinstance(value, StateTensor) and value.codec.kind == "weight"
+    return isinstance(value, StateTensor) and value.codec.mechanism == "weight"
 
 
 @torch.no_grad()

@@ -15,12 +15,12 @@ from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable, StepGraph
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.passes.capture.torch_calls import module_of
-from baoc_compile.passes.migrate.migrate_state import adopt_state, state_tensors
+from baoc_compile.passes.migrate.migrate_state import migrate_state, state_tensors
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.rewrite_step import Rewritten, rewrite_step
 from baoc_compile.passes.rules.extract_rules import RuleClass
-from baoc_compile.runtime.paused_gc import no_collection
+from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
 
 
@@ -72,21 +72,21 @@ class CompiledStep:
     def bind(self) -> Rewritten:
         """Adopts the optimizer's state and builds the rewritten graph over it."""
         for other in self.session.steps:
-            other.let_go()
+            other.release()
         table = self.session.table()
         self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
-        adopt_state(self.session, self.step.table)
+        migrate_state(self.session, self.step.table)
         self.codebooks = CodebookRefresh(state_tensors(self.step.table))
-        with no_collection():
+        with paused_gc():
             self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
         bound, self.launches = bind_launches(self.rewritten.gm)
         self.run = bound.forward
         return self.rewritten
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Forgets the tensors it is bound to; the next call binds again."""
         for launch in self.launches:
-            launch.let_go()
+            launch.release()
         self.rewritten = self.run = self.codebooks = None
         self.launches = []
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import BudgetError
 from baoc_compile.core.gradient_stream import GradientStream
-from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import BlockCandidate, Profile
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.passes.blocks.group_blocks import group_blocks
 from baoc_compile.passes.capture.read_roles import make_room_for_traces
-from baoc_compile.passes.migrate.migrate_state import adopt_state
+from baoc_compile.passes.migrate.migrate_state import migrate_state
 from baoc_compile.passes.plan.make_profile import Planned, make_profile
 from baoc_compile.passes.plan.solve_plan import Solution, by_parameter, solve_profile
 from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_buffer_bytes
@@ -47,7 +47,7 @@ class Configurator:
     a time budget."""
 
     session: Session
-    planning: Planning
+    planning: PlannerOptions
     steps: int = 0
     due: int | None = None
     sampler: GradientSampler | None = None
@@ -176,13 +176,13 @@ class Configurator:
             parameter = table.parameters[i]
             for key, name in candidate.codecs.items():
                 self.session.decisions[parameter][key] = Decision(codec_named(name))
-            self.session.gains[parameter] = candidate.gain
+            self.session.update_scales[parameter] = candidate.update_scale
             self.session.blocks[parameter] = names[i]
-        compiled.let_go()
+        compiled.release()
         gc.collect()  # graphs hold tensors in cycles
         if compiled.code is not None:
             make_room_for_traces(compiled.code)
-        return adopt_state(self.session, table, within_budget=True)
+        return migrate_state(self.session, table, within_budget=True)
 
     def _note(self, text: str) -> None:
         self.history.append(f"step {self.steps}: {text}")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_collection() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Collections wait until the end; as before if they were off already."""
     was_on = gc.isenabled()
     gc.disable()

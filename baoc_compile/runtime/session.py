@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.core.codec import Codec
-from baoc_compile.core.planner_options import Planning
+from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.state.plan import ParameterPlan, Plan
 
@@ -47,10 +47,10 @@ class Session:
     is_explicit: bool = False
     has_named_plan: bool = False
     decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
-    gains: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
+    update_scales: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
     blocks: MutableMapping[torch.Tensor, str] = field(default_factory=WeakTensorKeyDictionary)
     steps: list[Any] = field(default_factory=list)
-    planning: Planning = field(default_factory=Planning)
+    planning: PlannerOptions = field(default_factory=PlannerOptions)
     configurator: Configurator | None = None
     forward: ForwardGraph | None = None
     is_in_checkpoints: bool = False
@@ -59,7 +59,9 @@ class Session:
         model = self.model() if self.model is not None else None
         return ParameterTable.of(self.optimizer(), model)
 
-    def configure(self, memory_budget: MemoryBudget | None, plan: Plan | None, seed: int, planning: Planning) -> None:
+    def configure(
+        self, memory_budget: MemoryBudget | None, plan: Plan | None, seed: int, planning: PlannerOptions
+    ) -> None:
         """Takes the user's wishes; what was already decided stays."""
         if self.is_explicit or (memory_budget is None and plan is None):
             if not self.is_explicit and self.plan is None:
@@ -79,8 +81,8 @@ class Session:
         most, which = max(ranked, default=(0, 0))
         return seen[which] if most else None
 
-    def gain(self, parameter: torch.Tensor) -> float:
-        return self.gains.get(parameter, 1.0)
+    def update_scale(self, parameter: torch.Tensor) -> float:
+        return self.update_scales.get(parameter, 1.0)
 
     def decided_plan(self) -> Plan:
         """The plan with every decision made so far, by parameter."""
@@ -90,14 +92,14 @@ class Session:
                 table.names[index],
                 tuple(p.shape),
                 {k: d.codec.name for k, d in self.decisions[p].items()},
-                self.gain(p),
+                self.update_scale(p),
             )
             for index, p in enumerate(table.parameters)
             if p in self.decisions
         }
         default = self.plan.default if self.plan is not None else {"*": "fp32"}
         budget = self.memory_budget.text if self.memory_budget is not None else ""
-        return Plan(default, parameters, self.seed, budget, self.plan.gain if self.plan is not None else 1.0)
+        return Plan(default, parameters, self.seed, budget, self.plan.update_scale if self.plan is not None else 1.0)
 
 
 #: Graphs of forward passes that this backend was given, newest last.

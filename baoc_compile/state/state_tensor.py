@@ -78,7 +78,7 @@ class StateTensor(Tensor):
     def decode_at(self, index: Tensor) -> Tensor:
         """The elements of these row-major indices (int64, any order), flat, as the codec decodes them."""
         self._refuse_weight()
-        if self.codec.kind == "dropping":
+        if self.codec.mechanism == "dropping":
             return torch.zeros(len(index), device=self.device)
         lanes = index.to(self.device)
         return self.codec.decode({p.name: self._at(p, lanes) for p in self.codec.parts}).reshape(-1)
@@ -100,7 +100,7 @@ class StateTensor(Tensor):
                 self.parts[part.name][start : start + len(chunk)] = encoded[part.name].view(-1)
 
     def _refuse_weight(self) -> None:
-        if self.codec.kind == "weight":
+        if self.codec.mechanism == "weight":
             raise StateError(f"{self!r} is what a weight's codec keeps beside the weight; it has no values of its own")
 
     def store(self, value: Tensor) -> None:
@@ -114,13 +114,13 @@ class StateTensor(Tensor):
     def store_chunks(self, read: Callable[[int, int], Tensor]) -> None:
         """`store`, of values that `read(start, stop)` gives flat, at most `CHUNK_ELEMENTS` at a time, in order."""
         self._refuse_weight()
-        if self.codec.kind == "dropping":
+        if self.codec.mechanism == "dropping":
             raise StateError(
                 f"{self!r} is not stored: only the compiled step can compute it. Call the compiled step, or prepare "
                 "the optimizer with another plan"
             )
         spans = [(a, min(a + CHUNK_ELEMENTS, self.numel())) for a in range(0, self.numel(), CHUNK_ELEMENTS)]
-        if self.codec.kind == "sharing":
+        if self.codec.mechanism == "sharing":
             self._store_means(read, spans)
             return
         tables = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "table"}
@@ -156,7 +156,9 @@ class StateTensor(Tensor):
 
     def fill(self, value: float) -> None:
         """Every element becomes `value`: one group is encoded, the others repeat it."""
-        if self.codec.kind == "sharing":  # the value is its own mean, and the product of its factors over their mean
+        if (
+            self.codec.mechanism == "sharing"
+        ):  # the value is its own mean, and the product of its factors over their mean
             for shared in self.parts.values():
                 shared.fill_(value)
             return

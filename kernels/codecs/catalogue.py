@@ -105,7 +105,7 @@ def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch
     reasons = []
     for name in FORMATS.get(choice, (choice,)):
         codec = codec_named(name) if name not in ("fp32", "fp64") else full_precision(parameter_dtype)
-        reason = codec.refuses(slot, shape)
+        reason = codec.why_not(slot, shape)
         if not reason:
             return codec, ""
         reasons.append(reason)
@@ -117,7 +117,7 @@ def weight_codec_for(choice: str, slot: Slot, shape: torch.Size) -> tuple[Codec,
     reason = ""
     for name in WEIGHT_FORMATS.get(choice, (choice,)):
         codec = codec_named(name)
-        reason = codec.refuses(slot, shape)
+        reason = codec.why_not(slot, shape)
         if not reason:
             return codec, ""
     return CODECS["nearest"], reason

@@ -165,8 +165,8 @@ class Codebook(Codec):
             step //= 2
         return below
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        return super().refuses(slot, shape) or sign_mismatch(self.name, self.signed, slot)
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        return super().why_not(slot, shape) or sign_mismatch(self.name, self.signed, slot)
 
 
 def _at(levels: Tensor, index: Tensor) -> Tensor:

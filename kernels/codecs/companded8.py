@@ -75,8 +75,8 @@ class Softsign8(Codec):
     def _value(level: Tensor, scale: Tensor) -> Tensor:
         return level / (254.0 - torch.abs(level)) * scale
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        return super().refuses(slot, shape) or sign_mismatch(self.name, True, slot)
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        return super().why_not(slot, shape) or sign_mismatch(self.name, True, slot)
 
 
 class Sqrt8(Codec):
@@ -114,5 +114,5 @@ class Sqrt8(Codec):
         root = level * (scale / 254.0)  # so divided, level 254 is the scale exactly
         return root * root
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        return super().refuses(slot, shape) or sign_mismatch(self.name, False, slot)
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        return super().why_not(slot, shape) or sign_mismatch(self.name, False, slot)

@@ -20,7 +20,7 @@ class Dropped(Codec):
     """Reads as zeros outside a compiled step. Its one part is empty; it tells torch the device."""
 
     name = "dropped"
-    kind = "dropping"
+    mechanism = "dropping"
     parts = (Part("nothing", torch.float32, "table", count=0),)
     relative_error = 1.0
     expected_harm = 30.0
@@ -28,5 +28,5 @@ class Dropped(Codec):
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError("a dropped slot has no values; the step computes them")
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        return super().refuses(slot, shape) or slot.recurrence_reason or slot.dropping_reason
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        return super().why_not(slot, shape) or slot.why_not_shared or slot.why_not_dropped

@@ -27,5 +27,5 @@ class Full(Codec):
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         return {"values": value}
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        return super().refuses(replace(slot, exact_reason=""), shape)
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        return super().why_not(replace(slot, why_exact=""), shape)

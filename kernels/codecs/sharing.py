@@ -30,7 +30,7 @@ from baoc_compile.core.codec import Codec, Part, Sharing, Slot, sign_mismatch
 class Shared(Codec):
     """One mean for each set of elements. 4 bytes for each set. `size`: the d or p of the table above."""
 
-    kind = "sharing"
+    mechanism = "sharing"
     parts = (Part("values", torch.float32, "shared"),)
     relative_error = 1.0  # nothing ties an element to the mean of its set
     expected_harm = 10.0
@@ -53,8 +53,8 @@ class Shared(Codec):
             "tensor": lambda: Sharing(numel, 1),
         }[self.form]()
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        return super().refuses(slot, shape) or slot.recurrence_reason or self._misfit(torch.Size(shape))
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        return super().why_not(slot, shape) or slot.why_not_shared or self._misfit(torch.Size(shape))
 
     def _misfit(self, shape: torch.Size) -> str:
         if self.form not in ("run", "tensor") and len(shape) < 2:
@@ -72,7 +72,7 @@ class Factored(Codec):
     """
 
     name = "factored"
-    kind = "sharing"
+    mechanism = "sharing"
     parts = tuple(Part(name, torch.float32, "shared") for name in ("rows", "columns", "mean"))
     relative_error = 1.0
     expected_harm = 6.0
@@ -85,8 +85,8 @@ class Factored(Codec):
         numel, (rows, columns) = torch.Size(shape).numel(), as_matrix(shape)
         return {"rows": Sharing(columns, rows), "columns": Sharing(1, columns), "mean": Sharing(numel, 1)}[part.name]
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
-        reason = super().refuses(slot, shape) or slot.recurrence_reason or sign_mismatch(self.name, False, slot)
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
+        reason = super().why_not(slot, shape) or slot.why_not_shared or sign_mismatch(self.name, False, slot)
         if not reason and len(shape) < 2:
             reason = f"factored needs at least 2 dimensions, not shape {tuple(shape)}"
         return reason

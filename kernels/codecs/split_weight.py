@@ -40,7 +40,7 @@ _LOWEST_EXPONENT = {torch.bfloat16: 1, torch.float16: 113}  # of normal numbers,
 class Weight(Codec):
     """`dtype`: the parameter's type, bfloat16 or float16. Its first part is the parameter itself."""
 
-    kind = "weight"
+    mechanism = "weight"
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
@@ -55,7 +55,7 @@ class Weight(Codec):
         exponent = torch.bitwise_right_shift(torch.bitwise_and(bits_of(value), 0x7FFFFFFF), 23)
         return from_bits(torch.clamp_min(exponent, _LOWEST_EXPONENT[self.dtype]) * (1 << 23))
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
         if slot.weight_dtype is None:
             return f"{self.name} is for weights (plan key {WEIGHT_KEY!r})"
         if slot.weight_dtype != self.dtype:
@@ -67,14 +67,14 @@ class NearestWeight(Codec):
     """The weight alone, rounded to nearest, as torch does: updates below half a unit are lost. 0 bytes."""
 
     name = "nearest"
-    kind = "weight"
+    mechanism = "weight"
     parts = ()
     relative_error = 2.0**-8
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError("a program reads a weight without codec by itself")
 
-    def refuses(self, slot: Slot, shape: torch.Size) -> str:
+    def why_not(self, slot: Slot, shape: torch.Size) -> str:
         return "" if slot.weight_dtype is not None else f"{self.name} is for weights (plan key {WEIGHT_KEY!r})"
 
 

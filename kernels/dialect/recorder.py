@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 
-class Recorder(TorchDispatchMode):
+class CallRecorder(TorchDispatchMode):
     """`graph`: the operations that ran inside; tensors that none of them made are its placeholders. `nodes`: by a tensor's
     `id`. Nodes carry their tensor in `meta["example_value"]`."""
 

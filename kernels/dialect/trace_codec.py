@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
 from baoc_compile.kernels.codecs.counter_hash import element_words, group_words, step_key
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, name_of, unsupported_reason
-from baoc_compile.kernels.dialect.recorder import Recorder
+from baoc_compile.kernels.dialect.recorder import CallRecorder
 
 _GROUPS = 3  # any number that is not 1
 
@@ -101,7 +101,7 @@ def _example(part: Part, width: int) -> Example:
 
 def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Example]) -> fx.Graph:
     """Raises TypeError for an operation outside the dialect."""
-    recorder = Recorder()
+    recorder = CallRecorder()
     with unset_fake_temporarily(), disable_proxy_modes_tracing(), torch.inference_mode(False), torch.no_grad():
         tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in examples]
         inputs = [recorder.node(tensor) for tensor in tensors]

@@ -120,7 +120,7 @@ class BoundLaunch:
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Forgets its tensors, whoever still holds on to it; it can't be called any more."""
         self.params, self.state, self.table, self.captured = [], [], None, []
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from baoc_compile.core.block import Block
 from baoc_compile.core.errors import OptionError
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.blocks.parameter_roles import Role, parameter_roles
+from baoc_compile.passes.blocks.parameter_roles import ParameterRole, parameter_roles
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 
 Grouping = Callable[[str, Tensor], Hashable] | Mapping[str, Hashable]
@@ -68,9 +68,9 @@ def group_blocks(
     return tuple(blocks)
 
 
-def _unseen(parameter: Tensor) -> Role:
+def _unseen(parameter: Tensor) -> ParameterRole:
     name = _BY_DIMENSIONS[parameter.ndim] if parameter.ndim < len(_BY_DIMENSIONS) else f"{parameter.ndim}d tensor"
-    return Role(name, (), -1)
+    return ParameterRole(name, (), -1)
 
 
 def _labels(table: ParameterTable, grouping: Any) -> list[Hashable]:

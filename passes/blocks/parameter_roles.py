@@ -28,7 +28,7 @@ _PASSED_BY_NAMES = ("norm", "scale")  # kinds of places that names look through
 
 
 @dataclass(frozen=True)
-class Role:
+class ParameterRole:
     """`name`: for people. `surroundings`: equal for isomorphic places. `first_use`: position in the program."""
 
     name: str
@@ -36,7 +36,7 @@ class Role:
     first_use: int
 
 
-def parameter_roles(forward: ForwardGraph) -> dict[fx.Node, Role]:
+def parameter_roles(forward: ForwardGraph) -> dict[fx.Node, ParameterRole]:
     """The role of every placeholder of a parameter that is used.
 
     A parameter that is used in several places is named after all of them, in the order of use: "embedding+head".
@@ -48,7 +48,7 @@ def parameter_roles(forward: ForwardGraph) -> dict[fx.Node, Role]:
         for parameter in parameters:
             uses[parameter].append(place)
     return {
-        parameter: Role(
+        parameter: ParameterRole(
             "+".join(dict.fromkeys(names[place] for place in places)),
             tuple(sorted({classes[place] for place in places})),
             places[0][0],

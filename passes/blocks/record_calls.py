@@ -38,7 +38,7 @@ class ForwardGraph:
                 yield index[id(parameter)], node
 
 
-class Recorder(TorchDispatchMode):
+class ForwardRecorder(TorchDispatchMode):
     """Writes every operation on the way from `inputs` to the result into a graph, and leaves what it does alone.
 
     `original` maps ids of stand-ins to parameters.

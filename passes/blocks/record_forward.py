@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from baoc_compile.passes.blocks.record_calls import ForwardGraph, Recorder
+from baoc_compile.passes.blocks.record_calls import ForwardGraph, ForwardRecorder
 
 log = logging.getLogger("baoc")
 
@@ -26,7 +26,7 @@ class Watch:
     """Waits for the first call of a model in training mode with gradients on, and records it."""
 
     watched: weakref.ref[torch.nn.Module] | None = None
-    _recorder: Recorder | None = None
+    _recorder: ForwardRecorder | None = None
 
     def __init__(self, model: torch.nn.Module, on_graph: Callable[[ForwardGraph], None]) -> None:
         self.watched = weakref.ref(model)
@@ -57,7 +57,7 @@ class Watch:
             log.info("the model is compiled in parts, so that its forward pass is not seen as a whole")
             self.remove()
             return
-        self._recorder = Recorder((args, kwargs))
+        self._recorder = ForwardRecorder((args, kwargs))
         self._recorder.__enter__()
 
     def _after(self, model: torch.nn.Module, args: Any, output: Any) -> None:
@@ -142,7 +142,7 @@ def record_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> ForwardGr
         numbers = {
             id(given): value.item() for given, value in zip(inputs, example_inputs, strict=True) if _is_number(value)
         }
-        with torch.enable_grad(), mode, Recorder(inputs, original) as recorder:
+        with torch.enable_grad(), mode, ForwardRecorder(inputs, original) as recorder:
             output = Run(gm).run(*inputs)
         forward = recorder.finish(output)
     except Exception as error:

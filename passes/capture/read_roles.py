@@ -18,7 +18,7 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch._dynamo.source import GradSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from baoc_compile.core.step_graph import ParameterTable, Role
+from baoc_compile.core.step_graph import InputRole, ParameterTable
 from baoc_compile.passes.capture.torch_calls import operation, returned_nodes
 from baoc_compile.runtime.session import sessions
 
@@ -36,8 +36,8 @@ class TracedRoles:
 
     is_step: bool
     table: ParameterTable
-    roles: dict[fx.Node, Role]
-    new_state: dict[fx.Node, Role]
+    roles: dict[fx.Node, InputRole]
+    new_state: dict[fx.Node, InputRole]
     code: CodeType | None = None
 
 
@@ -60,8 +60,8 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
         role = by_identity.get(id(value)) if isinstance(value, torch.Tensor) else None
         if role is None and isinstance(source, GradSource):
             owner = by_identity.get(id(_evaluate(source.base, translator)))
-            role = Role("grad", owner.parameter) if owner is not None else None
-        roles[node] = role or Role("scalar", key=_scalar_name(node))
+            role = InputRole("grad", owner.parameter) if owner is not None else None
+        roles[node] = role or InputRole("scalar", key=_scalar_name(node))
     return TracedRoles(True, table, roles, _new_state(gm, table, translator), translator.f_code)
 
 
@@ -134,14 +134,14 @@ def _is_written(node: fx.Node) -> bool:
     return False
 
 
-def _known_tensors(table: ParameterTable) -> Iterator[tuple[int, Role]]:
+def _known_tensors(table: ParameterTable) -> Iterator[tuple[int, InputRole]]:
     for index, parameter in enumerate(table.parameters):
-        yield id(parameter), Role("param", index)
+        yield id(parameter), InputRole("param", index)
         if parameter.grad is not None:
-            yield id(parameter.grad), Role("grad", index)
+            yield id(parameter.grad), InputRole("grad", index)
         for key, value in table.state(index).items():
             if isinstance(value, torch.Tensor):
-                yield id(value), Role("state", index, key)
+                yield id(value), InputRole("state", index, key)
 
 
 def _scalar_name(node: fx.Node) -> str:
@@ -150,10 +150,10 @@ def _scalar_name(node: fx.Node) -> str:
     return "_".join(words[words.index("groups") + 2 :]) if "groups" in words[:-2] else node.name
 
 
-def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> dict[fx.Node, Role]:
+def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> dict[fx.Node, InputRole]:
     """Outputs that the traced code stores in `optimizer.state[parameter][key]`, read off its pending side effects."""
     returned = {node.name: node for node in returned_nodes(gm.graph)}
-    found: dict[fx.Node, Role] = {}
+    found: dict[fx.Node, InputRole] = {}
     if not returned:  # all state is there already
         return found
     try:
@@ -163,7 +163,7 @@ def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> di
             for key, variable in entries:
                 node = getattr(getattr(variable, "proxy", None), "node", None)
                 if index >= 0 and node is not None and node.name in returned:
-                    found[returned[node.name]] = Role("state", index, key)
+                    found[returned[node.name]] = InputRole("state", index, key)
     except (AttributeError, TypeError, KeyError) as error:
         log.info("cannot see where new state goes (%s); it is stored as traced and compressed one step later", error)
     return found

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import Role, StepGraph
+from baoc_compile.core.step_graph import InputRole, StepGraph
 from baoc_compile.passes.capture.torch_calls import operation
 from baoc_compile.passes.capture.unbatch_foreach import alias_root
 
@@ -36,7 +36,7 @@ class Component:
     nodes: list[fx.Node] = field(default_factory=list)
     element_calls: set[fx.Node] = field(default_factory=set)
     element_inputs: set[fx.Node] = field(default_factory=set)
-    new_state: dict[fx.Node, Role] = field(default_factory=dict)
+    new_state: dict[fx.Node, InputRole] = field(default_factory=dict)
 
 
 @dataclass

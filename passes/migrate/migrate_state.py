@@ -19,7 +19,7 @@ from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor, bytes_o
 CHUNK_BYTES = 4 * CHUNK_ELEMENTS
 
 
-def adopt_state(session: Session, table: ParameterTable, *, within_budget: bool = False) -> int:
+def migrate_state(session: Session, table: ParameterTable, *, within_budget: bool = False) -> int:
     """Returns how many entries changed their form. The old tensor of each is released before the next is converted.
 
     `within_budget`: entries that shrink come first, and the old form of a large one waits outside the device's memory (in
@@ -31,7 +31,7 @@ def adopt_state(session: Session, table: ParameterTable, *, within_budget: bool 
         state = table.state(index)
         for key, decision in session.decisions.get(parameter, {}).items():
             value, codec = state.get(key), decision.codec
-            if codec.kind != "weight" and isinstance(value, Tensor) and not is_stored_by(value, codec):
+            if codec.mechanism != "weight" and isinstance(value, Tensor) and not is_stored_by(value, codec):
                 changes.append((codec.storage_bytes(value.shape) - bytes_of(value), index, key, codec))
             del value
     if within_budget:
@@ -41,17 +41,17 @@ def adopt_state(session: Session, table: ParameterTable, *, within_budget: bool 
         if within_budget and bytes_of(state[key]) > CHUNK_BYTES:
             state[key] = moved_away(state[key])
         state[key] = stored(table.parameters[index], state[key], codec, key, session.seed)
-    return len(changes) + adopt_weights(session, table)
+    return len(changes) + migrate_weights(session, table)
 
 
-def adopt_weights(session: Session, table: ParameterTable) -> int:
+def migrate_weights(session: Session, table: ParameterTable) -> int:
     """What weight codecs keep beside the weights. Not before the optimizer has made its own state: many look whether
     there is any. Returns how many entries changed."""
     changed = 0
     for index, parameter in enumerate(table.parameters):
         decisions, state = session.decisions.get(parameter, {}), table.state(index)
         codec, old = decisions[WEIGHT_KEY].codec if WEIGHT_KEY in decisions else None, state.get(WEIGHT_KEY)
-        is_early = not state and any(d.codec.kind != "weight" for d in decisions.values())
+        is_early = not state and any(d.codec.mechanism != "weight" for d in decisions.values())
         if codec is None or is_early or (isinstance(old, StateTensor) and old.codec is codec):
             continue
         if codec.stored_parts or codec.stochastic:
@@ -84,7 +84,7 @@ def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) 
     """`value`, a slot of `parameter`, in the form of `codec`: a plain tensor where that holds the same numbers. What was
     dropped starts at 0."""
     new = fresh(parameter, value.dtype, 0.0, codec, key, seed)
-    if codec.kind == "dropping":
+    if codec.mechanism == "dropping":
         return new
     flat = value if isinstance(value, StateTensor) else value.detach().reshape(-1)
 
@@ -130,7 +130,7 @@ def fresh(parameter: Tensor, dtype: torch.dtype, value: float, codec: Codec, key
     if isinstance(codec, Full) and dtype == codec.parts[0].dtype:
         return torch.full_like(parameter, value, dtype=dtype, requires_grad=False).detach()
     state = StateTensor.empty(parameter.shape, dtype, parameter.device, codec, key, seed)
-    if value and codec.kind != "dropping":
+    if value and codec.mechanism != "dropping":
         with torch.no_grad():
             state.fill(value)
     return state

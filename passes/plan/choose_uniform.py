@@ -30,7 +30,7 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
         i: slots for i, slots in slots_of.items() if any(s.key not in _decided(session, table, i) for s in slots)
     }
     if not undecided:
-        _decide_gains(session, table, slots_of)
+        _decide_update_scales(session, table, slots_of)
         return
     if not session.is_explicit:
         _keep_loaded(session, table, undecided)
@@ -44,14 +44,14 @@ def decide(session: Session, table: ParameterTable, slots_of: SlotsOf, bytes_to_
     for index, decisions in found.items():
         known = session.decisions.setdefault(table.parameters[index], {})
         known |= {key: decision for key, decision in decisions.items() if key not in known}
-    _decide_gains(session, table, slots_of)
+    _decide_update_scales(session, table, slots_of)
 
 
-def _decide_gains(session: Session, table: ParameterTable, slots_of: SlotsOf) -> None:
+def _decide_update_scales(session: Session, table: ParameterTable, slots_of: SlotsOf) -> None:
     for index in slots_of:
         parameter = table.parameters[index]
-        if session.plan is not None and parameter not in session.gains:
-            session.gains[parameter] = session.plan.gain_of(index, parameter)
+        if session.plan is not None and parameter not in session.update_scales:
+            session.update_scales[parameter] = session.plan.update_scale_of(index, parameter)
 
 
 def _decided(session: Session, table: ParameterTable, index: int) -> Mapping[str, Decision]:

@@ -61,8 +61,10 @@ def _codecs(slot: Slot, shape: torch.Size, dtype: torch.dtype) -> list[Codec]:
     found: dict[str, Codec] = {}
     for choice in BY_BLOCK:
         codec, refused = codec_for(choice, slot, shape, dtype)
-        unwise = slot.nonnegative if codec.kind == "dropping" else codec.kind == "sharing" and not slot.nonnegative
-        coarser = codec.kind == "sharing" and "factored" in found
+        unwise = (
+            slot.nonnegative if codec.mechanism == "dropping" else codec.mechanism == "sharing" and not slot.nonnegative
+        )
+        coarser = codec.mechanism == "sharing" and "factored" in found
         if not refused and not unwise and not coarser:
             found[codec.name] = codec
     return [*found.values()] or [full_precision(dtype)]

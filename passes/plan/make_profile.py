@@ -142,7 +142,7 @@ class _Maker:
             expected = NATS_PER_HARM * share * configuration.harm
             if risk is not None:
                 expected = share * proxy_risk(statistics, configuration.codecs)
-            risk = Risk(expected, expected, expected, gain=1.0 if risk is None else risk.gain)
+            risk = Risk(expected, expected, expected, update_scale=1.0 if risk is None else risk.update_scale)
         cost, elements, tensors = self._load(block, configuration)
         return BlockCandidate(
             codecs=_names(configuration.codecs),
@@ -154,7 +154,7 @@ class _Maker:
             error=risk.error,
             risk=risk.risk,
             interaction=risk.interaction,
-            gain=risk.gain,
+            update_scale=risk.update_scale,
             relative_error=risk.relative_error,
             excluded=risk.excluded,
             gate=risk.gate,

@@ -49,7 +49,9 @@ class Solution:
             for i in block.parameters:
                 kept = dict(parameters[i].slots) if i in parameters else {}
                 slots = {**kept, **candidate.codecs}
-                parameters[i] = ParameterPlan(self.profile.names[i], self.profile.shapes[i], slots, candidate.gain)
+                parameters[i] = ParameterPlan(
+                    self.profile.names[i], self.profile.shapes[i], slots, candidate.update_scale
+                )
         return replace(base, parameters=parameters, certificate=self.allocation.certificate)
 
 

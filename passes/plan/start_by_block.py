@@ -16,7 +16,7 @@ from baoc_compile.passes.solve.allocate import allocate
 from baoc_compile.state.plan import ParameterPlan, Plan
 
 #: Of updates without momentum, until it is measured: halves what dropping costs (docs/learning.md).
-GAIN_OF_DROPPED = 0.3
+UPDATE_SCALE_OF_DROPPED = 0.3
 
 
 def start_by_block(
@@ -46,6 +46,10 @@ def start_by_block(
     for members, candidates, j in zip(blocks.values(), configurations, allocation.choice, strict=False):
         for i in members:
             names = {key: codec.name for key, codec in candidates[j].codecs.items()}
-            gain = GAIN_OF_DROPPED if any(c.kind == "dropping" for c in candidates[j].codecs.values()) else 1.0
-            parameters[i] = ParameterPlan(table.names[i], tuple(table.parameters[i].shape), names, gain)
+            update_scale = (
+                UPDATE_SCALE_OF_DROPPED
+                if any(c.mechanism == "dropping" for c in candidates[j].codecs.values())
+                else 1.0
+            )
+            parameters[i] = ParameterPlan(table.names[i], tuple(table.parameters[i].shape), names, update_scale)
     return replace(plan, parameters=parameters)

@@ -28,7 +28,7 @@ def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature
 
     `configuration` gives a codec to every slot of `rule`, to every slot it creates, and possibly to the weight.
     """
-    of_kind = {k: [key for key, c in configuration.items() if c.kind == k] for k in ("dropping", "sharing")}
+    of_kind = {k: [key for key, c in configuration.items() if c.mechanism == k] for k in ("dropping", "sharing")}
     reduced = reduce_state(rule, of_kind["dropping"], of_kind["sharing"])
     return [compose_program(r, configuration, signature) for r in (*reduced.averages, reduced.update)]
 
@@ -124,8 +124,8 @@ class _Composer(GraphBuilder):
             self._operand(rule_input.name, "scalar", counter_dtypes[rule_input.name], "counter", rule_input.key)
         for rule_input in self.rule.inputs_of("scalar"):
             self._operand(rule_input.name, "scalar", torch.float64, "scalar", rule_input.name)
-        if signature.has_gain:
-            self._operand("gain", "scalar", torch.float64, "gain")
+        if signature.has_update_scale:
+            self._operand("update_scale", "scalar", torch.float64, "update_scale")
         self._operand("index", "element", torch.int32, "index")
         for size in sorted({codec.group_size or self.width for codec in self.configuration.values()}):
             self._operand(_group_index(size), "group", torch.int32, "group_index", group_size=size)
@@ -158,8 +158,8 @@ class _Composer(GraphBuilder):
     def _write(self, name: str, value: fx.Node) -> None:
         key = next((i.key for i in self.rule.inputs if i.name == name and i.kind == "slot"), name)
         codec = self.configuration.get(key)
-        if name == "param" and self.signature.has_gain:
-            value = self._with_gain(value)
+        if name == "param" and self.signature.has_update_scale:
+            value = self._with_update_scale(value)
         if codec is None:
             self.written[name] = self.cast(value, self.operands[name].dtype, f"{name}_new")
             return
@@ -178,12 +178,12 @@ class _Composer(GraphBuilder):
         for part, node in zip(encoded_parts(codec), stored, strict=True):
             self.written[self._part_name(key, part)] = node
 
-    def _with_gain(self, value: fx.Node) -> fx.Node:
-        """param + gain * (new - param)."""
+    def _with_update_scale(self, value: fx.Node) -> fx.Node:
+        """param + update_scale * (new - param)."""
         old = self.values["param"]
         for target, other in (
             (torch.ops.aten.sub.Tensor, old),
-            (torch.ops.aten.mul.Tensor, self.nodes["gain"]),
+            (torch.ops.aten.mul.Tensor, self.nodes["update_scale"]),
             (torch.ops.aten.add.Tensor, old),
         ):
             meta = dict(value.meta)

@@ -45,13 +45,13 @@ def need_of(step: StepGraph, session: Session, rule: UpdateRule, piece: Slice) -
     grads = [n for n in piece.inputs if step.roles.get(n) and step.roles[n].kind == "grad"]
     grad_dtype = grads[0].meta["example_value"].dtype if grads else parameter.dtype
     counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
-    has_gain = session.gain(parameter) != 1.0
-    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, has_gain)
+    has_update_scale = session.update_scale(parameter) != 1.0
+    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, has_update_scale)
 
     decisions = session.decisions.get(parameter, {})
     configuration = {slot.key: decisions[slot.key].codec for slot in rule.slots}
     weight = state.get(WEIGHT_KEY)
-    if isinstance(weight, StateTensor) and weight.codec.kind == "weight":
+    if isinstance(weight, StateTensor) and weight.codec.mechanism == "weight":
         configuration[WEIGHT_KEY] = weight.codec
     configuration |= {key: full_precision(parameter.dtype) for key in rule.created}
     return Need(rule, tuple(configuration.items()), signature)

@@ -29,7 +29,15 @@ from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
 from baoc_compile.kernels.triton.expressions import CannotEmit
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.make_programs import Need, programs_of
-from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes, Sample, device_name, fit, ns_of, with_threads
+from baoc_compile.passes.programs.step_cost import (
+    Cost,
+    RememberedTimes,
+    Sample,
+    device_name,
+    fit,
+    time_call,
+    with_threads,
+)
 
 #: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
 #: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a twentieth for the step
@@ -128,7 +136,7 @@ class TimeModel:
             source = torch.ones(MOST_BYTES // 4 // 4, device=self.device)
             target = torch.zeros_like(source)
             with with_threads(self.threads):
-                ns, is_quiet = ns_of(lambda: target.copy_(source), self.device, self.threads, LARGE_SECONDS)
+                ns, is_quiet = time_call(lambda: target.copy_(source), self.device, self.threads, LARGE_SECONDS)
             self._bytes_per_ns = 2 * source.nbytes / ns
             if is_quiet:
                 self.remembered.keep(key, self._bytes_per_ns)
@@ -150,7 +158,7 @@ class TimeModel:
 
         def timed(tensors: int, elements: int, threads: int, seconds: float) -> tuple[Sample, bool]:
             shape = matrix(elements // tensors, codecs.values())
-            ns, is_quiet = ns_of(synthetic_step(made, codecs, shape, tensors), self.device, threads, seconds)
+            ns, is_quiet = time_call(synthetic_step(made, codecs, shape, tensors), self.device, threads, seconds)
             return Sample(tensors, tensors * shape.numel(), ns), is_quiet
 
         with with_threads(self.threads):

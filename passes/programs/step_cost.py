@@ -1,4 +1,4 @@
-"""The time of an optimizer step: what programs cost, how that is fitted to timings, and where it is remembered."""
+"""The time of an optimizer step: what programs cost, how that is resolved to timings, and where it is remembered."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 def fit(samples: Sequence[Sample]) -> tuple[float, float, float]:
     """Nanoseconds (per launch, per tensor, per element), none negative, of the least squared relative errors.
 
-    Where a coefficient would be negative, the most negative one is 0 and the others are fitted again. Raises ValueError
+    Where a coefficient would be negative, the most negative one is 0 and the others are resolved again. Raises ValueError
     without a sample.
     """
     if not samples:
@@ -144,7 +144,7 @@ LEAST_SHARE = 0.75
 CACHE_BYTES = 1 << 26
 
 
-def ns_of(call: Callable[[], object], device: torch.device, threads: int, seconds: float) -> tuple[float, bool]:
+def time_call(call: Callable[[], object], device: torch.device, threads: int, seconds: float) -> tuple[float, bool]:
     """Nanoseconds of a call, timed for about so many seconds of processors after two calls that warm it up, and whether
     it had them to itself. The lower quartile: what disturbs a timing only adds to it.
 

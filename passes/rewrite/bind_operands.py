@@ -103,8 +103,8 @@ class OperandBinder:
                 nodes[operand.name] = self.attribute(live_state[key].parts["clock"], f"{name}_{key}_clock")
             elif operand.source == "salt":
                 numbers[operand.name] = float(live_state[key].salt)
-            elif operand.source == "gain":
-                numbers[operand.name] = self.session.gain(parameter)
+            elif operand.source == "update_scale":
+                numbers[operand.name] = self.session.update_scale(parameter)
             elif operand.source == "counter":
                 nodes[operand.name] = self.attribute(live_state[key], f"{name}_{key}")
             elif operand.source == "scalar" and keys[operand.name] in constants:

@@ -13,7 +13,7 @@ from baoc_compile.core.step_graph import StepGraph
 from baoc_compile.kernels.launch.fused_update import Launch
 from baoc_compile.passes.programs.make_programs import Need, need_of, programs_of
 from baoc_compile.passes.rewrite.bind_operands import OperandBinder
-from baoc_compile.passes.rewrite.run_as_traced import AsTraced
+from baoc_compile.passes.rewrite.run_fallback import Fallback
 from baoc_compile.passes.rules.extract_rules import RuleClass, Slice, slice_component
 from baoc_compile.runtime.session import Session
 
@@ -24,7 +24,7 @@ class Rewritten:
 
     gm: fx.GraphModule
     launches: list[Launch]
-    as_traced: list[AsTraced]
+    fallbacks: list[Fallback]
     bound: dict[fx.Node, Any] = field(default_factory=dict)
 
 
@@ -48,11 +48,11 @@ class _Rewriter(OperandBinder):
                 self.input(i)
             self.nodes[node] = self.graph.node_copy(node, lambda old: self.nodes[old])
         groups: dict[Need, list[Slice]] = defaultdict(list)
-        traced: list[AsTraced] = []
+        traced: list[Fallback] = []
         for rule_class in classes:
             for piece in rule_class.members:
                 if rule_class.rule is None:
-                    traced.append(self._as_traced(rule_class, piece))
+                    traced.append(self._fallback(rule_class, piece))
                 else:
                     groups[need_of(self.step, self.session, rule_class.rule, piece)].append(piece)
         launches = [
@@ -87,11 +87,11 @@ class _Rewriter(OperandBinder):
 
     # what is not elementwise
 
-    def _as_traced(self, rule_class: RuleClass, piece: Slice) -> AsTraced:
+    def _fallback(self, rule_class: RuleClass, piece: Slice) -> Fallback:
         """Runs a piece as it was traced, between decoding and encoding its state."""
         piece = slice_component(self.step, piece.component, in_program_order=True)
         names = "_".join(self.step.table.short_name(i) for i in piece.component.parameters[:2])
-        runner = AsTraced(piece, rule_class.reason, names, self.inner_backend)
+        runner = Fallback(piece, rule_class.reason, names, self.inner_backend)
         inputs = []
         for node in piece.inputs:
             role = self.step.roles.get(node)
@@ -102,7 +102,7 @@ class _Rewriter(OperandBinder):
                     self.bound[node] = live
             else:
                 inputs.append(self.input(node))
-        call = self.graph.call_function(runner, (inputs,), name=f"as_traced_{names}")
+        call = self.graph.call_function(runner, (inputs,), name=f"fallback_{names}")
         call.meta["baoc"] = runner
         for position, node in enumerate(piece.component.new_state):
             self.results[node] = self.graph.call_function(_item, (call, position))

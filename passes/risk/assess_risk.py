@@ -1,7 +1,7 @@
 """Risk: what a configuration is expected to do to the loss, in nats per window, from shadow runs on sampled gradients.
 
 With u[t, i] the update of full precision, c[t, i] that of the configuration, g[t, i] the gradient before step t, and
-w[i] the number of elements that sample i stands for, the error of an update is e = gain * c - u, and
+w[i] the number of elements that sample i stands for, the error of an update is e = update_scale * c - u, and
 
     coherent   F(e) = sum_t sum_i w[i] g[t+1, i] e[t, i]
     noise      N(e) = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
@@ -73,8 +73,8 @@ STALL = 0.95
 #: Nats per window.
 GATED = 10.0
 
-#: Below this, gains would make a block stop learning rather than learn without noise.
-SMALLEST_GAIN = 0.25
+#: Below this, update scales would make a block stop learning rather than learn without noise.
+SMALLEST_UPDATE_SCALE = 0.25
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Risk:
     error: float
     risk: float
     interaction: float = 0.0
-    gain: float = 1.0
+    update_scale: float = 1.0
     relative_error: float = math.nan
     excluded: str = ""
     gate: str = ""
@@ -134,17 +134,17 @@ def curvature(references: list[Reference]) -> float:
 
 def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None) -> Assessment:
     """`updates` `[T, S]`: c. `factor`: the curvature. `unrounded` `[T, S]`: the updates without rounding, of a configuration
-    that shares or drops state. Such a one may get a gain: the least-squares factor of the displacements over the window,
+    that shares or drops state. Such a one may get an update scale: the least-squares factor of the displacements over the window,
     weighted by w h, in 0.25 ... 1."""
     c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
     if not all(bool(x.isfinite().all()) for x in (c, unrounded) if x is not None):
         excluded = Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
         return Assessment(excluded, torch.zeros(len(u), dtype=u.dtype))
-    gain, bias = 1.0, torch.zeros_like(u)
+    update_scale, bias = 1.0, torch.zeros_like(u)
     if unrounded is not None:
-        gain = min(max(_along(reference, u, c), SMALLEST_GAIN), 1.0)
-        bias = gain * unrounded.double() - u
-    e = gain * c - u
+        update_scale = min(max(_along(reference, u, c), SMALLEST_UPDATE_SCALE), 1.0)
+        bias = update_scale * unrounded.double() - u
+    e = update_scale * c - u
     coherent, error = _sum((reference.grads[1:] * e * w).sum(1))
     lasting, lasting_error = _sum(_lasting(reference, e - bias))
 
@@ -153,7 +153,7 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
 
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
-    gate = _gate(reference, gain * c, e, e - bias)
+    gate = _gate(reference, update_scale * c, e, e - bias)
     risk = Risk(
         predicted=coherent + SHARE * curved(e),
         error=error,
@@ -162,7 +162,7 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
         + SHARE * curved(_beside(reference, e - bias))
         + (GATED if gate else 0.0),
         interaction=curved(_beside(reference, bias).sum(0)),
-        gain=gain,
+        update_scale=update_scale,
         relative_error=relative,
         gate=gate,
     )

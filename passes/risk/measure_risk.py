@@ -56,9 +56,9 @@ def measure_risk(
 
 def without_rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec] | None:
     """None if the configuration does nothing else."""
-    if all(c.kind == "rounding" for c in codecs.values()):
+    if all(c.mechanism == "rounding" for c in codecs.values()):
         return None
-    return {key: full_precision(torch.float32) if c.kind == "rounding" else c for key, c in codecs.items()}
+    return {key: full_precision(torch.float32) if c.mechanism == "rounding" else c for key, c in codecs.items()}
 
 
 class ShadowRuns:

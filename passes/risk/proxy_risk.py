@@ -25,9 +25,9 @@ def proxy_risk(statistics: BlockStatistics, codecs: Mapping[str, Codec]) -> floa
     total = 0.0
     spread = 1.0 + (statistics.anisotropy if math.isfinite(statistics.anisotropy) else 0.0)
     for key, codec in codecs.items():
-        if codec.kind == "dropping":
+        if codec.mechanism == "dropping":
             total += 1.0 - (statistics.stability if math.isfinite(statistics.stability) else 0.0)
-        elif codec.kind == "sharing":
+        elif codec.mechanism == "sharing":
             ratios = (statistics.snr or {}).get(key, {})
             best = ratios.get(AXIS.get(codec.name, ""), max(ratios.values(), default=0.0))
             total += spread / (1.0 + best)

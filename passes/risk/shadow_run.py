@@ -74,12 +74,12 @@ class ShadowRun:
 
     def _start(self, key: str, codec: Codec, salt: int) -> None:
         """The slot as the codec stores it."""
-        if codec.kind == "sharing":
+        if codec.mechanism == "sharing":
             for part in codec.parts:
                 means = [s.shared[key].start[_mean_name(codec, part.name)] for s in self.samples.streams]
                 self.stored[f"{key}_{part.name}"] = self._spread(means)
             return
-        if codec.kind == "dropping":
+        if codec.mechanism == "dropping":
             return
         width = codec.group_size or self.width
         index = self.lanes.view(-1, width)
@@ -106,7 +106,7 @@ class ShadowRun:
         """The update of step t, flat: new weights less `param`."""
         numbers = self.samples.streams[0].numbers[t]
         for key, codec in self.codecs.items():
-            if codec.kind == "sharing":
+            if codec.mechanism == "sharing":
                 self._average(t, key, codec)
         given = {"param": param.view(self.lanes.shape), "grad": grad.view(self.lanes.shape)}
         values = [self._value(o, given, numbers) if o.read else None for o in self.graph.operands]

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable, Role, StepGraph
-from baoc_compile.kernels.dialect.recorder import Recorder
+from baoc_compile.core.step_graph import InputRole, ParameterTable, StepGraph
+from baoc_compile.kernels.dialect.recorder import CallRecorder
 from baoc_compile.passes.capture.split_components import split_components
 from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
 from baoc_compile.passes.rules.extract_rules import extract_rules
@@ -101,7 +101,7 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
         filled, again = _miniature(optimizer, group, value, grad, defaultdict(dict))
         if state:
             filled.state[again] = state
-        with Recorder() as recorder:
+        with CallRecorder() as recorder:
             _step(filled)
     except Exception as error:
         raise UnsupportedStep(
@@ -163,14 +163,14 @@ def _same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _read_rule(
-    recorder: Recorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
+    recorder: CallRecorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
 ) -> tuple[UpdateRule | None, str]:
     """`before`: the state's entries as the step found them."""
     table = ParameterTable.of(optimizer)
-    known = {id(parameter): Role("param", 0), id(grad): Role("grad", 0)}
-    known |= {id(v): Role("state", 0, k) for k, v in before.items() if isinstance(v, Tensor)}
+    known = {id(parameter): InputRole("param", 0), id(grad): InputRole("grad", 0)}
+    known |= {id(v): InputRole("state", 0, k) for k, v in before.items() if isinstance(v, Tensor)}
     replaced = {
-        recorder.nodes[id(v)]: Role("state", 0, k)
+        recorder.nodes[id(v)]: InputRole("state", 0, k)
         for k, v in table.state(0).items()
         if isinstance(v, Tensor) and v is not before.get(k) and id(v) in recorder.nodes
     }
@@ -182,7 +182,7 @@ def _read_rule(
     recorder.graph.output(tuple(replaced))
     flat = unbatch_foreach(fx.GraphModule(torch.nn.Module(), recorder.graph))
     roles = {
-        flat.inputs[node]: known.get(id(node.meta["example_value"]), Role("scalar", key=node.name))
+        flat.inputs[node]: known.get(id(node.meta["example_value"]), InputRole("scalar", key=node.name))
         for node in placeholders
     }
     step = StepGraph(

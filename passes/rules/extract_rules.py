@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from baoc_compile.core.rule import UpdateRule, bounds_of
-from baoc_compile.core.step_graph import Role, StepGraph
+from baoc_compile.core.step_graph import InputRole, StepGraph
 from baoc_compile.passes.capture.split_components import Component
 from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS, operation
 from baoc_compile.passes.capture.unbatch_foreach import alias_root
@@ -34,7 +34,7 @@ class Slice:
     graph: fx.Graph
     inputs: list[fx.Node]
     constants: list[float]
-    new_state: list[Role]
+    new_state: list[InputRole]
     signature: Hashable
 
 

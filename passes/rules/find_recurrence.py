@@ -46,7 +46,7 @@ class Recurrence:
 def prove_recurrences(
     gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: Sequence[Slot]
 ) -> tuple[Slot, ...]:
-    """`slots` with `recurrence_reason` and `dropping_reason` filled in."""
+    """`slots` with `why_not_shared` and `why_not_dropped` filled in."""
     return tuple(_proven(gm, inputs, outputs, slot) for slot in slots)
 
 
@@ -54,14 +54,14 @@ def _proven(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[s
     try:
         recurrence = find_recurrence(gm, inputs, outputs, slot.key)
     except NoRecurrence as why:
-        return replace(slot, recurrence_reason=f"{slot.key!r} {why}", dropping_reason="")
+        return replace(slot, why_not_shared=f"{slot.key!r} {why}", why_not_dropped="")
     counters = [i.name for i in inputs if i.kind == "counter"]
     reason = ""
     if any(recurrence.reads(name, recurrence.decay) for name in counters):
         reason = f"the decay of {slot.key!r} changes with the step count, so it has no steady state"
     elif recurrence.decay == 1.0 and not step_counters(gm, inputs, outputs):
         reason = f"{slot.key!r} grows without end, and the rule counts no steps"
-    return replace(slot, recurrence_reason="", dropping_reason=reason)
+    return replace(slot, why_not_shared="", why_not_dropped=reason)
 
 
 def find_recurrence(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], key: str) -> Recurrence:

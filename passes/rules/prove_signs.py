@@ -27,7 +27,7 @@ NONNEGATIVE: Interval = (0.0, math.inf)
 def prove_signs(
     gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: list[Slot]
 ) -> tuple[Slot, ...]:
-    """`slots` with `nonnegative` and `exact_reason` filled in."""
+    """`slots` with `nonnegative` and `why_exact` filled in."""
     (returned,) = gm.graph.output_node().args
     new_value = dict(zip(outputs, returned, strict=True))
     names = {i.key: i.name for i in inputs if i.kind == "slot"}
@@ -38,8 +38,8 @@ def prove_signs(
         if not failed:
             break
         proven -= failed
-    exact = _exact_reasons(gm, intervals, {i.name: i.key for i in inputs if i.kind == "slot"})
-    return tuple(replace(s, nonnegative=names[s.key] in proven, exact_reason=exact.get(s.key, "")) for s in slots)
+    exact = _why_exact(gm, intervals, {i.name: i.key for i in inputs if i.kind == "slot"})
+    return tuple(replace(s, nonnegative=names[s.key] in proven, why_exact=exact.get(s.key, "")) for s in slots)
 
 
 def _intervals(gm: fx.GraphModule, known: dict[str, Interval]) -> dict[fx.Node, Interval]:
@@ -127,7 +127,7 @@ _RULES: dict[str, Callable[..., Interval]] = {
 }
 
 
-def _exact_reasons(gm: fx.GraphModule, intervals: dict[fx.Node, Interval], slots: dict[str, str]) -> dict[str, str]:
+def _why_exact(gm: fx.GraphModule, intervals: dict[fx.Node, Interval], slots: dict[str, str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for node in gm.graph.nodes:
         if node.op != "call_function" or node.target.overloadpacket.__name__ not in ("sqrt", "rsqrt", "log"):

@@ -11,7 +11,7 @@ import numpy as np
 from baoc_compile.core.allocation import Allocation, Candidate
 from baoc_compile.core.errors import BudgetError
 from baoc_compile.passes.solve.frontier import frontier
-from baoc_compile.passes.solve.instance import Knapsack, Table, whole_times
+from baoc_compile.passes.solve.instance import Instance, Knapsack, whole_times
 from baoc_compile.passes.solve.relax import relax
 from baoc_compile.passes.solve.settle_ties import settle_ties
 from baoc_compile.passes.solve.solve_knapsack import Solution, solve_knapsack
@@ -30,7 +30,7 @@ def allocate(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns:
 
     Raises BudgetError, which names budgets that are accepted; ValueError for an item that has no finite candidates.
     """
-    table = Table.of(items)
+    table = Instance.of(items)
     if budget_ns is not None and math.isnan(budget_ns):
         raise ValueError("the time budget is not a number")
     if budget_ns == math.inf:
@@ -57,7 +57,7 @@ class Relaxed(NamedTuple):
 
 def relaxed(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: float | None = None) -> Relaxed | None:
     """None if not even fractions of candidates fit."""
-    table = Table.of(items)
+    table = Instance.of(items)
     knapsack = _knapsack(table, table.risk, budget_bytes, budget_ns)
     relaxation = relax(knapsack) if knapsack is not None else None
     if relaxation is None:
@@ -72,20 +72,20 @@ def relaxed(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: 
     )
 
 
-def _fits(table: Table, choice: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> bool:
+def _fits(table: Instance, choice: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> bool:
     return (budget_bytes is None or table.bytes_of(choice) <= budget_bytes) and (
         budget_ns is None or table.time_of(choice) <= budget_ns
     )
 
 
-def _least(table: Table, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Solution:
+def _least(table: Instance, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Solution:
     knapsack = _knapsack(table, cost, budget_bytes, budget_ns)
     if knapsack is None:
         return Solution(None, math.inf, False)
     return solve_knapsack(knapsack, lambda choice: _fits(table, choice, budget_bytes, budget_ns))
 
 
-def _knapsack(table: Table, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Knapsack | None:
+def _knapsack(table: Instance, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Knapsack | None:
     weights, budgets, exists = [], [], table.exists
     if budget_bytes is not None:
         weights.append(table.size_bytes)
@@ -97,7 +97,7 @@ def _knapsack(table: Table, cost: np.ndarray, budget_bytes: int | None, budget_n
     return Knapsack.of(cost, weights, budgets, exists)
 
 
-def _ends(table: Table, budget_bytes: int, budget_ns: float | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _ends(table: Instance, budget_bytes: int, budget_ns: float | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The smallest choice within the time budget, and the fastest one within the memory budget; None: there is none."""
     sizes = table.size_bytes.astype(float)
     if budget_ns is None:
@@ -107,7 +107,7 @@ def _ends(table: Table, budget_bytes: int, budget_ns: float | None) -> tuple[np.
 
 
 def _refusal(
-    table: Table,
+    table: Instance,
     budget_bytes: int,
     budget_ns: float | None,
     smallest: np.ndarray | None,

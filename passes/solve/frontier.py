@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from baoc_compile.core.allocation import Allocation, Candidate
-from baoc_compile.passes.solve.instance import Table
+from baoc_compile.passes.solve.instance import Instance
 
 POINTS = 500  # returned at most
 LABELS = 2_000_000  # made in all: beyond, only the hull is returned
@@ -24,7 +24,7 @@ def frontier(items: Sequence[Sequence[Candidate]]) -> tuple[Allocation, ...]:
     along the blocks' own hulls in order of risk saved per byte (Sinha & Zoltners 1979). Of more than POINTS,
     some that are evenly spread, first and last included. Raises ValueError for an item that has no finite candidates.
     """
-    table = Table.of(items)
+    table = Instance.of(items)
     choices = _all(table)
     if choices is None:
         choices = _hull(table)
@@ -37,7 +37,7 @@ def frontier(items: Sequence[Sequence[Candidate]]) -> tuple[Allocation, ...]:
     return tuple(points)
 
 
-def _all(table: Table) -> np.ndarray | None:
+def _all(table: Instance) -> np.ndarray | None:
     """The choices (points, blocks) of the whole frontier; None if that takes too many labels."""
     size_bytes, risk = np.zeros(1, np.int64), np.zeros(1)
     history: list[tuple[np.ndarray, np.ndarray]] = []
@@ -61,7 +61,7 @@ def _all(table: Table) -> np.ndarray | None:
     return choices
 
 
-def _hull(table: Table) -> np.ndarray:
+def _hull(table: Instance) -> np.ndarray:
     """The choices (points, blocks) along the lower convex hull of the frontier."""
     steps, first = [], []
     for i in range(len(table.exists)):

@@ -13,7 +13,7 @@ from baoc_compile.core.allocation import Candidate
 
 
 @dataclass(frozen=True)
-class Table:
+class Instance:
     """The candidates as arrays (blocks, candidates), sorted, so that the order in which they are listed plays no role."""
 
     size_bytes: np.ndarray  # int64
@@ -24,7 +24,7 @@ class Table:
     candidates: tuple[tuple[int, ...], ...]  # row, column -> candidate
 
     @classmethod
-    def of(cls, items: Sequence[Sequence[Candidate]]) -> Table:
+    def of(cls, items: Sequence[Sequence[Candidate]]) -> Instance:
         rows = []
         for i, candidates in enumerate(items):
             if not candidates:

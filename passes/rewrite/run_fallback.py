@@ -13,7 +13,7 @@ from baoc_compile.state.state_tensor import StateTensor
 _COMPILED: dict[Any, Any] = {}
 
 
-class AsTraced:
+class Fallback:
     """Callable over the piece's inputs; changes parameters and state in place and returns new state.
 
     `reason` says why the piece is not one of the fused programs. Pieces of the same structure and shapes share one
@@ -22,7 +22,7 @@ class AsTraced:
 
     def __init__(self, piece: Slice, reason: str, name: str, inner_backend: Any):
         self.reason, self.constants = reason, piece.constants
-        self.__name__ = f"as_traced_{name}"
+        self.__name__ = f"fallback_{name}"
         shapes = tuple(getattr(n.meta.get("example_value"), "shape", None) for n in piece.inputs)
         dtypes = tuple(getattr(n.meta.get("example_value"), "dtype", None) for n in piece.inputs)
         key = (piece.signature, shapes, dtypes, str(inner_backend))
