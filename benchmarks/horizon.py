@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from unittest.mock import patch
 
 import torch
-from learning import DOCS, WORKLOADS, cpu_name, warmup_then_cosine
+from learning import WORKLOADS, cpu_name, warmup_then_cosine
+from paths import DOCS
 
 import baoc_compile
 from baoc_compile.passes.plan import make_profile

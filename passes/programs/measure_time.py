@@ -40,8 +40,8 @@ from baoc_compile.passes.programs.step_cost import (
 )
 
 #: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
-#: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a twentieth for the step
-#: and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
+#: On an AMD EPYC, after a forward and backward pass (benchmarks/results/time_model.json). With warm caches it is a twentieth
+#: for the step and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
 HOST_NS_PER_STEP = 400_000.0
 HOST_NS_PER_TENSOR = 2_000.0
 
