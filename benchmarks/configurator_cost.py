@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from learning import WORKLOADS
 from paired import machine
+from paths import RESULTS
 
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 import torch
 from learning import REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
-from paths import RESULTS, shown_at
 from matplotlib.figure import Figure
+from paths import RESULTS, shown_at
 from scipy.stats import ttest_1samp
 
 import baoc_compile

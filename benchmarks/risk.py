@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 from learning import CONFIGURATIONS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
-from paths import RESULTS, shown_at
 from matplotlib.figure import Figure
+from paths import RESULTS, shown_at
 from scipy.stats import spearmanr
 
 import baoc_compile

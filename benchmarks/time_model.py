@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from models import Shape, count, resnet
 from paired import Spread, machine
-from paths import RESULTS
+from paths import RESULTS, ROOT
 from rich.console import Console
 from rich.table import Table
 
