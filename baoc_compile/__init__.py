@@ -29,6 +29,8 @@ from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor, state_bytes
 
+__version__ = "0.2.0"
+
 __all__ = [
     "BaocError",
     "BaocWarning",
