@@ -179,11 +179,11 @@ def predict(optimizer: Any, case: Case) -> dict[str, float]:
         model.remembered = RememberedTimes(Path(empty) / "step_times.json")
         for is_measured in (False, True):
             loads: dict[Cost, list[int]] = defaultdict(lambda: [0, 0])
-            for parameter, schema in zip(table.parameters, discover_state(table), strict=True):
+            for i, (parameter, schema) in enumerate(zip(table.parameters, discover_state(table), strict=True)):
                 assert schema.rule is not None and schema.first is not None
                 counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
                 signature = Signature(str(parameter.device), parameter.dtype, parameter.dtype, counters)
-                codecs = {key: decision.codec for key, decision in session.decisions[parameter].items()}
+                codecs = session.storage.of(i).codecs
                 load = loads[model.cost(schema.rule, codecs, signature, measure=is_measured)]
                 load[0] += parameter.numel()
                 load[1] += 1

@@ -250,17 +250,3 @@ def rebuild_state_tensor(
 
 
 torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor])
-
-
-def bytes_of(value: Any) -> int:
-    """Exact bytes of one state entry; numbers and other Python objects count nothing."""
-    if isinstance(value, StateTensor):
-        return value.storage_bytes
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
-    return sum(
-        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
-    )

@@ -7,7 +7,7 @@ traced, and the dictionaries that the traced code will have changed when it retu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -20,7 +20,6 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from baoc_compile.core.step_graph import InputRole, ParameterTable
 from baoc_compile.passes.capture.torch_calls import operation, returned_nodes
-from baoc_compile.runtime.session import sessions
 
 log = logging.getLogger("baoc")
 
@@ -41,8 +40,11 @@ class TracedRoles:
     code: CodeType | None = None
 
 
-def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
-    """None when the graph is not an optimizer step (it then goes to the inner backend untouched)."""
+def read_roles(gm: fx.GraphModule, known: Iterable[Any] = ()) -> TracedRoles | None:
+    """None when the graph is not an optimizer step (it then goes to the inner backend untouched).
+
+    known: optimizers whose state a part of a step may change out of sight of its own frame.
+    """
     translator = InstructionTranslator.current_tx()
     if translator is None:
         return None
@@ -50,7 +52,6 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
     candidates = list(_optimizers(inputs, translator))
     optimizer = next((o for o in candidates if _changes(_parameters(o), inputs)), None)
     if optimizer is None:
-        known = [o for session in sessions() if (o := session.optimizer()) is not None]
         partly = next((o for o in (*candidates, *known) if _changes(_state_tensors(o) | _parameters(o), inputs)), None)
         return None if partly is None else TracedRoles(False, ParameterTable.of(partly), {}, {})
     table = ParameterTable.of(optimizer)
