@@ -8,7 +8,8 @@ step = torch.compile(optimizer.step, backend="baoc")
 from baoc_compile import _checkout  # noqa: F401  (first: it finds passes/ and kernels/)
 from baoc_compile.backend import baoc
 from baoc_compile.cast_model import CastReport, cast_model
-from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
+from baoc_compile.configurations import ConfigurationTable, configurations
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.core.errors import (
     BaocError,
     BaocWarning,

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import DOCS, WORKLOADS
+from learning import WORKLOADS
 from paired import machine
+from paths import RESULTS
 
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
@@ -114,7 +115,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of each plan in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", nargs="*", type=int, default=[400], help="none: time budgets only")
-    parser.add_argument("--out", type=Path, default=DOCS / "configurator_cost.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "configurator_cost.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # many optimizers step by the same code here

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from learning import DOCS, REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
+from learning import REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
 from matplotlib.figure import Figure
+from paths import RESULTS, shown_at
 from scipy.stats import ttest_1samp
 
 import baoc_compile
@@ -101,7 +102,7 @@ def solve_at_random(
 
 def uniform_losses(workload: str) -> dict[str, tuple[float, dict[int, float]]]:
     """Configuration -> bytes per parameter and loss by seed."""
-    runs = json.loads((DOCS / "learning.json").read_text()).values()
+    runs = json.loads((RESULTS / "learning.json").read_text()).values()
     found: dict[str, tuple[float, dict[int, float]]] = {}
     for r in runs:
         if r["workload"] == workload:
@@ -225,7 +226,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DOCS / "decisions.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "decisions.json")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the report")
     options = parser.parse_args()
     runs: dict[str, dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else {}
@@ -249,7 +250,7 @@ def main() -> int:
                     f"{runs[key]['bytes_per_parameter']:.3f} B/param, {runs[key]['seconds']:.0f} s",
                     flush=True,
                 )
-    report(runs, options.results.with_suffix(".md"))
+    report(runs, shown_at(options.results, ".md"))
     return 1 if failed else 0
 
 

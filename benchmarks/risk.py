@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import CONFIGURATIONS, DOCS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
+from learning import CONFIGURATIONS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
 from matplotlib.figure import Figure
+from paths import RESULTS, shown_at
 from scipy.stats import spearmanr
 
 import baoc_compile
@@ -270,7 +271,7 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def all_at_once(results: Mapping[str, dict[str, Any]]) -> list[str]:
     """What uniform configurations do: sums over blocks, forks of all blocks at once, whole trainings."""
-    trainings = json.loads((DOCS / "learning.json").read_text())
+    trainings = json.loads((RESULTS / "learning.json").read_text())
     lines = [
         "## All blocks at once",
         "Uniform configurations (tensors under 4,096 elements stay fp32). *Sum of forks*: of the damages of single blocks. "
@@ -323,7 +324,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DOCS / "risk.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "risk.json")
     parser.add_argument("--report", action="store_true", help="measure nothing, only write the report")
     options = parser.parse_args()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
@@ -334,7 +335,7 @@ def main() -> int:
             for name, job in jobs.items():
                 results[name] = job.result()
                 options.results.write_text(json.dumps(results, indent=1) + "\n")
-    report({n: results[n] for n in WORKLOADS if n in results}, options.results.with_suffix(".md"))
+    report({n: results[n] for n in WORKLOADS if n in results}, shown_at(options.results, ".md"))
     return 0
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from models import Shape, count, resnet
 from paired import Spread, machine
+from paths import RESULTS, ROOT
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +43,6 @@ from baoc_compile.passes.rules.discover_state import discover_state
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import SMALL_NUMEL, ParameterPlan, Plan
 
-ROOT = Path(__file__).resolve().parent.parent
 TURN_SECONDS = 0.5
 OTHER_WIDTH = 1536  # of the work before every step: 36 MiB of weights
 Format = str | dict[str, str]
@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
     host = {"step": HOST_NS_PER_STEP, "tensor": HOST_NS_PER_TENSOR}
     report: dict[str, Any] = {"machine": machine(), "host_ns": host, "results": []}

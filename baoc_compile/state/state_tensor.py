@@ -19,13 +19,13 @@ from baoc_compile.kernels.codecs.bits import packed, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
-from baoc_compile.state.eager_state import decode_run_encode, is_fake, makes_view
+from baoc_compile.state.eager_state import EagerState, decode_run_encode, is_fake, makes_view
 
 #: Elements encoded or decoded at a time.
 CHUNK_ELEMENTS = 1 << 16
 
 
-class StateTensor(Tensor):
+class StateTensor(EagerState):
     """A tensor stored by a codec.
 
     `codec`, `salt` (the seed and slot part of its random words), and one attribute per part of the codec, flat, in the
@@ -230,7 +230,7 @@ class StateTensor(Tensor):
                 f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
                 "use .decode(), or operations on the whole tensor"
             )
-        return decode_run_encode(cls, func, args, kwargs)
+        return decode_run_encode(func, args, kwargs)
 
 
 def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
