@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+
+from baoc_compile.core.torch_private import TorchDispatchMode, tree_map
 
 
 class CallRecorder(TorchDispatchMode):

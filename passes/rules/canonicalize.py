@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.torch_private import (
+    FakeTensorMode,
+    core_aten_decompositions,
+    disable_proxy_modes_tracing,
+    make_fx,
+    unset_fake_temporarily,
+)
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
 from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
 from baoc_compile.passes.capture.unbatch_foreach import alias_root
