@@ -70,10 +70,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	ln -sfn ../../../passes ../../../kernels $(VENV)/mypy/baoc_compile
 	touch $@
 
-# Other releases as in constraints.txt, but for those that torch itself asks for.
+# Other releases as in constraints.txt, but for those that torch itself asks for; the interpreter of its Triton (3.6) fails
+# on NumPy 2.4.
 $(OLDEST)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLDEST)
-	grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --constraint $(OLDEST)/constraints.txt --editable '.[demo,test]' \
+	grep -vE '^(torch|triton|setuptools|numpy)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --constraint $(OLDEST)/constraints.txt --editable '.[demo,test]' "numpy<2.4" \
 		"torch==$$(sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
 	touch $@
