@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo import lookup_backend
 
 from baoc_compile.core.codec import Slot, weight_slots
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.torch_private import lookup_backend
 from baoc_compile.options import Options
 from baoc_compile.passes.blocks.record_forward import record_graph
 from baoc_compile.passes.capture.read_roles import TracedRoles, read_roles
@@ -135,10 +135,9 @@ def device_of(step: StepGraph) -> torch.device:
 
 def release(gm: fx.GraphModule) -> None:
     """Drops the tensors from torch's graph, which torch keeps as long as the optimizer, so that replaced state is freed."""
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            gm._buffers.pop(str(node.target), None)
-            gm._parameters.pop(str(node.target), None)
+    for name in {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}:
+        if isinstance(getattr(gm, name, None), torch.Tensor):
+            delattr(gm, name)
 
 
 watch_fused_steps()

@@ -12,6 +12,7 @@ from torch import fx
 
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.torch_private import uncompiled_function
 from baoc_compile.kernels.launch.fused_update import Launch
 from baoc_compile.runtime.compiled_step import CompiledStep
 from baoc_compile.runtime.session import Session, known_session
@@ -94,7 +95,7 @@ def _sessions_behind(value: Any) -> Iterator[Session]:
 def _candidates(value: Any) -> Iterator[Any]:
     """The value and what it is bound to; then whatever its function's closure and globals name."""
     yield value
-    original = getattr(value, "_torchdynamo_orig_callable", value)
+    original = uncompiled_function(value)
     for function in (value, original):
         owner = getattr(function, "__self__", None)
         yield owner

@@ -101,7 +101,7 @@ def _make_state_at_first_step(session: Session) -> None:
     if not hasattr(optimizer, "register_step_pre_hook"):
         return
 
-    @torch._dynamo.disable(reason="makes optimizer state, once")
+    @torch.compiler.disable(reason="makes optimizer state, once")
     def make(*_: Any) -> None:
         handle.remove()
         table = session.table()

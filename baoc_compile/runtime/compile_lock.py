@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch._dynamo.convert_frame import compile_lock as _dynamo_lock
+from baoc_compile.core.torch_private import dynamo_lock
 
 
 @contextmanager
@@ -19,5 +19,5 @@ def compile_lock() -> Iterator[None]:
     It is Dynamo's own, not another one beside it: Dynamo holds it while it calls the backend, so two locks could be taken
     in two orders, and never be released.
     """
-    with _dynamo_lock:
+    with dynamo_lock:
         yield

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
 from baoc_compile.core.errors import StateError
+from baoc_compile.core.torch_private import no_torch_function, wrapper_tensor
 from baoc_compile.kernels.codecs.bits import packed, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
@@ -41,7 +42,7 @@ class StateTensor(EagerState):
         cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]
     ) -> StateTensor:
         device = next(iter(parts.values())).device
-        self = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts = codec, salt, parts
         return self
 
@@ -213,7 +214,7 @@ class StateTensor(EagerState):
             f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
         )
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

@@ -9,8 +9,8 @@ import operator
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+
+from baoc_compile.core.torch_private import TorchDispatchMode, tree_map
 
 #: Namespaces of calls that compute nothing: ranges of the profiler, in which torch.optim wraps steps, and questions to tensors.
 _SILENT = ("profiler", "prim")

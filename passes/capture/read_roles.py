@@ -1,7 +1,7 @@
 """Is this graph an optimizer step, of which optimizer, and what is each of its inputs?
 
-Everything that leans on Dynamo's private interfaces is in this file: the sources of graph inputs, the frame being
-traced, and the dictionaries that the traced code will have changed when it returns.
+It asks Dynamo for the sources of graph inputs, for the frame being traced, and for the dictionaries that the traced code
+will have changed when it returns.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
-from torch._dynamo.source import GradSource
-from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from baoc_compile.core.step_graph import InputRole, ParameterTable
+from baoc_compile.core.torch_private import (
+    GradSource,
+    InstructionTranslator,
+    cached_traces,
+    forget_traces,
+    holders_of,
+    recompile_limit,
+    source_of,
+)
 from baoc_compile.passes.capture.torch_calls import operation, returned_nodes
 
 log = logging.getLogger("baoc")
@@ -70,8 +76,8 @@ def make_room_for_traces(code: CodeType) -> None:
     """Before a function is traced anew since its state was replaced. Dynamo keeps traces whose guards can never hold again
     and counts them, and runs a function that has been traced `recompile_limit` times eagerly from then on. All traces
     of the function go, when that is near; other optimizers that run the same code are traced once more."""
-    if len(_debug_get_cache_entry_list(code)) >= torch._dynamo.config.recompile_limit - 1:
-        reset_code(code)
+    if len(cached_traces(code)) >= recompile_limit() - 1:
+        forget_traces(code)
 
 
 def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any, Any]]:
@@ -80,7 +86,7 @@ def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any,
         if node.op == "get_attr" and node.users:
             yield node, getattr(gm, node.target, None), None
         elif node.op == "placeholder":
-            source = getattr(node, "_dynamo_source", None)
+            source = source_of(node)
             yield node, None if source is None else _evaluate(source, translator), source
 
 
@@ -188,7 +194,7 @@ def _dictionaries(side_effects: Any, translator: Any) -> Iterator[tuple[Any, lis
 def _entries(variable: Any) -> list[tuple[Any, Any]]:
     """(key variable, value variable) of a Dynamo dictionary, whatever class it has in this release."""
     variable = variable.realize() if hasattr(variable, "realize") else variable
-    for holder in (variable, getattr(variable, "_base_vt", None), getattr(variable, "_dict_vt", None)):
+    for holder in holders_of(variable):
         items = getattr(holder, "items", None)
         if isinstance(items, dict):
             return [(getattr(key, "vt", key), value) for key, value in items.items()]

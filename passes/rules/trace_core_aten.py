@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+from baoc_compile.core.torch_private import (
+    FakeTensorMode,
+    core_aten_decompositions,
+    disable_proxy_modes_tracing,
+    unset_fake_temporarily,
+)
 from baoc_compile.kernels.dialect.recorder import CallRecorder
 
 #: Operations that stay as they are: rules give them a meaning of their own.
