@@ -108,4 +108,4 @@ def test_an_interpreter_that_ends_leaves_no_compiler_behind(tmp_path):
     )
     assert done.returncode == 3, done.stderr
     assert "Exception" not in done.stderr
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".cpp", ".cpp", ".so", ".so"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".lock", ".so", ".so"]

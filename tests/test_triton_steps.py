@@ -13,14 +13,13 @@ import torch
 from optimizers import CASES, compiled_step, decoded, ulps
 from program_cases import assert_same_bits, bits
 
-from baoc_compile.core.errors import BaocWarning
+from baoc_compile.core.errors import BaocWarning, CannotEmit
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.dialect.operations import TRITON
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.kernels.launch import lower
-from baoc_compile.kernels.triton.expressions import CannotEmit
 from baoc_compile.kernels.triton.program import TritonProgram
 from baoc_compile.passes.programs import make_programs
 from baoc_compile.passes.programs.compose_program import compose_step

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.kernels.build.compile_cpp import CompilerMissing, build
+from baoc_compile.core.errors import CompilerMissing
+from baoc_compile.kernels.build.compile_cpp import build
 
 log = logging.getLogger("baoc")
 
@@ -90,16 +91,27 @@ class Compiled:
 
 
 _ONE_AT_A_TIME = threading.Lock()
+#: The outcome of the last try; empty before the first.
+_OUTCOME: list[Compiled | None] = []
 
 
 def compiled() -> Compiled | None:
-    """Compiles, which takes a moment, at the first call. None where a function is missing."""
+    """Compiles, which takes a moment, at the first call. None where a function or the compiler is missing."""
     with _ONE_AT_A_TIME:
-        return _compiled()
+        if not _OUTCOME:
+            _OUTCOME.append(_compile())
+        return _OUTCOME[0]
 
 
-@functools.cache
-def _compiled() -> Compiled | None:
+def try_again() -> Compiled | None:
+    """`compiled`, once more where it failed: what was missing may be there now."""
+    with _ONE_AT_A_TIME:
+        if _OUTCOME == [None]:
+            _OUTCOME.clear()
+    return compiled()
+
+
+def _compile() -> Compiled | None:
     try:
         address = getattr(torch._C._dynamo.guards, _ADDRESS)
         exported = ctypes.CDLL(torch._C.__file__)
@@ -107,7 +119,8 @@ def _compiled() -> Compiled | None:
             ctypes.cast(exported[name], ctypes.c_void_p).value for name in (_IS_CONTIGUOUS, _BUMP_VERSION)
         )
         offset = _offset_of_tensor(torch.empty(0))
-        library = ctypes.PyDLL(build(_SOURCE)._name)  # the objects are Python's: its lock is kept
+        built = build(_SOURCE)
+        library = ctypes.PyDLL(built._name, handle=built._handle)  # the objects are Python's: its lock is kept
     except (AttributeError, OSError, ValueError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
