@@ -198,7 +198,6 @@ def _make(path: Path) -> None:
     """With the folders above it; whatever the umask, nobody else may enter them."""
     for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
-        missing.chmod(0o700)
 
 
 def _check_owner(found: os.stat_result) -> None:
