@@ -29,7 +29,6 @@ from program_cases import (
     table_of,
 )
 
-from baoc_compile.core import errors
 from baoc_compile.core.errors import BaocWarning
 from baoc_compile.kernels.build import compile_cpp as build_cpp
 from baoc_compile.kernels.cpp import program as cpp_program
@@ -173,7 +172,7 @@ def test_without_a_compiler_it_warns_once_and_gives_the_same_bits(monkeypatch):
     step(which, compiled)
     monkeypatch.setenv("CXX", "/nowhere/c++")
     monkeypatch.setattr(build_cpp.shutil, "which", lambda command: None)
-    monkeypatch.setattr(errors, "_TOLD", set())
+    monkeypatch.setattr("baoc_compile.core.errors._TOLD", set())
     build_cpp.build.cache_clear()
     with pytest.warns(BaocWarning, match="compiler"):
         program = lower.lower(graphs_of(which)[0])
