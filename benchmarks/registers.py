@@ -25,7 +25,7 @@ import torch
 from baoc_compile.core.codec import WEIGHT_KEY
 from baoc_compile.core.program_graph import ProgramGraph, Signature
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.kernels.build.compile_cpp import cache_dir
+from baoc_compile.kernels.build.cache import cache_folder
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.rules.discover_state import discover_state
@@ -124,7 +124,7 @@ def measure(target: str) -> list[Row]:
 def measured_apart(target: str) -> list[Row]:
     """`measure` in a process of its own: whether Triton compiles or interprets is decided once for a process."""
     environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache_dir() / "offline" / target), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(cache_folder().path / "offline" / target), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--measure", target]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -325,10 +325,12 @@ def test_a_missing_function_is_a_lookup_error(name, monkeypatch):
         private.tensor_functions()
 
 
-def test_path_of_a_library():
-    """The library could not be loaded with Python's lock held, and lists of tensors would be read without it."""
-    path = torch._C.__file__
-    assert private.path_of(ctypes.CDLL(path)) == path
+def test_a_library_whose_functions_hold_pythons_lock():
+    """Lists of tensors would be read while other threads change them."""
+    usual = ctypes.CDLL(None)
+    holding = private.holding_the_lock(usual)
+    assert isinstance(holding, ctypes.PyDLL) and holding._handle == usual._handle
+    assert holding.PyGILState_Check() == 1 and usual.PyGILState_Check() == 0
 
 
 # Nobody else uses private names

@@ -207,6 +207,6 @@ def object_at(identity: int) -> Any:
     return ctypes.cast(identity, ctypes.py_object).value
 
 
-def path_of(library: ctypes.CDLL) -> str:
-    """The file that a library was loaded from, to load it once more with Python's lock held."""
-    return library._name
+def holding_the_lock(library: ctypes.CDLL) -> ctypes.PyDLL:
+    """The same library, whose functions are called with Python's lock held: they touch Python objects."""
+    return ctypes.PyDLL(library._name, handle=library._handle)

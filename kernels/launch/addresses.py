@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.torch_private import object_at, path_of, tensor_functions
-from baoc_compile.kernels.build.compile_cpp import CompilerMissing, build
+from baoc_compile.core.errors import CompilerMissing
+from baoc_compile.core.torch_private import holding_the_lock, object_at, tensor_functions
+from baoc_compile.kernels.build.compile_cpp import build
 
 log = logging.getLogger("baoc")
 
@@ -86,19 +87,30 @@ class Compiled:
 
 
 _ONE_AT_A_TIME = threading.Lock()
+#: The outcome of the last try; empty before the first.
+_OUTCOME: list[Compiled | None] = []
 
 
 def compiled() -> Compiled | None:
-    """Compiles, which takes a moment, at the first call. None where a function is missing."""
+    """Compiles, which takes a moment, at the first call. None where a function or the compiler is missing."""
     with _ONE_AT_A_TIME:
-        return _compiled()
+        if not _OUTCOME:
+            _OUTCOME.append(_compile())
+        return _OUTCOME[0]
 
 
-@functools.cache
-def _compiled() -> Compiled | None:
+def try_again() -> Compiled | None:
+    """`compiled`, once more where it failed: what was missing may be there now."""
+    with _ONE_AT_A_TIME:
+        if _OUTCOME == [None]:
+            _OUTCOME.clear()
+    return compiled()
+
+
+def _compile() -> Compiled | None:
     try:
         functions = tensor_functions()
-        library = ctypes.PyDLL(path_of(build(_SOURCE)))  # the objects are Python's: its lock is kept
+        library = holding_the_lock(build(_SOURCE))  # the objects are Python's
     except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None

@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from torch import float32, float64, fx
 
+from baoc_compile.core.errors import CannotEmit
 from baoc_compile.core.program_graph import Operand, ProgramGraph
 from baoc_compile.kernels.dialect.operations import name_of
 from baoc_compile.kernels.triton.emit import HEADER, TritonEmitter, indented, variable
-from baoc_compile.kernels.triton.expressions import CannotEmit, argument, widened
+from baoc_compile.kernels.triton.expressions import argument, widened
 from baoc_compile.kernels.triton.text import AVERAGE, HEAD
 
 #: Columns of a task; see `AverageTable`.

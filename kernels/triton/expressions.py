@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from baoc_compile.core.errors import CannotEmit
 from baoc_compile.kernels.cpp.expressions import is_constant, kind_of
 from baoc_compile.kernels.dialect.operations import PREDICATES, TRITON, bitcast, name_of
 
@@ -28,10 +29,6 @@ _SMALL = (torch.bfloat16, torch.int16, torch.int8, torch.uint8)
 #: In computations.
 TYPES = MEMORY | dict.fromkeys(_SMALL, "tl.int32") | {torch.bool: "tl.int1"}
 _SYMBOLS = {2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "square_root({0})", -1: "divide(1.0, {0})"}
-
-
-class CannotEmit(Exception):
-    """An operation that has no Triton equivalent."""
 
 
 Names = Callable[[fx.Node], str]

@@ -17,6 +17,7 @@ from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import StepGraph
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.catalogue import full_precision
+from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.kernels.launch.lower import start_lowering
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.rules.extract_rules import RuleClass, Slice
@@ -56,6 +57,7 @@ def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -
     return Need(rule, tuple(configuration.items()), signature)
 
 
+#: What was made in this process. What failed, or runs as torch operations, stays there only until the next compilation.
 _PROGRAMS: dict[Need, list[tuple[ProgramGraph, Future[Executable]]]] = {}
 
 
@@ -64,7 +66,11 @@ def start_programs(step: StepGraph, storage: Storage, classes: list[RuleClass]) 
     again, and told of, when the step runs."""
     try:
         pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
-        _start({need_of(step, storage, rule, piece): None for rule, piece in pieces})
+        needs = dict.fromkeys(need_of(step, storage, rule, piece) for rule, piece in pieces)
+        for need in needs:
+            if any(_fell_back(executable) for _, executable in _PROGRAMS.get(need, ())):
+                del _PROGRAMS[need]
+        _start(needs)
     except Exception as reason:
         log.info("programs are compiled at the first step: %r", reason)
 
@@ -78,6 +84,15 @@ def programs_of(needs: Iterable[Need]) -> list[list[tuple[ProgramGraph, Executab
 
 def _start(needs: Iterable[Need]) -> None:
     for need in needs:
-        if need not in _PROGRAMS:
+        if need not in _PROGRAMS or any(_failed(executable) for _, executable in _PROGRAMS[need]):
             graphs = compose_step(need.rule, need.configuration, need.signature)
             _PROGRAMS[need] = list(zip(graphs, start_lowering(graphs), strict=True))
+
+
+def _failed(made: Future[Executable]) -> bool:
+    return made.done() and (made.cancelled() or made.exception() is not None)
+
+
+def _fell_back(made: Future[Executable]) -> bool:
+    """What kept it from being compiled may be gone."""
+    return made.done() and not _failed(made) and isinstance(made.result(), TorchProgram)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Part
+from baoc_compile.core.errors import CannotEmit, CompilerMissing
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.kernels.build.compile_cpp import CompilerMissing, compiler
+from baoc_compile.kernels.build.compile_cpp import compiler
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.codecs.counter_hash import slot_salt
 from baoc_compile.kernels.codecs.sharing import Shared
 from baoc_compile.kernels.cpp.emit import CppEmitter
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
-from baoc_compile.kernels.triton.expressions import CannotEmit
 from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.make_programs import Need, programs_of
