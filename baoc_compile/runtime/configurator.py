@@ -103,7 +103,7 @@ class Configurator:
         ready = {i: rule for i, rule in rules.items() if all(s.key in table.state(i) for s in rule.slots)}
         size = self.planner.sample_bytes or default_buffer_bytes(table.parameters)
         planned = Planned(self.session.storage, table, ready)
-        blocks = group_blocks(table, planned.kinds(), self.session.forward_graph(), self.planner.blocks)
+        blocks = group_blocks(table, planned.must_agree(), self.session.roles(), self.planner.blocks)
         sampler = GradientSampler(table, ready, blocks, self.planner.sample_steps, self.session.storage.seed, size)
         unseen = [b.name for b in blocks if b.parameters[0] in ready and b.parameters[0] not in sampler.index]
         if unseen:
@@ -150,7 +150,7 @@ class Configurator:
         self, rules: Mapping[int, UpdateRule], streams: Mapping[int, GradientStream] = MappingProxyType({})
     ) -> Profile:
         planned = Planned(self.session.storage, self.session.table(), rules)
-        blocks = group_blocks(planned.table, planned.kinds(), self.session.forward_graph(), self.planner.blocks)
+        blocks = group_blocks(planned.table, planned.must_agree(), self.session.roles(), self.planner.blocks)
         measure, risk = self.measures_time or self.planner.time_budget is not None, self.planner.risk
         return make_profile(planned, blocks, streams, seed=self.session.storage.seed, measure_time=measure, risk=risk)
 

@@ -12,12 +12,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
+from baoc_compile.passes.blocks.parameter_roles import ParameterRole, roles_by_index
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.request import Request
@@ -47,6 +48,7 @@ class Session:
     steps: the compiled steps, oldest first.
     configurator: plans anew while training runs; None where a plan was named.
     resumed: the state of the configurator that is still to be made, from a copy or a checkpoint.
+    known_roles: of a copy's parameters, from the original; used as long as no forward pass was seen.
     forward: the model's forward graph, seen since `prepare(model=...)`.
     is_in_checkpoints: does the optimizer's `state_dict` hold the plan?
     """
@@ -57,6 +59,7 @@ class Session:
     steps: list[Any] = field(default_factory=list)
     configurator: StepPlanner | None = None
     resumed: Mapping[str, Any] | None = None
+    known_roles: Mapping[int, ParameterRole] = field(default_factory=dict)
     forward: ForwardGraph | None = None
     is_in_checkpoints: bool = False
     _storage: Storage = field(default_factory=Storage)
@@ -88,14 +91,14 @@ class Session:
         """The storage, written down."""
         return Plan.written(self.storage, self.table())
 
-    def forward_graph(self) -> ForwardGraph | None:
-        """The model's forward pass, if it was seen: by `prepare(model=...)`, or since the model is compiled with this
-        backend; of several the one that uses most of the optimizer's parameters."""
+    def roles(self) -> Mapping[int, ParameterRole]:
+        """What parameters are to the model, by index, as far as its forward pass was seen: by `prepare(model=...)`, or since
+        the model is compiled with this backend; of several passes that which uses most of the optimizer's parameters."""
         parameters = self.table().parameters
         seen = [self.forward] if self.forward is not None else list(_FORWARDS)
         ranked = [(len(dict(f.placeholders_of(parameters))), k) for k, f in enumerate(seen)]
         most, which = max(ranked, default=(0, 0))
-        return seen[which] if most else None
+        return roles_by_index(seen[which], parameters) if most else self.known_roles
 
     # copies
 
@@ -111,7 +114,8 @@ class Session:
     def __reduce__(self) -> Any:
         """What a copy is made from: the optimizer's copy by then, and the storage as in a checkpoint."""
         configurator = self.configurator.state_dict() if self.configurator is not None else self.resumed
-        return _revive, (self.optimizer(), _portable(self.request), self.plan().to_json(), configurator)
+        carried = Carried(_portable(self.request), self.plan().to_json(), dict(self.roles()), configurator)
+        return _revive, (self.optimizer(), carried)
 
 
 class _StateWithSession:
@@ -142,10 +146,21 @@ def _portable(request: Request) -> Request:
     return request
 
 
-def _revive(optimizer: Any, request: Request, plan: str, configurator: Mapping[str, Any] | None) -> Session:
+class Carried(NamedTuple):
+    """What a copy of an optimizer takes along: plain data. `plan`: the storage, as in a checkpoint."""
+
+    request: Request
+    plan: str
+    roles: Mapping[int, ParameterRole]
+    configurator: Mapping[str, Any] | None
+
+
+def _revive(optimizer: Any, carried: Carried) -> Session:
     """The session of a copy, whose attributes may still be missing."""
-    session = Session(weakref.ref(optimizer), request=request, resumed=configurator)
-    session._storage = Plan.from_json(plan).storage
+    session = Session(
+        weakref.ref(optimizer), request=carried.request, resumed=carried.configurator, known_roles=carried.roles
+    )
+    session._storage = Plan.from_json(carried.plan).storage
     session.attach()
     return session
 
@@ -180,8 +195,8 @@ def known_session(optimizer: Any) -> Session | None:
     if (
         isinstance(session, Session) and session.optimizer() is not optimizer
     ):  # of the one that this is a shallow copy of
-        _, (_, request, plan, configurator) = session.__reduce__()
-        session = _revive(optimizer, request, plan, configurator)
+        _, (_, carried) = session.__reduce__()
+        session = _revive(optimizer, carried)
     return session
 
 

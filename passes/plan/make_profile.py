@@ -41,11 +41,11 @@ class Planned:
         codecs = self.storage.of(i).codecs
         return {slot.key: codecs[slot.key] for slot in self.rules[i].slots}
 
-    def kinds(self) -> dict[int, object]:
+    def must_agree(self) -> dict[int, object]:
         """What the parameters of one block have in common, besides their role."""
-        return {i: self._kind(i) for i in range(len(self.table.parameters))}
+        return {i: self._common(i) for i in range(len(self.table.parameters))}
 
-    def _kind(self, i: int) -> object:
+    def _common(self, i: int) -> object:
         parameter = self.table.parameters[i]
         stored = tuple(c.name for c in self.current(i).values()) if i in self.rules else ("as traced", i)
         rule = self.rules[i].key if i in self.rules else ""
