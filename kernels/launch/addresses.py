@@ -91,8 +91,7 @@ class Compiled:
 
 
 _ONE_AT_A_TIME = threading.Lock()
-#: The outcome of the last try; empty before the first.
-_OUTCOME: list[Compiled | None] = []
+_OUTCOME: list[Compiled | None] = []  # of the last try; empty before the first
 
 
 def compiled() -> Compiled | None:
