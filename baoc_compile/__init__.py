@@ -8,7 +8,8 @@ step = torch.compile(optimizer.step, backend="baoc")
 from baoc_compile import _checkout  # noqa: F401  (first: it finds passes/ and kernels/)
 from baoc_compile.backend import baoc
 from baoc_compile.cast_model import CastReport, cast_model
-from baoc_compile.configurations import Configuration, ConfigurationTable, configurations
+from baoc_compile.configurations import ConfigurationTable, configurations
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.core.errors import (
     BaocError,
     BaocWarning,
@@ -25,8 +26,9 @@ from baoc_compile.passes.risk.find_sharing import find_sharing
 from baoc_compile.prepare import prepare
 from baoc_compile.report import Report, report
 from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
+from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
-from baoc_compile.state.state_tensor import StateTensor, state_bytes
+from baoc_compile.state.state_tensor import StateTensor
 
 __all__ = [
     "BaocError",

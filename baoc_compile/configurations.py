@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
-from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot, weight_slots
+from baoc_compile.core.codec import Codec, Slot, weight_slots
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import CODECS, codec_named, full_precision
+from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.rules.discover_state import discover_state
-from baoc_compile.passes.rules.reduce_state import reduce_state
 
 #: Sizes of the codecs that have one, to list.
 SIZED_EXAMPLES = ("head:32", "head:64", "head:128", "column_head:64", "run:64", "run:256")
@@ -32,15 +32,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """A codec for every slot. Bytes of state, and bytes read and written by one step, all launches, per parameter."""
+class ConfigurationRow:
+    """A configuration and what it costs, per parameter.
 
-    codecs: dict[str, Codec]
+    bytes_per_parameter: of state.
+    bytes_moved: read and written by one step, in all its launches.
+    """
+
+    configuration: Configuration
     bytes_per_parameter: float
     bytes_moved: float
 
     def __str__(self) -> str:
-        return ", ".join(f"{slot}: {codec.name}" for slot, codec in self.codecs.items())
+        return self.configuration.label
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ConfigurationTable:
     name: str
     shape: torch.Size
     choices: tuple[Choice, ...]
-    rows: tuple[Configuration, ...]
+    rows: tuple[ConfigurationRow, ...]
 
     def __str__(self) -> str:
         width = max(len(c.codec.name) for c in self.choices)
@@ -86,9 +90,11 @@ def configurations(optimizer: Any, parameter: torch.Tensor | None = None) -> Con
     allowed = [[c.codec for c in choices if c.slot == slot.key and not c.reason] for slot in slots]
     rows = []
     for codecs in itertools.product(*allowed):
-        by_slot = {slot.key: codec for slot, codec in zip(slots, codecs, strict=True)}
-        stored = sum(codec.storage_bytes(parameter.shape) for codec in codecs) / max(parameter.numel(), 1)
-        rows.append(Configuration(by_slot, stored, bytes_moved(schema.rule, by_slot, parameter) / parameter.numel()))
+        configuration = Configuration({slot.key: codec for slot, codec in zip(slots, codecs, strict=True)})
+        stored = configuration.storage_bytes(parameter.shape)
+        moved = bytes_moved(schema.rule, configuration.codecs, parameter)
+        numel = max(parameter.numel(), 1)
+        rows.append(ConfigurationRow(configuration, stored / numel, moved / numel))
     rows.sort(key=lambda row: -row.bytes_per_parameter)
     return ConfigurationTable(schema.rule, table.names[index], parameter.shape, choices, tuple(rows))
 
@@ -107,33 +113,3 @@ def _choice(slot: Slot, codec: Codec, parameter: torch.Tensor) -> Choice:
     reason = codec.why_not(slot, parameter.shape)
     size = 0.0 if reason else codec.storage_bytes(parameter.shape) / max(parameter.numel(), 1)
     return Choice(slot.key, codec, size, reason)
-
-
-def bytes_moved(rule: UpdateRule, codecs: dict[str, Codec], parameter: torch.Tensor) -> int:
-    """Bytes that one step of one tensor reads and writes: what each launch reads, and what it writes.
-
-    The gradient has the parameter's type.
-    """
-    of_kind = {k: tuple(s for s, c in codecs.items() if c.mechanism == k) for k in ("dropping", "sharing")}
-    reduced = _reduced(rule, of_kind["dropping"], of_kind["sharing"])
-    sizes = {key: codec.storage_bytes(parameter.shape) for key, codec in codecs.items()}
-    element = parameter.numel() * parameter.element_size()
-    total = 0
-    for launch in (*reduced.averages, reduced.update):
-        written = {i.key for i in launch.inputs if i.name in launch.outputs} | set(launch.outputs)
-        for rule_input in launch.inputs:
-            reads = any(n.target == rule_input.name and n.users for n in launch.gm.graph.nodes if n.op == "placeholder")
-            touches = int(reads) + int(rule_input.name in launch.outputs)
-            if rule_input.kind == "param":
-                total += touches * (element + sizes.get(WEIGHT_KEY, 0))
-            elif rule_input.kind == "grad":
-                total += touches * element
-            elif rule_input.kind == "slot":
-                total += touches * sizes[rule_input.key]
-        total += sum(2 * sizes[key] for key in of_kind["sharing"] if key in written and launch is not reduced.update)
-    return total
-
-
-@cache
-def _reduced(rule: UpdateRule, dropped: tuple[str, ...], shared: tuple[str, ...]) -> Any:
-    return reduce_state(rule, dropped, shared)

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import DOCS, WORKLOADS
+from learning import WORKLOADS
 from paired import machine
+from paths import RESULTS
 
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.passes.plan.solve_plan import solve_profile
+from baoc_compile.runtime.configurator import configurator_of
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import Plan
 
@@ -55,14 +57,14 @@ class Training:
 
 def overhead(warmup_steps: int) -> dict[str, Any]:
     training = Training(memory_budget="15%", warmup_steps=warmup_steps)
-    configurator = session_of(training.optimizer).configurator
+    configurator = configurator_of(training.optimizer)
     assert configurator is not None
     configurator.clock = time.process_time
     seconds = [training.train()[0] for _ in range(warmup_steps)]
     own = dict(configurator.seconds)
     usual = statistics.median(seconds)
     after = [training.train()[1] for _ in range(40)][10:]
-    plan = session_of(training.optimizer).decided_plan().to_json()
+    plan = session_of(training.optimizer).plan().to_json()
     same = Training(plan=plan)
     for _ in range(warmup_steps // 4):
         same.train()
@@ -113,7 +115,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of each plan in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", nargs="*", type=int, default=[400], help="none: time budgets only")
-    parser.add_argument("--out", type=Path, default=DOCS / "configurator_cost.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "configurator_cost.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # many optimizers step by the same code here

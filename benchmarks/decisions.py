@@ -28,14 +28,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from learning import DOCS, REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
+from learning import REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
 from matplotlib.figure import Figure
+from paths import RESULTS, shown_at
 from scipy.stats import ttest_1samp
 
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.profile import Profile
 from baoc_compile.passes.plan.solve_plan import Solution, solve_profile
+from baoc_compile.runtime.configurator import configurator_of
 from baoc_compile.runtime.session import session_of
 
 BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
@@ -56,7 +58,7 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
     text = f"{budget} B/param"
     baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed, warmup_steps=WARMUP_STEPS)
     session = session_of(optimizer)
-    configurator = session.configurator
+    configurator = configurator_of(optimizer)
     assert configurator is not None
     if kind == "random":
         configurator.solve = partial(solve_at_random, seed)
@@ -77,9 +79,7 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
         "seed": seed,
         "validation_loss": workload.evaluate(model, validation_data),
         "bytes_per_parameter": most / parameters,
-        "plan": {
-            p.name: dict(p.slots) | {"update_scale": p.update_scale} for p in session.decided_plan().parameters.values()
-        },
+        "plan": {p.name: dict(p.slots) | {"update_scale": p.update_scale} for p in session.plan().parameters.values()},
         "history": configurator.history,
         "configurator_seconds": dict(configurator.seconds),
         "seconds": time.perf_counter() - started,
@@ -102,7 +102,7 @@ def solve_at_random(
 
 def uniform_losses(workload: str) -> dict[str, tuple[float, dict[int, float]]]:
     """Configuration -> bytes per parameter and loss by seed."""
-    runs = json.loads((DOCS / "learning.json").read_text()).values()
+    runs = json.loads((RESULTS / "learning.json").read_text()).values()
     found: dict[str, tuple[float, dict[int, float]]] = {}
     for r in runs:
         if r["workload"] == workload:
@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DOCS / "decisions.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "decisions.json")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the report")
     options = parser.parse_args()
     runs: dict[str, dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else {}
@@ -250,7 +250,7 @@ def main() -> int:
                     f"{runs[key]['bytes_per_parameter']:.3f} B/param, {runs[key]['seconds']:.0f} s",
                     flush=True,
                 )
-    report(runs, options.results.with_suffix(".md"))
+    report(runs, shown_at(options.results, ".md"))
     return 1 if failed else 0
 
 

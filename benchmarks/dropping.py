@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import DOCS, REFERENCE, WORKLOADS, Job, run_all
+from learning import REFERENCE, WORKLOADS, Job, run_all
+from paths import RESULTS, shown_at
 
 import baoc_compile
 from baoc_compile.core.block import Block
@@ -62,7 +63,7 @@ def jobs_of(workload_name: str, seeds: int) -> list[Job]:
 
 
 def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
-    exact = json.loads((DOCS / "learning.json").read_text())
+    exact = json.loads((RESULTS / "learning.json").read_text())
     some = next(iter(runs.values()))
     parts = [
         "# Momentum, block by block",
@@ -94,7 +95,7 @@ def main() -> int:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DOCS / "dropping.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "dropping.json")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the report")
     options = parser.parse_args()
     runs: dict[str, dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else {}
@@ -102,7 +103,7 @@ def main() -> int:
     if not options.report:
         jobs = [job for name in options.workloads for job in jobs_of(name, options.seeds)]
         failed = run_all([job for job in jobs if not job.is_in(runs)], runs, options.processes, options.results)
-    report(runs, options.results.with_suffix(".md"))
+    report(runs, shown_at(options.results, ".md"))
     return 1 if failed else 0
 
 

@@ -1,11 +1,12 @@
 #!/bin/sh
 # All that needs a GPU, in one go: the tests, then the benchmarks. PYTHON names an interpreter that has torch for CUDA,
-# Triton, this package and its extras "test" and "bench"; nothing is installed. Results go to OUT, by default docs/.
+# Triton, this package and its extras "test" and "bench"; nothing is installed. Results go to OUT, by default
+# benchmarks/results/ (their pages and plots then to docs/).
 #
-#     PYTHON=python3 OUT=docs sh benchmarks/gpu.sh
+#     PYTHON=python3 OUT=results sh benchmarks/gpu.sh
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
-OUT=${OUT:-docs}
+OUT=${OUT:-benchmarks/results}
 failed=
 mkdir -p "$OUT"
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from unittest.mock import patch
 
 import torch
-from learning import DOCS, WORKLOADS, cpu_name, warmup_then_cosine
+from learning import WORKLOADS, cpu_name, warmup_then_cosine
+from paths import DOCS
 
 import baoc_compile
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.passes.plan import make_profile
-from baoc_compile.passes.plan.list_candidates import Configuration
 from baoc_compile.passes.risk import assess_risk
 from baoc_compile.passes.risk.assess_risk import Assessment, assess, curvature
 from baoc_compile.passes.risk.measure_risk import ShadowRuns, without_rounding

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from first_call import shapes_of
 from paired import Spread, machine
+from paths import RESULTS, shown_at
 
 import baoc_compile
 import baoc_compile.backend
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 AT_ONCE = 20  # steps of a case before it is another one's turn
 PARTS = ("whole", "torch", "baoc", "kernels", "processor")
 
@@ -194,14 +194,14 @@ def main() -> int:
     parser.add_argument("--plans", nargs="+", default=["fp32", "8bit"])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=DOCS, help="the folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
     cases = [Case(count, plan, options.device) for count in options.counts for plan in options.plans]
     report = {"machine": machine(), "device": options.device, "results": measure(cases, options.steps)}
-    name = "host_time_cuda" if options.device == "cuda" else "host_time"
+    results = options.out / ("host_time_cuda.json" if options.device == "cuda" else "host_time.json")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / f"{name}.md").write_text(markdown(report))
+    results.write_text(json.dumps(report, indent=1) + "\n")
+    shown_at(results, ".md").write_text(markdown(report))
     print(markdown(report))
     return 0
 

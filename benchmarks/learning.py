@@ -27,19 +27,19 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from paths import RESULTS, ROOT, shown_at
 from scipy.stats import ttest_rel
 
 import baoc_compile
 from baoc_compile import Plan
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(ROOT / "examples"))
 
 import digits_diffusion
 import digits_vit
 import language_model
 from train_language_model import warmup_then_cosine
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 REFERENCE = "fp32"  # torch's own AdamW, neither compiled nor compressed
 
 #: Name -> `plan` of `baoc_compile.prepare`: a format for all state, slot -> format or codec, or a plan's JSON.
@@ -300,8 +300,8 @@ def report(runs: Mapping[str, dict[str, Any]], results: Path) -> None:
     if not tables:
         print(f"No {REFERENCE} run in {results}: no report.")
         return
-    plot(tables, results.with_suffix(".png"))
-    page = results.with_suffix(".md")
+    image, page = shown_at(results, ".png"), shown_at(results, ".md")
+    plot(tables, image)
     by_hand = page.read_text().partition(GENERATED)[0] if page.exists() else "# Learning with compressed state\n\n"
     cpus, releases = (" and ".join(sorted({entry[field] for entry in runs.values()})) for field in ("cpu", "torch"))
     sections = [
@@ -311,7 +311,7 @@ def report(runs: Mapping[str, dict[str, Any]], results: Path) -> None:
         "torch's own step, neither compiled nor compressed. The gap is the validation loss minus that of fp32 with the "
         "same seed, mean ± standard error over seeds; p is that of a two-sided paired t test. "
         f"Hardware: {cpus} (CPU), torch {releases}.",
-        f"![gap to fp32 against bytes of state per parameter]({results.stem}.png)",
+        f"![gap to fp32 against bytes of state per parameter]({image.name})",
     ]
     for name, rows in tables.items():
         some = next(entry for entry in runs.values() if entry["workload"] == name)
@@ -332,7 +332,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--steps", type=int, help="instead of the workload's own number")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DOCS / "learning.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "learning.json")
     parser.add_argument("--again", action="store_true", help="also what is in the results already")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the report")
     options = parser.parse_args()

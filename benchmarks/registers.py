@@ -79,7 +79,8 @@ class Row:
 
 def graphs(make: Optimizer, forms: dict[str, str], dtype: torch.dtype) -> list[ProgramGraph]:
     """The programs of one step."""
-    (schema,) = discover_state(ParameterTable.of(make([torch.nn.Parameter(torch.zeros(3, 4))])))
+    optimizer = make([torch.nn.Parameter(torch.zeros(3, 4))])
+    (schema,) = discover_state(ParameterTable.of(optimizer))
     assert schema.rule is not None and schema.first is not None
     configuration = {}
     for slot in schema.rule.slots:

@@ -30,16 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import CONFIGURATIONS, DOCS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
+from learning import CONFIGURATIONS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
 from matplotlib.figure import Figure
+from paths import RESULTS, shown_at
 from scipy.stats import spearmanr
 
 import baoc_compile
 from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.core.storage import StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import FORMATS, codec_named, full_precision
 from baoc_compile.passes.plan.solve_plan import risk_of
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
-from baoc_compile.runtime.session import Decision, session_of
+from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import SMALL_NUMEL, as_plan
 
 FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
@@ -98,13 +100,19 @@ class Fork:
         self.model.load_state_dict(self.saved[0])
         self.schedule.load_state_dict(copy.deepcopy(self.saved[1]))
         self.optimizer.param_groups[0]["lr"].fill_(self.lr)
+        stored = {}
         for i, parameter in enumerate(self.parameters):
             self.optimizer.state[parameter] = {k: v.clone() for k, v in self.state[i].items()}
             names = chosen[i].codecs if i in chosen else {}
-            self.session.update_scales[parameter] = chosen[i].update_scale if i in chosen else 1.0
-            for key in self.session.decisions[parameter]:
-                codec = codec_named(names[key]) if key in names else full_precision(parameter.dtype)
-                self.session.decisions[parameter][key] = Decision(codec)
+            full = full_precision(parameter.dtype)
+            stored[i] = StoredParameter(
+                {
+                    key: StoredSlot(codec_named(names[key]) if key in names else full)
+                    for key in self.session.storage.of(i).slots
+                },
+                update_scale=chosen[i].update_scale if i in chosen else 1.0,
+            )
+        self.session.store(self.session.storage.with_parameters(stored))
         self.bound.bind()
         roles = [self.bound.step.roles[node] for node in self.bound.step.arguments]
 
@@ -263,7 +271,7 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def all_at_once(results: Mapping[str, dict[str, Any]]) -> list[str]:
     """What uniform configurations do: sums over blocks, forks of all blocks at once, whole trainings."""
-    trainings = json.loads((DOCS / "learning.json").read_text())
+    trainings = json.loads((RESULTS / "learning.json").read_text())
     lines = [
         "## All blocks at once",
         "Uniform configurations (tensors under 4,096 elements stay fp32). *Sum of forks*: of the damages of single blocks. "
@@ -316,7 +324,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DOCS / "risk.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "risk.json")
     parser.add_argument("--report", action="store_true", help="measure nothing, only write the report")
     options = parser.parse_args()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
@@ -327,7 +335,7 @@ def main() -> int:
             for name, job in jobs.items():
                 results[name] = job.result()
                 options.results.write_text(json.dumps(results, indent=1) + "\n")
-    report({n: results[n] for n in WORKLOADS if n in results}, options.results.with_suffix(".md"))
+    report({n: results[n] for n in WORKLOADS if n in results}, shown_at(options.results, ".md"))
     return 0
 
 

@@ -29,11 +29,11 @@ import torch
 from contenders import BASELINE, CONTENDERS, PACKAGES, Contender, Running, start
 from models import MODELS, Shape, count
 from paired import Timing, compare, copy_bandwidth, machine, measure, timed
+from paths import RESULTS, shown_at
 from rich.console import Console
 from rich.table import Table
 from step_time_plot import plot
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 WARM_UP = 4  # steps after the first
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "BAOC_CACHE_DIR")
 
@@ -173,7 +173,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--processes", type=int, default=4, help="for every contender; they share its rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=DOCS, help="the folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     models = options.models or [name for name in MODELS if on_gpu or name != "llama-1b"]
@@ -196,7 +196,7 @@ def main() -> int:
         print(f"[{index}/{len(jobs)}] {model}, {contender}, {threads} threads: {summary(entry)} ({taken})", flush=True)
     report["results"] = earlier + report["results"]
     Console(width=180).print(table(report))
-    plot(report, results.with_suffix(".png"))
+    plot(report, shown_at(results, ".png"))
     print(f"Results: {results}")
     own = (entry for entry in report["results"] if not CONTENDERS[entry["contender"]].package)
     return 1 if any(entry["status"] not in ("ran", "noisy") for entry in own) else 0

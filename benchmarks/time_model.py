@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from models import Shape, count, resnet
 from paired import Spread, machine
+from paths import RESULTS, ROOT
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,6 @@ from baoc_compile.passes.rules.discover_state import discover_state
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import SMALL_NUMEL, ParameterPlan, Plan
 
-ROOT = Path(__file__).resolve().parent.parent
 TURN_SECONDS = 0.5
 OTHER_WIDTH = 1536  # of the work before every step: 36 MiB of weights
 Format = str | dict[str, str]
@@ -180,11 +180,11 @@ def predict(optimizer: Any, case: Case) -> dict[str, float]:
         model.remembered = RememberedTimes(Folder(Path(empty)))
         for is_measured in (False, True):
             loads: dict[Cost, list[int]] = defaultdict(lambda: [0, 0])
-            for parameter, schema in zip(table.parameters, discover_state(table), strict=True):
+            for i, (parameter, schema) in enumerate(zip(table.parameters, discover_state(table), strict=True)):
                 assert schema.rule is not None and schema.first is not None
                 counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
                 signature = Signature(str(parameter.device), parameter.dtype, parameter.dtype, counters)
-                codecs = {key: decision.codec for key, decision in session.decisions[parameter].items()}
+                codecs = session.storage.of(i).codecs
                 load = loads[model.cost(schema.rule, codecs, signature, measure=is_measured)]
                 load[0] += parameter.numel()
                 load[1] += 1
@@ -261,7 +261,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
     host = {"step": HOST_NS_PER_STEP, "tensor": HOST_NS_PER_TENSOR}
     report: dict[str, Any] = {"machine": machine(), "host_ns": host, "results": []}

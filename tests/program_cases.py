@@ -131,7 +131,8 @@ def optimizer_of(name: str) -> Any:
 
 @cache
 def schema_of(which: Which) -> StateSchema:
-    return discover_state(ParameterTable.of(optimizer_of(which.optimizer)))[0]
+    optimizer = optimizer_of(which.optimizer)
+    return discover_state(ParameterTable.of(optimizer))[0]
 
 
 @cache

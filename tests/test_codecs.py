@@ -1,5 +1,5 @@
 """Every codec keeps its contract: error bounds, fixed points, exact bytes, unbiased rounding, true decay, and the bits
-of an independent float64 reference (codec_reference.py). Learned levels: test_codebooks.py; weights: test_weights.py."""
+of an independent float64 reference (codec_reference.py). Learned levels: test_codebook.py; weights: test_weights.py."""
 
 from __future__ import annotations
 

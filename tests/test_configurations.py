@@ -7,9 +7,9 @@ import torch
 
 import baoc_compile
 from baoc_compile import OptionError, UnsupportedStep
-from baoc_compile.configurations import bytes_moved
 from baoc_compile.core.program_graph import Operand, Signature
 from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.programs.compose_program import compose_step
 
 SHAPE = (64, 160)
@@ -24,10 +24,10 @@ def test_every_configuration_has_its_exact_bytes():
     assert [row.bytes_per_parameter for row in rows] == sorted((r.bytes_per_parameter for r in rows), reverse=True)
     numel = torch.Size(SHAPE).numel()
     of = {str(row): row.bytes_per_parameter * numel for row in rows}
-    assert of["exp_avg: fp32, exp_avg_sq: fp32"] == 8 * numel
-    assert of["exp_avg: softsign8, exp_avg_sq: sqrt8"] == 2 * (numel + numel // 32 * 2 + 4)
-    assert of["exp_avg: int4:128, exp_avg_sq: factored"] == numel // 2 + numel // 128 * 2 + 32 + 4 + 4 * (64 + 160 + 1)
-    assert of["exp_avg: dropped, exp_avg_sq: row"] == 4 * 64
+    assert of["exp_avg=fp32 exp_avg_sq=fp32"] == 8 * numel
+    assert of["exp_avg=softsign8 exp_avg_sq=sqrt8"] == 2 * (numel + numel // 32 * 2 + 4)
+    assert of["exp_avg=int4:128 exp_avg_sq=factored"] == numel // 2 + numel // 128 * 2 + 32 + 4 + 4 * (64 + 160 + 1)
+    assert of["exp_avg=dropped exp_avg_sq=row"] == 4 * 64
     assert len(of) == len(rows) > 100
 
 
@@ -39,7 +39,7 @@ def test_a_prepared_optimizer_holds_these_bytes(plan):
     baoc_compile.prepare(optimizer, plan=plan)
     state = optimizer.state[parameter]
     codecs = {key: getattr(state[key], "codec", codec_named("fp32")) for key in ("exp_avg", "exp_avg_sq")}
-    row = rows[", ".join(f"{key}: {codec.name}" for key, codec in codecs.items())]
+    row = rows[" ".join(f"{key}={codec.name}" for key, codec in codecs.items())]
     step = state["step"].element_size()
     assert baoc_compile.state_bytes(optimizer) - step == row.bytes_per_parameter * parameter.numel()
 

@@ -101,7 +101,7 @@ def test_a_solved_plan_fits_and_can_be_prepared(profiled, budget):
     training = Training(plan=plan.to_json())
     training.step(2)
     assert state_bytes(training.optimizer) <= limit
-    assert training.session.decided_plan().seed == 3
+    assert training.session.plan().seed == 3
     assert training.configurator is None
 
 
@@ -183,7 +183,7 @@ def test_state_fits_what_is_left(monkeypatch):
     training = Training(memory_budget="fit", **SOON)
     assert not training.optimizer.state
     training.step(1)
-    assert training.session.memory_budget.in_bytes(0, 0) == left
+    assert training.session.request.budget.in_bytes(0, 0) == left
     assert 0 < state_bytes(training.optimizer) <= left
     training.step(6)
     assert state_bytes(training.optimizer) <= left

@@ -1,7 +1,7 @@
 """Interpreted Triton kernels give the same bits as compiled C++, for any table of tensors, in place.
 
 Shared values are sums in another order: they may differ by the last place of fp32. Transcendental functions differ,
-too: see `test_triton_words.py`.
+too: see `test_device_functions.py`.
 """
 
 from __future__ import annotations

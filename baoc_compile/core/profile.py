@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from baoc_compile.core.block import Block
+from baoc_compile.core.configuration import configuration_label
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class BlockCandidate:
 
     @property
     def label(self) -> str:
-        """ "exp_avg=int4:128 exp_avg_sq=factored" """
-        return " ".join(f"{key}={name}" for key, name in self.codecs.items())
+        return configuration_label(self.codecs)
 
 
 @dataclass(frozen=True)

@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_map, tree_map_only
 
-if TYPE_CHECKING:
-    from baoc_compile.state.state_tensor import StateTensor
+from baoc_compile.core.torch_private import FakeTensor, schema_of, tree_map, tree_map_only
+
+
+class EagerState(Tensor):
+    """What eager operations ask of a tensor that holds codes: its stored parts, its values, and to store others."""
+
+    parts: dict[str, Tensor]
+
+    def decode(self) -> Tensor:
+        raise NotImplementedError
+
+    def store(self, value: Tensor) -> None:
+        raise NotImplementedError
 
 
 def makes_view(func: Any) -> bool:
     """Does the operation return memory of an argument that it does not write?"""
-    returned = [r.alias_info for r in func._schema.returns]
+    returned = [r.alias_info for r in schema_of(func).returns]
     return any(alias is not None and not alias.is_write for alias in returned)
 
 
-def is_fake(state: StateTensor) -> bool:
+def is_fake(state: EagerState) -> bool:
     """While torch traces, only shapes matter."""
     return any(isinstance(part, FakeTensor) for part in state.parts.values())
 
 
-def _shape_only(state: StateTensor) -> Tensor:
+def _shape_only(state: EagerState) -> Tensor:
     return next(iter(state.parts.values())).new_empty(state.shape, dtype=state.dtype)
 
 
-def _only_traced(kind: type[StateTensor], func: Any, args: Any) -> bool:
+def _only_traced(func: Any, args: Any) -> bool:
     """Is this an elementwise operation in place, while torch traces? There is nothing to do then but to look at shapes."""
     state = args[0] if args else None
-    if not isinstance(state, kind) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
+    if not isinstance(state, EagerState) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
         return False
-    writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+    writes = [a.alias_info is not None and a.alias_info.is_write for a in schema_of(func).arguments]
     shapes = [a.shape for a in args if isinstance(a, Tensor)]
     return writes[0] and not any(writes[1:]) and torch.broadcast_shapes(*shapes) == state.shape
 
 
-def decode_run_encode(kind: type[StateTensor], func: Any, args: Any, kwargs: Any) -> Any:
+def decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
     """Runs `func` on decoded values and stores those that it changed."""
-    if _only_traced(kind, func, args):
+    if _only_traced(func, args):
         return args[0]
-    decoded: dict[int, tuple[StateTensor, Tensor]] = {}
+    decoded: dict[int, tuple[EagerState, Tensor]] = {}
 
-    def unwrap(state: StateTensor) -> Tensor:
+    def unwrap(state: EagerState) -> Tensor:
         if id(state) not in decoded:
             decoded[id(state)] = (state, _shape_only(state) if is_fake(state) else state.decode())
         return decoded[id(state)][1]
 
-    plain_args, plain_kwargs = tree_map_only(kind, unwrap, (args, kwargs))
+    plain_args, plain_kwargs = tree_map_only(EagerState, unwrap, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
     written: set[int] = set()
-    for position, argument in enumerate(func._schema.arguments):
+    for position, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[position] if position < len(args) else kwargs.get(argument.name)
-            tree_map_only(kind, lambda state: written.add(id(state)), given)
+            tree_map_only(EagerState, lambda state: written.add(id(state)), given)
     for state, value in (decoded[key] for key in written):
         if not is_fake(state):
             state.store(value)

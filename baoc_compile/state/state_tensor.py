@@ -15,17 +15,18 @@ from torch import Tensor
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
 from baoc_compile.core.errors import StateError
+from baoc_compile.core.torch_private import no_torch_function, wrapper_tensor
 from baoc_compile.kernels.codecs.bits import packed, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
-from baoc_compile.state.eager_state import decode_run_encode, is_fake, makes_view
+from baoc_compile.state.eager_state import EagerState, decode_run_encode, is_fake, makes_view
 
 #: Elements encoded or decoded at a time.
 CHUNK_ELEMENTS = 1 << 16
 
 
-class StateTensor(Tensor):
+class StateTensor(EagerState):
     """A tensor stored by a codec.
 
     `codec`, `salt` (the seed and slot part of its random words), and one attribute per part of the codec, flat, in the
@@ -41,7 +42,7 @@ class StateTensor(Tensor):
         cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]
     ) -> StateTensor:
         device = next(iter(parts.values())).device
-        self = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts = codec, salt, parts
         return self
 
@@ -213,7 +214,7 @@ class StateTensor(Tensor):
             f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
         )
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -230,7 +231,7 @@ class StateTensor(Tensor):
                 f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
                 "use .decode(), or operations on the whole tensor"
             )
-        return decode_run_encode(cls, func, args, kwargs)
+        return decode_run_encode(func, args, kwargs)
 
 
 def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
@@ -250,17 +251,3 @@ def rebuild_state_tensor(
 
 
 torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor])
-
-
-def bytes_of(value: Any) -> int:
-    """Exact bytes of one state entry; numbers and other Python objects count nothing."""
-    if isinstance(value, StateTensor):
-        return value.storage_bytes
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
-    return sum(
-        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
-    )

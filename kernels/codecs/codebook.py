@@ -12,7 +12,7 @@ roots). See `companded8`, whose reasons hold here too.
 | `codebook4`, `ucodebook4` | 16, learned | 64 | 1/2 + 2/64 (+ 36 a tensor) |
 | `int4:64`, `int4:128`, `uint4:64`, `uint4:128` | 16, fixed | 64, 128 | 1/2 + 2/64, 1/2 + 2/128 (+ 32 a tensor) |
 
-and 4 bytes of clock. Learned levels (`learn_levels`; Gefen, arXiv 2606.13894, learns its by exact dynamic programming)
+and 4 bytes of clock. Learned levels (`optimal_levels`; Gefen, arXiv 2606.13894, learns its by exact dynamic programming)
 minimize the expected error of *stochastic* rounding over the slot's own normalized values and are learned anew when that
 pays (`refreshed`). Fixed signed levels are NF4's (QLoRA, arXiv 2305.14314, appendix E), quantiles of a normal
 distribution; fixed non-negative ones are spaced evenly in the logarithm, which bounds the relative error of the

@@ -9,16 +9,13 @@ back as the piecewise linear one with these counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from baoc_compile.kernels.codecs.optimal_levels import Floats, stochastic_error, stochastic_levels
-
-if TYPE_CHECKING:
-    from baoc_compile.kernels.codecs.codebook import Codebook
 
 #: The lowest root of a positive value that the first 4-bit levels tell apart, relative to the group's largest.
 LOWEST_ROOT = 1 / 32
@@ -33,7 +30,22 @@ LOWEST_ROOT_8 = 1 / 256
 BELOW_LOWEST = 0.01
 
 
-def learn_from_values(codec: Codebook, parts: Mapping[str, Tensor], value: Tensor) -> None:
+class Leveled(Protocol):
+    """What learning asks of a codec with levels: which positions they may take, and how many of them there are.
+
+    Positions are multiples of 1 / grid, in [-1, 1] if the codec is signed, and roots in [0, 1] otherwise.
+    """
+
+    bits: int
+    signed: bool
+    count: int
+    grid: int
+    group_size: int | None
+
+    def as_entries(self, levels: np.ndarray) -> np.ndarray: ...
+
+
+def learn_from_values(codec: Leveled, parts: Mapping[str, Tensor], value: Tensor) -> None:
     """Sets the "levels" part from full-precision values; a tensor without a finite value that is not 0 keeps its own."""
     width = codec.group_size or 1
     flat = value.detach().reshape(-1)[:SAMPLE_ELEMENTS].to(torch.float64)
@@ -46,16 +58,16 @@ def learn_from_values(codec: Codebook, parts: Mapping[str, Tensor], value: Tenso
         parts["levels"].copy_(torch.from_numpy(codec.as_entries(best_levels(codec, weights))))
 
 
-def grid_points(codec: Codebook) -> Floats:
+def grid_points(codec: Leveled) -> Floats:
     """The positions that levels may take."""
     return np.arange(-codec.grid if codec.signed else 0, codec.grid + 1) / codec.grid
 
 
-def _grid_index(codec: Codebook, x: Floats) -> np.ndarray:
+def _grid_index(codec: Leveled, x: Floats) -> np.ndarray:
     return np.round(x * codec.grid).astype(np.int64) + (codec.grid if codec.signed else 0)
 
 
-def best_levels(codec: Codebook, weights: Floats) -> Floats:
+def best_levels(codec: Leveled, weights: Floats) -> Floats:
     """The levels of least expected error under `weights` of the grid's points. 0 is a level of a signed codebook, and
     the lowest one of 8-bit roots, beside `LOWEST_ROOT_8`; 4-bit roots start where 1% of the positive values lie below, at most at
     `LOWEST_ROOT`, so that values which fall later are seen."""
@@ -69,7 +81,7 @@ def best_levels(codec: Codebook, weights: Floats) -> Floats:
     return stochastic_levels(points[first:], weights[first:], codec.count)
 
 
-def density(codec: Codebook, codes: Tensor, levels: Floats) -> Floats:
+def density(codec: Leveled, codes: Tensor, levels: Floats) -> Floats:
     """Weights of the grid's points, from how often each code occurs: `codes` uint8, unpacked."""
     counts = np.bincount(codes.cpu().numpy(), minlength=256)[: codec.count].astype(np.float64)
     at = _grid_index(codec, levels)
@@ -92,12 +104,12 @@ def density(codec: Codebook, codes: Tensor, levels: Floats) -> Floats:
     return weights
 
 
-def expected_error(codec: Codebook, weights: Floats, levels: Floats) -> float:
+def expected_error(codec: Leveled, weights: Floats, levels: Floats) -> float:
     """Mean squared error of stochastic rounding to `levels`, relative to the group's largest value (or root)."""
     return stochastic_error(grid_points(codec), weights, levels)
 
 
-def least_error(codec: Codebook, weights: Floats) -> float:
+def least_error(codec: Leveled, weights: Floats) -> float:
     """About the least `expected_error` that any levels have, without finding them: Bennett's integral with the optimal
     point density (Panter and Dite 1951), (sum p^(1/3))^3 / (6 count^2) for stochastic rounding, whose error is gap^2 / 6.
 

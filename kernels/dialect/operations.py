@@ -14,7 +14,18 @@ from typing import Any
 import torch
 
 #: Operations that change no value: they vanish from rules.
-NO_OPS = {"alias", "detach", "clone", "expand", "view", "_unsafe_view", "reshape", "lift_fresh_copy", "contiguous"}
+NO_OPS = {
+    "alias",
+    "detach",
+    "clone",
+    "expand",
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "contiguous",
+}
 
 #: C++ of an elementwise operation: `{0}`, `{1}`... are operands already cast, `{t}` is the result's C++ type,
 #: `{o}` the operands', `{f}` the suffix of C's functions for it.

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
+from baoc_compile.core.torch_private import disable_proxy_modes_tracing, unset_fake_temporarily
 from baoc_compile.kernels.codecs.counter_hash import element_words, group_words, step_key
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, name_of, unsupported_reason
 from baoc_compile.kernels.dialect.recorder import CallRecorder

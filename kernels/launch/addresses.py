@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import CompilerMissing
+from baoc_compile.core.torch_private import object_at, tensor_functions, with_python_lock
 from baoc_compile.kernels.build.compile_cpp import build
 
 log = logging.getLogger("baoc")
@@ -76,11 +77,6 @@ extern "C" void mark(void (*bump_version)(void* tensor), int64_t offset, int64_t
 }
 """
 
-_ADDRESS = "_torchinductor_pyobject_tensor_data_ptr"
-_IS_CONTIGUOUS = "aoti_torch_is_contiguous"
-#: torch::autograd::impl::bump_version(at::Tensor const&)
-_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -112,15 +108,9 @@ def try_again() -> Compiled | None:
 
 def _compile() -> Compiled | None:
     try:
-        address = getattr(torch._C._dynamo.guards, _ADDRESS)
-        exported = ctypes.CDLL(torch._C.__file__)
-        is_contiguous, bump_version = (
-            ctypes.cast(exported[name], ctypes.c_void_p).value for name in (_IS_CONTIGUOUS, _BUMP_VERSION)
-        )
-        offset = _offset_of_tensor(torch.empty(0))
-        built = build(_SOURCE)
-        library = ctypes.PyDLL(built._name, handle=built._handle)  # the objects are Python's: its lock is kept
-    except (AttributeError, OSError, ValueError, CompilerMissing) as reason:
+        functions = tensor_functions()
+        library = with_python_lock(build(_SOURCE))  # the objects are Python's
+    except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
     look, mark, count = library.look, library.mark, ctypes.c_int64
@@ -129,14 +119,9 @@ def _compile() -> Compiled | None:
     mark.argtypes = [ctypes.c_void_p, count, count, ctypes.c_void_p]
     mark.restype = None
     return Compiled(
-        functools.partial(look, address, is_contiguous, offset), functools.partial(mark, bump_version, offset)
+        functools.partial(look, functions.data_ptr, functions.is_contiguous, functions.offset),
+        functools.partial(mark, functions.bump_version, functions.offset),
     )
-
-
-def _offset_of_tensor(tensor: Tensor) -> int:
-    """Bytes from the start of a Python tensor to the C++ one in it, whose only member is a pointer. Raises ValueError."""
-    words = (ctypes.c_void_p * (type(tensor).__basicsize__ // ctypes.sizeof(ctypes.c_void_p))).from_address(id(tensor))
-    return list(words).index(tensor._cdata) * ctypes.sizeof(ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
@@ -171,7 +156,7 @@ class Watched:
     def _look_in_python(self, passing: Sequence[Tensor]) -> Seen:
         if self.passing >= 0:
             self._objects[self.passing :: self.addresses.shape[1]] = _objects_of(passing)
-        now = np.fromiter((_tensor_at(i).data_ptr() for i in self._objects.tolist()), np.uint64, self._objects.size)
+        now = np.fromiter((object_at(i).data_ptr() for i in self._objects.tolist()), np.uint64, self._objects.size)
         moved = (now.reshape(self.addresses.shape) != self.addresses).any(axis=0)
         self.addresses.reshape(-1)[:] = now
         lasting = np.delete(moved, self.passing) if self.passing >= 0 else moved
@@ -194,7 +179,3 @@ class Written:
 
 def _objects_of(tensors: Sequence[Tensor]) -> np.ndarray:
     return np.fromiter(map(id, tensors), np.uint64, len(tensors))
-
-
-def _tensor_at(identity: int) -> Tensor:
-    return ctypes.cast(identity, ctypes.py_object).value

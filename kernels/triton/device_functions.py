@@ -25,9 +25,7 @@ _PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
 @triton.jit
 def divide(x, y):
     """Correctly rounded x / y."""
-    if tl.to_tensor(x).dtype == tl.float64:  # noqa: SIM114  (Triton has no `or` of types)
-        return x / y
-    elif tl.to_tensor(y).dtype == tl.float64:
+    if (x + y).dtype == tl.float64:
         return x / y
     else:
         return tl.div_rn(x, y)
@@ -103,11 +101,11 @@ def power(x, y):
     result = tl.where(odd, with_sign_of(magnitude, base), magnitude)
     result = tl.where((base < 0.0) & (size < float("inf")) & (whole == 0), float("nan"), result)
     result = tl.where((base != base) | (exponent != exponent), float("nan"), result)
-    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to((tl.to_tensor(x) + y).dtype)
+    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to((x + y).dtype)
 
 
 @triton.jit
-def in_double(function: tl.constexpr, x):
+def in_double(function, x):
     return function(x.to(tl.float64)).to(x.dtype)
 
 

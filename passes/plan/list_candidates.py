@@ -9,33 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from baoc_compile.core.codec import Codec, Slot
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.kernels.codecs.catalogue import BY_BLOCK, codec_for, full_precision
 
 #: Two sizes count as equal if they differ by less.
 SAME_SIZE = 0.01
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A codec for every slot. `size_bytes`: of one parameter's state; `harm`: expected before anything is measured."""
-
-    codecs: Mapping[str, Codec]
-    size_bytes: int
-    harm: float
-
-    @property
-    def label(self) -> str:
-        return configuration_label({key: codec.name for key, codec in self.codecs.items()})
-
-
-def configuration_label(names: Mapping[str, str]) -> str:
-    """ "exp_avg=int4:128 exp_avg_sq=factored" """
-    return " ".join(f"{key}={name}" for key, name in names.items())
 
 
 def list_candidates(
@@ -48,13 +30,13 @@ def list_candidates(
     is no second moment, and nothing could be restored from it.
     """
     choices = [_codecs(slot, shape, dtype) for slot in slots]
-    every = [_configuration(slots, codecs, shape) for codecs in itertools.product(*choices)]
+    every = [_configuration(slots, codecs) for codecs in itertools.product(*choices)]
     fast = [c for c in every if not any(_is_packed(codec) for codec in c.codecs.values())]
-    kept = {c.label: c for family in (every, fast) for c in _undominated(family)}
-    full = _configuration(slots, [full_precision(dtype)] * len(slots), shape)
-    now = _configuration(slots, [current[s.key] for s in slots], shape)
+    kept = {c.label: c for family in (every, fast) for c in _undominated(family, shape)}
+    full = _configuration(slots, [full_precision(dtype)] * len(slots))
+    now = _configuration(slots, [current[s.key] for s in slots])
     kept = {full.label: full, now.label: now} | kept
-    return sorted(kept.values(), key=lambda c: (-c.size_bytes, c.harm))
+    return sorted(kept.values(), key=lambda c: (-c.storage_bytes(shape), c.expected_harm))
 
 
 def _codecs(slot: Slot, shape: torch.Size, dtype: torch.dtype) -> list[Codec]:
@@ -70,19 +52,19 @@ def _codecs(slot: Slot, shape: torch.Size, dtype: torch.dtype) -> list[Codec]:
     return [*found.values()] or [full_precision(dtype)]
 
 
-def _configuration(slots: Sequence[Slot], codecs: Sequence[Codec], shape: torch.Size) -> Configuration:
-    by_slot = {slot.key: codec for slot, codec in zip(slots, codecs, strict=True)}
-    size = sum(codec.storage_bytes(shape) for codec in codecs)
-    return Configuration(by_slot, size, sum(codec.expected_harm for codec in codecs))
+def _configuration(slots: Sequence[Slot], codecs: Sequence[Codec]) -> Configuration:
+    return Configuration({slot.key: codec for slot, codec in zip(slots, codecs, strict=True)})
 
 
 def _is_packed(codec: Codec) -> bool:
     return any(part.bits < 8 for part in codec.parts)
 
 
-def _undominated(every: Sequence[Configuration]) -> list[Configuration]:
-    def beats(a: Configuration, b: Configuration) -> bool:
-        return a.size_bytes <= b.size_bytes * (1 + SAME_SIZE) and (a.harm, a.size_bytes) < (b.harm, b.size_bytes)
+def _undominated(every: Sequence[Configuration], shape: torch.Size) -> list[Configuration]:
+    costs = [(c.expected_harm, c.storage_bytes(shape)) for c in every]
 
-    best = {(c.size_bytes, c.harm): c for c in reversed(every) if not any(beats(other, c) for other in every)}
+    def is_beaten(cost: tuple[float, int]) -> bool:
+        return any(other < cost and other[1] <= cost[1] * (1 + SAME_SIZE) for other in costs)
+
+    best = {cost: c for cost, c in reversed([*zip(costs, every, strict=True)]) if not is_beaten(cost)}
     return [*best.values()]

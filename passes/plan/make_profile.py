@@ -10,19 +10,20 @@ import torch
 
 from baoc_compile.core.block import Block
 from baoc_compile.core.codec import Codec
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.profile import BlockCandidate, BlockStatistics, Profile
 from baoc_compile.core.program_graph import Signature
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.plan.list_candidates import Configuration, list_candidates
+from baoc_compile.core.storage import Storage
+from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_TENSOR, TimeModel
 from baoc_compile.passes.risk.assess_risk import Risk
 from baoc_compile.passes.risk.block_statistics import block_statistics
 from baoc_compile.passes.risk.measure_risk import measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
-from baoc_compile.runtime.session import Session
-from baoc_compile.state.state_tensor import state_bytes
+from baoc_compile.state.entries import state_bytes
 
 #: Nats per unit of expected harm for a block that is the whole model: an order for blocks that were not sampled.
 NATS_PER_HARM = 1e-3
@@ -32,13 +33,13 @@ NATS_PER_HARM = 1e-3
 class Planned:
     """What may be planned: rules by parameter, and how each slot is stored now."""
 
-    session: Session
+    storage: Storage
     table: ParameterTable
     rules: Mapping[int, UpdateRule]
 
     def current(self, i: int) -> dict[str, Codec]:
-        decisions = self.session.decisions[self.table.parameters[i]]
-        return {slot.key: decisions[slot.key].codec for slot in self.rules[i].slots}
+        codecs = self.storage.of(i).codecs
+        return {slot.key: codecs[slot.key] for slot in self.rules[i].slots}
 
     def kinds(self) -> dict[int, object]:
         """What the parameters of one block have in common, besides their role."""
@@ -119,7 +120,7 @@ class _Maker:
             shapes=tuple(tuple(p.shape) for p in self.table.parameters),
             fixed_bytes=fixed,
             fixed_ns=self.times.predict([]) + HOST_NS_PER_TENSOR * len(self.table.parameters),
-            full_bytes=fixed + sum(c.size_bytes * len(b.parameters) for b, c in zip(self.blocks, full, strict=True)),
+            full_bytes=fixed + sum(self._size_bytes(b, c) for b, c in zip(self.blocks, full, strict=True)),
             full_ns=self.times.predict(loads),
             curvature=factor,
             steps=max((len(s.grads) - 1 for s in self.streams.values()), default=0),
@@ -135,18 +136,18 @@ class _Maker:
         self, block: Block, configuration: Configuration, risk: Risk | None, statistics: BlockStatistics
     ) -> BlockCandidate:
         share = self._numel(block) / max(1, sum(map(self._numel, self.blocks)))
-        is_full = configuration.harm == 0.0
+        is_full = configuration.expected_harm == 0.0
         if is_full:
             risk = Risk(0.0, 0.0, 0.0, relative_error=0.0)
         elif risk is None or self.risk == "proxy":
-            expected = NATS_PER_HARM * share * configuration.harm
+            expected = NATS_PER_HARM * share * configuration.expected_harm
             if risk is not None:
                 expected = share * proxy_risk(statistics, configuration.codecs)
             risk = Risk(expected, expected, expected, update_scale=1.0 if risk is None else risk.update_scale)
         cost, elements, tensors = self._load(block, configuration)
         return BlockCandidate(
             codecs=_names(configuration.codecs),
-            size_bytes=configuration.size_bytes * len(block.parameters),
+            size_bytes=self._size_bytes(block, configuration),
             time_ns=cost.ns_per_element * elements + cost.ns_per_tensor * tensors,
             launch_ns=cost.ns_per_launch,
             programs=cost.programs,
@@ -160,6 +161,11 @@ class _Maker:
             gate=risk.gate,
         )
 
+    def _size_bytes(self, block: Block, configuration: Configuration) -> int:
+        """Of the state of all the block's parameters, which have one shape."""
+        shape = self.table.parameters[block.parameters[0]].shape
+        return configuration.storage_bytes(shape) * len(block.parameters)
+
     def _load(self, block: Block, configuration: Configuration) -> tuple:
         i = block.parameters[0]
         parameter, state = self.table.parameters[i], self.table.state(i)
@@ -170,7 +176,7 @@ class _Maker:
         return cost, self._numel(block), len(block.parameters)
 
     def _full(self, k: int) -> Configuration:
-        return next(c for c in self.configurations[k] if c.harm == 0.0)
+        return next(c for c in self.configurations[k] if c.expected_harm == 0.0)
 
 
 def _names(codecs: Mapping[str, Codec]) -> dict[str, str]:

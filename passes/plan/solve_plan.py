@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from baoc_compile.core.allocation import Allocation, Candidate, total_risk
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
+from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.passes.solve.couple import allocate_coupled, coupled_frontier
 from baoc_compile.state.plan import ParameterPlan, Plan
 
@@ -42,6 +44,15 @@ class Solution:
         )
         return replace(self, allocation=allocation, chosen=tuple(now))
 
+    def stored(self, storage: Storage) -> Storage:
+        """`storage` with what was chosen for every block's parameters."""
+        changed = {}
+        for block, candidate in zip(self.profile.blocks, self.chosen, strict=True):
+            for i in block.parameters:
+                slots = {key: StoredSlot(codec_named(name)) for key, name in candidate.codecs.items()}
+                changed[i] = StoredParameter({**storage.of(i).slots, **slots}, block.name, candidate.update_scale)
+        return replace(storage.with_parameters(changed), certificate=self.allocation.certificate)
+
     def plan(self, base: Plan) -> Plan:
         """`base` with the entries of every block's parameters."""
         parameters: dict[int, ParameterPlan] = dict(base.parameters)
@@ -50,7 +61,7 @@ class Solution:
                 kept = dict(parameters[i].slots) if i in parameters else {}
                 slots = {**kept, **candidate.codecs}
                 parameters[i] = ParameterPlan(
-                    self.profile.names[i], self.profile.shapes[i], slots, candidate.update_scale
+                    self.profile.names[i], self.profile.shapes[i], slots, candidate.update_scale, block.name
                 )
         return replace(base, parameters=parameters, certificate=self.allocation.certificate)
 

@@ -37,7 +37,12 @@ def start_by_block(
         configurations.append(list_candidates(slots, shape, dtype, full))
         items.append(
             [
-                Candidate(c.label, c.size_bytes * len(members), 0.0, c.harm * shape.numel() * len(members))
+                Candidate(
+                    c.label,
+                    c.storage_bytes(shape) * len(members),
+                    0.0,
+                    c.expected_harm * shape.numel() * len(members),
+                )
                 for c in configurations[-1]
             ]
         )

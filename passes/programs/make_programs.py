@@ -15,12 +15,12 @@ from baoc_compile.core.codec import WEIGHT_KEY, Codec
 from baoc_compile.core.program_graph import Executable, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.kernels.launch.lower import start_lowering
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.rules.extract_rules import RuleClass, Slice
-from baoc_compile.runtime.session import Session
 from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
@@ -39,18 +39,17 @@ class Need:
         return dict(self.codecs)
 
 
-def need_of(step: StepGraph, session: Session, rule: UpdateRule, piece: Slice) -> Need:
+def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -> Need:
     """The state has to be there: raises KeyError for a counter that is not."""
     index = piece.component.parameters[0]
     parameter, state = step.table.parameters[index], step.table.state(index)
     grads = [n for n in piece.inputs if step.roles.get(n) and step.roles[n].kind == "grad"]
     grad_dtype = grads[0].meta["example_value"].dtype if grads else parameter.dtype
     counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
-    has_update_scale = session.update_scale(parameter) != 1.0
-    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, has_update_scale)
+    known = storage.of(index)
+    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, known.update_scale != 1.0)
 
-    decisions = session.decisions.get(parameter, {})
-    configuration = {slot.key: decisions[slot.key].codec for slot in rule.slots}
+    configuration = {slot.key: known.slots[slot.key].codec for slot in rule.slots}
     weight = state.get(WEIGHT_KEY)
     if isinstance(weight, StateTensor) and weight.codec.mechanism == "weight":
         configuration[WEIGHT_KEY] = weight.codec
@@ -62,12 +61,12 @@ def need_of(step: StepGraph, session: Session, rule: UpdateRule, piece: Slice) -
 _PROGRAMS: dict[Need, list[tuple[ProgramGraph, Future[Executable]]]] = {}
 
 
-def start_programs(step: StepGraph, session: Session, classes: list[RuleClass]) -> None:
+def start_programs(step: StepGraph, storage: Storage, classes: list[RuleClass]) -> None:
     """Starts the compilers of what the step will need, as far as its state is there. Never fails: what does is tried
     again, and told of, when the step runs."""
     try:
         pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
-        needs = dict.fromkeys(need_of(step, session, rule, piece) for rule, piece in pieces)
+        needs = dict.fromkeys(need_of(step, storage, rule, piece) for rule, piece in pieces)
         for need in needs:
             if any(_fell_back(executable) for _, executable in _PROGRAMS.get(need, ())):
                 del _PROGRAMS[need]

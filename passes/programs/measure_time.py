@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.configurations import bytes_moved
 from baoc_compile.core.codec import Codec, Part
 from baoc_compile.core.errors import CannotEmit, CompilerMissing
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, Signature
@@ -27,21 +26,15 @@ from baoc_compile.kernels.codecs.counter_hash import slot_salt
 from baoc_compile.kernels.codecs.sharing import Shared
 from baoc_compile.kernels.cpp.emit import CppEmitter
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
+from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.make_programs import Need, programs_of
-from baoc_compile.passes.programs.step_cost import (
-    Cost,
-    RememberedTimes,
-    Sample,
-    device_name,
-    fit,
-    time_call,
-    with_threads,
-)
+from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes, Sample, device_name, fit
+from baoc_compile.passes.programs.time_call import time_call, with_threads
 
 #: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
-#: On an AMD EPYC, after a forward and backward pass (docs/time_model.json). With warm caches it is a twentieth for the step
-#: and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
+#: On an AMD EPYC, after a forward and backward pass (benchmarks/results/time_model.json). With warm caches it is a twentieth
+#: for the step and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
 HOST_NS_PER_STEP = 400_000.0
 HOST_NS_PER_TENSOR = 2_000.0
 

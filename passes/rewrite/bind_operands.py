@@ -13,11 +13,11 @@ from torch import Tensor, fx
 
 from baoc_compile.core.codec import Codec, Sharing
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.launch.fused_update import Launch
-from baoc_compile.passes.migrate.migrate_state import fresh, storage_tensors
 from baoc_compile.passes.rules.extract_rules import Slice
-from baoc_compile.runtime.session import Session
+from baoc_compile.state.entries import fresh, storage_tensors
 from baoc_compile.state.state_tensor import StateTensor
 
 
@@ -28,8 +28,8 @@ class OperandBinder:
     produce.
     """
 
-    def __init__(self, step: StepGraph, session: Session):
-        self.step, self.session = step, session
+    def __init__(self, step: StepGraph, storage: Storage):
+        self.step, self.storage = step, storage
         self.graph = fx.Graph()
         self.root = torch.nn.Module()
         self.nodes: dict[Any, Any] = {}
@@ -104,7 +104,7 @@ class OperandBinder:
             elif operand.source == "salt":
                 numbers[operand.name] = float(live_state[key].salt)
             elif operand.source == "update_scale":
-                numbers[operand.name] = self.session.update_scale(parameter)
+                numbers[operand.name] = self.storage.of(index).update_scale
             elif operand.source == "counter":
                 nodes[operand.name] = self.attribute(live_state[key], f"{name}_{key}")
             elif operand.source == "scalar" and keys[operand.name] in constants:
@@ -117,7 +117,7 @@ class OperandBinder:
                 self.results[node] = self.attribute(live_state[role.key], f"{name}_{role.key}")
         launch.parameters.append(self.step.table.names[index])
         launch.indices.append(index)
-        launch.blocks.append(self.session.blocks.get(parameter, ""))
+        launch.blocks.append(self.storage.of(index).block)
         launch.shapes.append(parameter.shape)
         launch.numbers.append(numbers)
         launch.varying.append(varying)
@@ -130,7 +130,7 @@ class OperandBinder:
         dtype = node.meta["example_value"].dtype
         like = self.attribute(parameter, self.step.table.short_name(piece.component.parameters[0]))
         entry = self.graph.call_function(
-            new_entry, (like, dtype, codec.name, key, self.session.seed), name=f"new_{key}"
+            new_entry, (like, dtype, codec.name, key, self.storage.seed), name=f"new_{key}"
         )
         self.results[node] = entry
         return self.graph.call_function(stored_values, (entry,))

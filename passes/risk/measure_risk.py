@@ -10,10 +10,10 @@ from torch import Tensor
 
 from baoc_compile.core.block import Block
 from baoc_compile.core.codec import Codec
+from baoc_compile.core.configuration import Configuration
 from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import full_precision
-from baoc_compile.passes.plan.list_candidates import Configuration, configuration_label
 from baoc_compile.passes.risk.assess_risk import Assessment, Reference, Risk, assess, curvature
 from baoc_compile.passes.risk.estimate_rates import estimate_rates
 from baoc_compile.passes.risk.shadow_run import Samples, reference_run, shadow_updates
@@ -42,7 +42,7 @@ def measure_risk(
             for k in having:
                 found[k, label] = assess(run.references[k], updates[k], factor, unrounded[k] if unrounded else None)
                 if exact is not None:
-                    what = configuration_label({key: codec.name for key, codec in exact.items()})
+                    what = Configuration(exact).label
                     way_of[k, label] = (what, len(found[k, label].lasting))
                     ways.setdefault(way_of[k, label], {}).setdefault(k, label)
     rate_of = {
@@ -107,7 +107,7 @@ class ShadowRuns:
 
     def updates_once(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor]:
         """The same, kept for the configurations that differ by rounding only."""
-        key = (having, configuration_label({key: codec.name for key, codec in codecs.items()}))
+        key = (having, Configuration(codecs).label)
         if key not in self._kept:
             self._kept[key] = self.updates(having, codecs)
         return self._kept[key]

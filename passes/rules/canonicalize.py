@@ -9,14 +9,11 @@ computed, the program in which precision. Casts between floating types in the us
 
 from __future__ import annotations
 
-from functools import cache
+import math
 from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
@@ -26,8 +23,7 @@ from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS, is_identity, o
 from baoc_compile.passes.capture.unbatch_foreach import alias_root
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
-
-_KEPT_WHOLE = {torch.ops.aten.lerp.Tensor, torch.ops.aten.lerp.Scalar, torch.ops.aten.sign.default}
+from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
 _VIEWS = {
@@ -58,12 +54,6 @@ class NotElementwise(Exception):
     """The slice is not a pure elementwise function; the message says which operation is to blame."""
 
 
-@cache
-def _decompositions() -> dict[Any, Any]:
-    """torch looks through all its operators for them."""
-    return {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
-
-
 def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     """Traces `piece` (a Slice) once. Raises NotElementwise."""
     if len(piece.component.parameters) != 1:
@@ -81,15 +71,11 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
                 raise NotElementwise(f"it writes through a view ({operation(root)[0]})")
     runner = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph))
 
-    with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True):
-        examples = [
-            torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs
-        ]
-        try:
-            with torch.no_grad():
-                gm = make_fx(runner.run, decomposition_table=_decompositions())(*examples)
-        except Exception as error:
-            raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
+    examples = [(shape if i.kind in ("param", "grad", "slot") else (), _traced_dtype(i)) for i in inputs]
+    try:
+        gm = trace_core_aten(runner.run, examples)
+    except Exception as error:
+        raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
     return _as_rule(gm, inputs, [role.key for role in piece.new_state], shape)
 
 
@@ -105,7 +91,8 @@ def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[Ru
         if role is None or role.kind == "scalar":
             if node_shape:
                 raise NotElementwise(f"{node.name!r} of shape {node_shape} belongs to no parameter")
-            found.append(RuleInput(_unique(role.key if role else node.name, found), "scalar", f"input {position}"))
+            name = _unique(role.key if role else node.name, found)
+            found.append(RuleInput(name, "scalar", f"input {position}", _guarded_bounds(node)))
         elif role.kind == "state" and node_shape != shape:
             if node_shape:
                 raise NotElementwise(f"state {role.key!r} has shape {node_shape}, the parameter {shape}")
@@ -118,6 +105,13 @@ def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[Ru
     for position, value in enumerate(piece.constants):
         found.append(RuleInput(_unique("c", found), "scalar", f"constant {position}", bounds_of(value)))
     return found
+
+
+def _guarded_bounds(node: fx.Node) -> tuple[float, float]:
+    """The interval of a number that was traced as a symbol (`dynamic=True`). To ask is to guard: torch traces anew when the
+    number leaves it."""
+    symbols = (user.meta.get("example_value") for user in node.users if is_identity(user))
+    return next((bounds_of(s) for s in symbols if isinstance(s, torch.SymFloat)), (-math.inf, math.inf))
 
 
 def _unique(name: str, taken: list[RuleInput]) -> str:

@@ -2,7 +2,7 @@
 
 The histogram is of Laplace-distributed values over the largest of their group of 32.
 
-    OMP_NUM_THREADS=1 python benchmarks/learn_levels.py [--bins 4096] [--levels 256]
+    OMP_NUM_THREADS=1 python benchmarks/optimal_levels.py [--bins 4096] [--levels 256]
 """
 
 from __future__ import annotations

@@ -58,7 +58,11 @@ def compile_all_operations(target: str) -> None:
 def test_every_operation_compiles(target):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache_folder().path / "offline" / target)
-    command = [sys.executable, "-c", f"import test_offline; test_offline.compile_all_operations({target!r})"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import test_compile_offline; test_compile_offline.compile_all_operations({target!r})",
+    ]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 

@@ -1,4 +1,4 @@
-"""The time model: fitting, remembering, predicting. Only that times are positive is asked of real ones."""
+"""The time model: predicting, measuring, remembering. Only that times are positive is asked of real ones."""
 
 from __future__ import annotations
 
@@ -22,17 +22,8 @@ from baoc_compile.passes.programs.measure_time import (
     matrix,
     synthetic_step,
 )
-from baoc_compile.passes.programs.step_cost import (
-    LEAST_TIMINGS,
-    Cost,
-    RememberedTimes,
-    Sample,
-    fit,
-    time_call,
-    with_threads,
-)
+from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes
 
-CPU = torch.device("cpu")
 ADAMW = schema_of(Which("Adam", "fp32", FP32, FP32)).rule
 SIGNATURE = Signature("cpu", FP32, FP32, tuple((i.name, FP32) for i in ADAMW.inputs_of("counter")))
 
@@ -67,34 +58,6 @@ def timings(monkeypatch):
     monkeypatch.setattr(measure_time, "synthetic_step", synthetic)
     monkeypatch.setattr(measure_time, "time_call", ns)
     return asked
-
-
-# the fit
-
-
-@pytest.mark.parametrize("plane", [(8_000.0, 600.0, 0.5), (0.0, 300.0, 9.0), (15_000.0, 0.0, 0.01), (5.0, 0.0, 0.0)])
-def test_a_plane_is_found_again(plane):
-    sizes = [(1, 256), (32, 8192), (8, 1 << 23), (3, 1 << 18)]
-    found = fit([Sample(n, e, plane[0] + plane[1] * n + plane[2] * e) for n, e in sizes])
-    assert found == pytest.approx(plane, rel=1e-6, abs=1e-6)
-
-
-def test_no_coefficient_is_negative():
-    found = fit([Sample(1, 256, 100.0), Sample(8, 1 << 20, 1e6), Sample(32, 8192, 90.0)])
-    assert all(value >= 0.0 for value in found)
-    assert any(value == 0.0 for value in found)
-
-
-def test_large_times_do_not_drown_small_ones():
-    samples = [Sample(1, 256, 10_000.0), Sample(8, 1 << 23, 9e6), Sample(8, 1 << 23, 7e6), Sample(32, 8192, 20_000.0)]
-    launch, tensor, element = fit(samples)
-    assert launch + tensor + 256 * element == pytest.approx(10_000.0, rel=0.01)
-    assert 7e6 < launch + 8 * tensor + (1 << 23) * element < 9e6
-
-
-def test_nothing_can_be_fitted_to_nothing():
-    with pytest.raises(ValueError, match="no samples"):
-        fit([])
 
 
 # predictions
@@ -267,19 +230,6 @@ def test_a_rule_on_another_device_is_measured_on_this_one(timings):
     on_meta = Signature("meta", FP32, FP32, SIGNATURE.counter_dtypes)
     model = TimeModel("cpu")
     assert model.cost(ADAMW, codecs(), on_meta) == model.cost(ADAMW, codecs(), SIGNATURE)
-
-
-def test_calls_are_timed_with_empty_caches_and_none_for_long():
-    values, calls = torch.zeros(1 << 18), []
-    ns, is_quiet = time_call(lambda: calls.append(values.add_(1.0)), CPU, 1, 0.01)
-    assert is_quiet and 0.0 < ns < 1e8 and LEAST_TIMINGS <= len(calls) - 2 < 100
-
-
-def test_threads_are_as_before_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), with_threads(3):
-        raise RuntimeError
-    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("elements", [256, 1 << 13, 1 << 20])

@@ -1,0 +1,41 @@
+"""Configuration: how every slot of a rule is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from baoc_compile.core.codec import Codec
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A codec for every slot.
+
+    codecs: slot key -> codec, "param" for the weight.
+    """
+
+    codecs: Mapping[str, Codec]
+
+    @property
+    def label(self) -> str:
+        return configuration_label({key: codec.name for key, codec in self.codecs.items()})
+
+    @property
+    def expected_harm(self) -> float:
+        """How much it is expected to hurt learning before anything is measured; 0 for full precision."""
+        return sum((codec.expected_harm for codec in self.codecs.values()), 0.0)
+
+    def storage_bytes(self, shape: torch.Size) -> int:
+        """Exact bytes of one parameter's state."""
+        return sum(codec.storage_bytes(shape) for codec in self.codecs.values())
+
+    def __str__(self) -> str:
+        return self.label
+
+
+def configuration_label(names: Mapping[str, str]) -> str:
+    """Slot key -> codec name, as one line: "exp_avg=int4:128 exp_avg_sq=factored"."""
+    return " ".join(f"{key}={name}" for key, name in names.items())

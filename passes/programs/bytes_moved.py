@@ -1,0 +1,44 @@
+"""Bytes that a step reads and writes: what bounds its time where it computes less than it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+
+from baoc_compile.core.codec import WEIGHT_KEY, Codec
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.passes.rules.reduce_state import ReducedRule, reduce_state
+
+
+def bytes_moved(rule: UpdateRule, codecs: Mapping[str, Codec], parameter: torch.Tensor) -> int:
+    """Bytes that one step of one tensor reads and writes: what each launch reads, and what it writes.
+
+    The gradient has the parameter's type.
+    """
+    by_mechanism = {m: tuple(s for s, c in codecs.items() if c.mechanism == m) for m in ("dropping", "sharing")}
+    reduced = _reduced(rule, by_mechanism["dropping"], by_mechanism["sharing"])
+    sizes = {key: codec.storage_bytes(parameter.shape) for key, codec in codecs.items()}
+    element = parameter.numel() * parameter.element_size()
+    total = 0
+    for launch in (*reduced.averages, reduced.update):
+        written = {i.key for i in launch.inputs if i.name in launch.outputs} | set(launch.outputs)
+        for rule_input in launch.inputs:
+            reads = any(n.target == rule_input.name and n.users for n in launch.gm.graph.nodes if n.op == "placeholder")
+            touches = int(reads) + int(rule_input.name in launch.outputs)
+            if rule_input.kind == "param":
+                total += touches * (element + sizes.get(WEIGHT_KEY, 0))
+            elif rule_input.kind == "grad":
+                total += touches * element
+            elif rule_input.kind == "slot":
+                total += touches * sizes[rule_input.key]
+        total += sum(
+            2 * sizes[key] for key in by_mechanism["sharing"] if key in written and launch is not reduced.update
+        )
+    return total
+
+
+@cache
+def _reduced(rule: UpdateRule, dropped: tuple[str, ...], shared: tuple[str, ...]) -> ReducedRule:
+    return reduce_state(rule, dropped, shared)
