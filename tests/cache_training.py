@@ -131,7 +131,7 @@ def _full(folder: str) -> None:
 
 def _read_only(folder: str) -> None:
     error = OSError(errno.EROFS, os.strerror(errno.EROFS))
-    compile_cpp.TemporaryDirectory = _raising(tempfile.TemporaryDirectory, folder, error)  # type: ignore[misc]
+    compile_cpp.unfinished = _raising(cache.unfinished, folder, error)
 
 
 INJECTIONS = {"noexec": _noexec, "full": _full, "read-only": _read_only}

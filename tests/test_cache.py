@@ -371,8 +371,8 @@ def test_what_is_unfinished_or_unused_for_long_is_removed(folder, build):
     build(source_of(7))
     (used,) = programs_in(folder)
     unfinished, running, unused = (
-        folder / f"{cache.TEMPORARY}a",
-        folder / f"{cache.TEMPORARY}b",
+        folder / f"{cache._UNFINISHED}a",
+        folder / f"{cache._UNFINISHED}b",
         folder / f"{'0' * 24}.so",
     )
     for path in (unfinished, running):
@@ -401,7 +401,7 @@ def test_two_processes_that_compile_the_same(folder, tmp_path, rounds, with_lock
     environment = {"BAOC_CACHE_DIR": str(folder), "CXX": str(counted)}
     assert build_side_by_side(environment, rounds, with_locks) == [0, 0]
     assert len(programs_in(folder)) == rounds and all(map(cache.is_intact, programs_in(folder)))
-    assert list(folder.glob(f"{cache.TEMPORARY}*")) == []
+    assert list(folder.glob(f"{cache._UNFINISHED}*")) == []
     if with_locks:
         assert len(counts.read_text().splitlines()) == rounds
 

@@ -325,12 +325,12 @@ def test_a_missing_function_is_a_lookup_error(name, monkeypatch):
         private.tensor_functions()
 
 
-def test_a_library_whose_functions_hold_pythons_lock():
-    """Lists of tensors would be read while other threads change them."""
-    usual = ctypes.CDLL(None)
-    holding = private.holding_the_lock(usual)
-    assert isinstance(holding, ctypes.PyDLL) and holding._handle == usual._handle
-    assert holding.PyGILState_Check() == 1 and usual.PyGILState_Check() == 0
+def test_a_library_with_pythons_lock():
+    """Lists of tensors would be read while another thread changes them."""
+    library = private.with_python_lock(ctypes.CDLL(None))
+    library.PyErr_SetString.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    with pytest.raises(KeyError, match="seen only with the lock"):
+        library.PyErr_SetString(KeyError, b"seen only with the lock")
 
 
 # Nobody else uses private names

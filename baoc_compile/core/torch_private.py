@@ -207,6 +207,6 @@ def object_at(identity: int) -> Any:
     return ctypes.cast(identity, ctypes.py_object).value
 
 
-def holding_the_lock(library: ctypes.CDLL) -> ctypes.PyDLL:
-    """The same library, whose functions are called with Python's lock held: they touch Python objects."""
+def with_python_lock(library: ctypes.CDLL) -> ctypes.PyDLL:
+    """The same library, its functions called with Python's lock held. Its file may be gone by now."""
     return ctypes.PyDLL(library._name, handle=library._handle)

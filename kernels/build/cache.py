@@ -30,14 +30,11 @@ from platformdirs import user_cache_path
 
 log = logging.getLogger("baoc")
 
-#: What the names of unfinished files and folders begin with.
-TEMPORARY = "unfinished-"
+_UNFINISHED = "unfinished-"
 
-#: How old an unfinished file is when its process is taken for dead, and how long a program is kept that nobody loads.
-SECONDS_TO_FINISH, SECONDS_UNUSED = 3600.0, 90 * 86400.0
-
-#: How long to wait for another process that updates a file of numbers.
-SECONDS_TO_UPDATE = 5.0
+#: How old an unfinished folder is when its process is taken for dead, how long a program is kept that nobody loads, and how
+#: long to wait for another process that updates a file of numbers.
+SECONDS_TO_FINISH, SECONDS_UNUSED, SECONDS_TO_UPDATE = 3600.0, 90 * 86400.0, 5.0
 
 _NO_LINKS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = _NO_LINKS | getattr(os, "O_DIRECTORY", 0)
@@ -90,24 +87,17 @@ class Folder:
     def add_entries(self, name: str, new: dict[str, Any]) -> None:
         """Replaces a JSON file by one with these entries, too. A file that can't be written stays as it is."""
         try:
-            with self.opened() as folder, locked(folder / f"{name}.lock", SECONDS_TO_UPDATE):
-                text = json.dumps(self.entries(name) | new, indent=1)
-                descriptor, unfinished = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
-                try:
-                    with open(descriptor, "w") as file:
-                        file.write(text)
-                    os.replace(unfinished, folder / name)
-                except OSError:
-                    os.unlink(unfinished)
-                    raise
+            with self.opened() as at, locked(at / f"{name}.lock", SECONDS_TO_UPDATE), unfinished(at) as scratch:
+                (scratch / name).write_text(json.dumps(self.entries(name) | new, indent=1))
+                (scratch / name).chmod(0o600)
+                os.replace(scratch / name, at / name)
         except OSError as error:
             log.info("%s: %s can't be updated: %s", self.path, name, reason_of(error))
 
 
 def cache_folder() -> Folder:
     """The one that the environment names now."""
-    named = os.environ.get("BAOC_CACHE_DIR")
-    if named:
+    if named := os.environ.get("BAOC_CACHE_DIR"):
         return Folder(Path(named))
     try:
         path = user_cache_path("baoc", appauthor=False)
@@ -136,10 +126,8 @@ def is_intact(path: Path) -> bool:
     """Was this file sealed under its name, and is it as it was then?"""
     try:
         contents = read(path)
-    except FileNotFoundError:
-        return False
     except OSError as error:
-        log.info("%s is not used: %s", path.name, reason_of(error))
+        log.info("%s can't be used: %s", path.name, reason_of(error))
         return False
     if _digest(path.name, contents[:-_DIGEST_BYTES]) != contents[-_DIGEST_BYTES:]:
         log.info("%s is damaged", path.name)
@@ -147,6 +135,13 @@ def is_intact(path: Path) -> bool:
     with suppress(OSError):
         os.utime(path)
     return True
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A folder in this one, for what is made before it is renamed."""
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
 
 
 @contextmanager
@@ -171,18 +166,13 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
 def sweep(folder: Path) -> None:
     """Removes what processes left unfinished, and programs that none has loaded for a long time."""
     with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            is_unfinished = entry.name.startswith(TEMPORARY)
-            if not is_unfinished and not re.fullmatch(r"[0-9a-f]{24}\.\w+", entry.name):
-                continue
+        for path in list(folder.iterdir()):
             with suppress(OSError):
-                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if age < (SECONDS_TO_FINISH if is_unfinished else SECONDS_UNUSED):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+                age = time.time() - path.lstat().st_mtime
+                if path.name.startswith(_UNFINISHED) and age > SECONDS_TO_FINISH:
+                    shutil.rmtree(path)
+                elif re.fullmatch(r"[0-9a-f]{24}\.\w+", path.name) and age > SECONDS_UNUSED:
+                    path.unlink()
 
 
 def reason_of(error: Exception) -> str:

@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 
 from baoc_compile.core.errors import CompilerMissing, warn_once
 from baoc_compile.kernels.build.cache import (
-    TEMPORARY,
     Folder,
     cache_folder,
     is_intact,
@@ -26,6 +25,7 @@ from baoc_compile.kernels.build.cache import (
     reason_of,
     seal,
     sweep,
+    unfinished,
 )
 
 log = logging.getLogger("baoc")
@@ -98,8 +98,8 @@ def _library(folder: Folder, key: str, command: list[str], source: str) -> ctype
             found = _loaded(path)  # another process may have compiled it meanwhile
             if found is not None:
                 return found
-            with TemporaryDirectory(prefix=TEMPORARY, dir=opened, ignore_cleanup_errors=True) as scratch:
-                made = _compiled(command, source, Path(scratch))
+            with unfinished(opened) as scratch:
+                made = _compiled(command, source, scratch)
                 seal(made, path.name)
                 library = ctypes.CDLL(str(made))
                 os.replace(made, path)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import CompilerMissing
-from baoc_compile.core.torch_private import holding_the_lock, object_at, tensor_functions
+from baoc_compile.core.torch_private import object_at, tensor_functions, with_python_lock
 from baoc_compile.kernels.build.compile_cpp import build
 
 log = logging.getLogger("baoc")
@@ -87,8 +87,7 @@ class Compiled:
 
 
 _ONE_AT_A_TIME = threading.Lock()
-#: The outcome of the last try; empty before the first.
-_OUTCOME: list[Compiled | None] = []
+_OUTCOME: list[Compiled | None] = []  # of the last try; empty before the first
 
 
 def compiled() -> Compiled | None:
@@ -110,7 +109,7 @@ def try_again() -> Compiled | None:
 def _compile() -> Compiled | None:
     try:
         functions = tensor_functions()
-        library = holding_the_lock(build(_SOURCE))  # the objects are Python's
+        library = with_python_lock(build(_SOURCE))  # the objects are Python's
     except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
