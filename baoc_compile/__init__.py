@@ -30,6 +30,8 @@ from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
 
+__version__ = "0.2.0"
+
 __all__ = [
     "BaocError",
     "BaocWarning",

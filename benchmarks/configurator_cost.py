@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import WORKLOADS
 from paired import machine
 from paths import RESULTS
+from workloads import WORKLOADS
 
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget

@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from learning import REFERENCE, WORKLOADS, cpu_name, save, warmup_then_cosine
+from learning import REFERENCE, cpu_name, save
 from matplotlib.figure import Figure
 from paths import RESULTS, shown_at
 from scipy.stats import ttest_1samp
+from workloads import WORKLOADS, warmup_then_cosine
 
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget

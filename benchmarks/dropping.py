@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import REFERENCE, WORKLOADS, Job, run_all
+from learning import REFERENCE, Job, run_all
 from paths import RESULTS, shown_at
+from workloads import WORKLOADS
 
 import baoc_compile
 from baoc_compile.core.block import Block

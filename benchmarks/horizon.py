@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from unittest.mock import patch
 
 import torch
-from learning import WORKLOADS, cpu_name, warmup_then_cosine
+from learning import cpu_name
 from paths import DOCS
+from workloads import WORKLOADS, warmup_then_cosine
 
 import baoc_compile
 from baoc_compile.core.configuration import Configuration

@@ -17,7 +17,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import islice, product
@@ -27,18 +27,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from paths import RESULTS, ROOT, shown_at
+from paths import RESULTS, shown_at
 from scipy.stats import ttest_rel
+from workloads import WORKLOADS, warmup_then_cosine
 
 import baoc_compile
 from baoc_compile import Plan
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-import digits_diffusion
-import digits_vit
-import language_model
-from train_language_model import warmup_then_cosine
 
 REFERENCE = "fp32"  # torch's own AdamW, neither compiled nor compressed
 
@@ -58,52 +52,6 @@ CONFIGURATIONS: dict[str, str | dict[str, str]] = {
     "no m, factored v, scale 0.3": Plan.uniform(
         {"exp_avg": "dropped", "exp_avg_sq": "factored"}, update_scale=0.3
     ).to_json(),
-}
-
-
-@dataclass(frozen=True)
-class Workload:
-    loss: str  # what the validation loss is
-    model: Callable[[], torch.nn.Module]
-    load: Callable[[], tuple[Any, Any]]  # training and validation data
-    batches: Callable[[Any, int, int], Iterator[tuple[torch.Tensor, ...]]]  # training data, batch size, seed
-    evaluate: Callable[[Any, Any], float]  # model, validation data
-    steps: int
-    batch_size: int
-    lr: float
-
-
-WORKLOADS = {
-    "language": Workload(
-        "nats per byte",
-        language_model.GPT,
-        language_model.load_corpus,
-        language_model.random_batches,
-        language_model.evaluate,
-        steps=400,
-        batch_size=8,
-        lr=1.5e-3,
-    ),
-    "digits_vit": Workload(
-        "cross-entropy in nats",
-        digits_vit.ViT,
-        digits_vit.load_digits,
-        digits_vit.random_batches,
-        digits_vit.evaluate,
-        steps=500,
-        batch_size=32,
-        lr=2e-3,
-    ),
-    "digits_diffusion": Workload(
-        "mean squared error",
-        digits_diffusion.UNet,
-        digits_diffusion.load_digits,
-        digits_diffusion.random_batches,
-        digits_diffusion.evaluate,
-        steps=500,
-        batch_size=32,
-        lr=6e-3,
-    ),
 }
 
 

@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import CONFIGURATIONS, REFERENCE, WORKLOADS, Workload, cpu_name, rows_of, warmup_then_cosine
+from learning import CONFIGURATIONS, REFERENCE, cpu_name, rows_of
 from matplotlib.figure import Figure
 from paths import RESULTS, shown_at
 from scipy.stats import spearmanr
+from workloads import WORKLOADS, Workload, warmup_then_cosine
 
 import baoc_compile
 from baoc_compile.core.profile import BlockCandidate, Profile

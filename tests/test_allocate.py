@@ -10,81 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from knapsack_items import KINDS, best_by_force, binding_budgets, check, equal, make_items, small_items, swapped
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from baoc_compile.core.allocation import Allocation, Candidate
 from baoc_compile.core.errors import BudgetError
-from baoc_compile.passes.solve import frontier as frontier_module
 from baoc_compile.passes.solve import solve_knapsack
 from baoc_compile.passes.solve.allocate import allocate, frontier
-
-KINDS = ("realistic", "uncorrelated", "shapes")
-SHAPES = (768, 768 * 768, 768 * 3072, 3 * 768 * 768, 50257 * 768)
-
-
-def make_items(kind: str, blocks: int, rng: np.random.Generator, candidates: int = 12) -> list[list[Candidate]]:
-    """ "realistic": sizes over three decades, risk falls convexly with bytes, with noise; time has nothing to do with
-    bytes. "shapes": few distinct sizes, so that many choices take equally many bytes."""
-    shape = (blocks, candidates)
-    if kind == "uncorrelated":
-        sizes, risk, times = rng.integers(1, 10**6, shape), rng.uniform(0, 1, shape), rng.uniform(0, 1e5, shape)
-    else:
-        if kind == "realistic":
-            numel = np.exp(rng.uniform(math.log(1e3), math.log(1e6), (blocks, 1))).astype(np.int64)
-            width = np.sort(rng.uniform(0.3, 8, shape), 1)
-            times = numel * rng.uniform(0.5, 2, shape)
-        else:
-            numel = rng.choice(SHAPES, (blocks, 1), p=[0.4, 0.2, 0.2, 0.18, 0.02])
-            width = np.array([8, 6, 5, 4, 4, 3, 2, 2, 1, 1, 0.5, 0.02])[:candidates]
-            times = numel * (0.3 * width + rng.choice([0.2, 0.5, 1, 2], candidates))
-        sizes = (numel * width).astype(np.int64)
-        risk = rng.lognormal(0, 1, (blocks, 1)) * np.sqrt(numel) * 2.0**-width * rng.lognormal(0, 0.3, shape)
-    return [
-        [Candidate(f"c{j}", int(sizes[i, j]), float(times[i, j]), float(risk[i, j])) for j in range(candidates)]
-        for i in range(blocks)
-    ]
-
-
-def swapped(items: list[list[Candidate]]) -> list[list[Candidate]]:
-    """Time as risk."""
-    return [[Candidate(c.configuration, c.size_bytes, c.time_ns, c.time_ns) for c in block] for block in items]
-
-
-def binding_budgets(items: list[list[Candidate]], rng: np.random.Generator) -> tuple[int, float]:
-    least = sum(min(c.size_bytes for c in block) for block in items)
-    wanted = sum(min(block, key=lambda c: c.risk).size_bytes for block in items)
-    budget_bytes = least + int(rng.uniform(0.1, 0.5) * max(wanted - least, 0))
-    slow, fast = allocate(items, budget_bytes).time_ns, allocate(swapped(items), budget_bytes).risk
-    return budget_bytes, fast + rng.uniform(0.2, 0.8) * (slow - fast)
-
-
-def best_by_force(items, budget_bytes, budget_ns):
-    everything = (Allocation.of(items, c, -math.inf) for c in itertools.product(*(range(len(b)) for b in items)))
-    return min((a.risk for a in everything if a.fits(budget_bytes, budget_ns)), default=None)
-
-
-def check(items, allocation, budget_bytes, budget_ns=None):
-    """What it says is true: sums of what was chosen, within the budgets."""
-    chosen = [block[j] for block, j in zip(items, allocation.choice, strict=True)]
-    assert allocation.size_bytes == sum(c.size_bytes for c in chosen) <= budget_bytes
-    assert allocation.time_ns == math.fsum(c.time_ns for c in chosen) <= (math.inf if budget_ns is None else budget_ns)
-    assert allocation.risk == math.fsum(c.risk for c in chosen) >= allocation.lower_bound
-    return allocation
-
-
-def equal(a: float, b: float, scale: float = 0.0) -> bool:
-    return abs(a - b) <= 2e-12 * max(abs(a), abs(b), scale)
-
-
-candidate = st.builds(
-    Candidate,
-    st.sampled_from("abcde"),
-    st.integers(0, 12) | st.sampled_from([2**49, 2**50 - 1, 2**50]),
-    st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.7, 1.0, 2.5, 1e3]),
-    st.sampled_from([-1.0, 0.0, 1e-12, 0.1, 0.2, 0.3, 1.0, 1e3]) | st.floats(-2, 2),
-)
-small_items = st.lists(st.lists(candidate, min_size=1, max_size=5), max_size=4)
 
 
 @given(small_items, st.data())
@@ -299,44 +232,6 @@ def test_ties_prefer_fewer_configurations_then_fewer_bytes():
     assert allocate(nearly, 100).choice == (1, 0)
     worse = [[Candidate("rare", 1, 0.0, 0.5 * (1 - 1e-9)), common[0]], [common[0]]]
     assert allocate(worse, 100).choice == (0, 0)
-
-
-@given(small_items.filter(bool))
-def test_frontier_is_what_brute_force_finds(items):
-    everything = [Allocation.of(items, c, 0.0) for c in itertools.product(*(range(len(b)) for b in items))]
-    scale = sum(max(abs(c.risk) for c in block) for block in items)
-    points = frontier(items)
-    assert points[0].size_bytes == min(a.size_bytes for a in everything)
-    assert equal(points[-1].risk, min(a.risk for a in everything), scale)
-    for point in points:
-        assert point.is_exact
-        assert equal(point.risk, min(a.risk for a in everything if a.size_bytes <= point.size_bytes), scale)
-    for a in everything:  # nothing is left out
-        assert min(p.risk for p in points if p.size_bytes <= a.size_bytes) <= a.risk + 2e-12 * scale
-
-
-@pytest.mark.parametrize("labels", [2_000_000, 1000], ids=["all", "hull"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_frontier_agrees_with_allocate(monkeypatch, kind, labels):
-    monkeypatch.setattr(frontier_module, "LABELS", labels)
-    items = make_items(kind, 12, np.random.default_rng(3), candidates=5)
-    points = frontier(items)
-    assert len(points) >= 10
-    for a, b in itertools.pairwise(points):
-        assert a.size_bytes < b.size_bytes and a.risk > b.risk
-    for point in points[:: max(len(points) // 10, 1)]:
-        check(items, point, point.size_bytes)
-        assert point.is_exact and equal(point.risk, allocate(items, point.size_bytes).risk)
-    assert points[0].size_bytes == sum(min(c.size_bytes for c in block) for block in items)
-    assert equal(points[-1].risk, math.fsum(min(c.risk for c in block) for block in items))
-
-
-def test_frontier_of_many_blocks_has_a_limited_number_of_points():
-    items = make_items("realistic", 150, np.random.default_rng(4))
-    points = frontier(items)
-    assert 100 <= len(points) <= frontier_module.POINTS
-    middle = points[len(points) // 2]
-    assert equal(middle.risk, allocate(items, middle.size_bytes).risk)
 
 
 def test_no_blocks_single_candidates_and_budgets_far_too_large():

@@ -13,8 +13,7 @@ import torch
 
 import baoc_compile
 from baoc_compile.backend import baoc
-from baoc_compile.kernels.launch import lower
-from baoc_compile.passes.programs import make_programs
+from baoc_compile.passes.programs import lower, make_programs
 
 LARGE, SMALL = (64, 64), (8,)
 

@@ -79,7 +79,7 @@ def test_transient_memory_of_the_torch_lowering_is_bounded(monkeypatch):
     """Where there is no compiler, chunks keep the step's memory below a constant."""
     import baoc_compile.passes.programs.make_programs as make_programs
     from baoc_compile.kernels.eager.program import CHUNK_ELEMENTS, TorchProgram
-    from baoc_compile.kernels.launch import lower
+    from baoc_compile.passes.programs import lower
 
     monkeypatch.setattr(lower, "lower", TorchProgram)
     monkeypatch.setattr(make_programs, "_PROGRAMS", {})

@@ -33,8 +33,8 @@ from baoc_compile.core.errors import BaocWarning
 from baoc_compile.kernels.build import compile_cpp as build_cpp
 from baoc_compile.kernels.cpp import program as cpp_program
 from baoc_compile.kernels.eager.program import TorchProgram
-from baoc_compile.kernels.launch import lower
 from baoc_compile.passes.programs import compose_program as composing
+from baoc_compile.passes.programs import lower
 
 every_program = pytest.mark.parametrize("which", [*PROGRAMS, *SHARING], ids=str)
 

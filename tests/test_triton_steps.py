@@ -19,9 +19,8 @@ from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.dialect.operations import TRITON
 from baoc_compile.kernels.eager.program import TorchProgram
-from baoc_compile.kernels.launch import lower
 from baoc_compile.kernels.triton.program import TritonProgram
-from baoc_compile.passes.programs import make_programs
+from baoc_compile.passes.programs import lower, make_programs
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.rules.discover_state import discover_state
 

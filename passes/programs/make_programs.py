@@ -18,8 +18,8 @@ from baoc_compile.core.step_graph import StepGraph
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.eager.program import TorchProgram
-from baoc_compile.kernels.launch.lower import start_lowering
 from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.programs.lower import start_lowering
 from baoc_compile.passes.rules.extract_rules import RuleClass, Slice
 from baoc_compile.state.state_tensor import StateTensor
 
