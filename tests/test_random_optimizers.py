@@ -16,7 +16,7 @@ import torch
 from hypothesis import Phase, example, given, note, settings
 from hypothesis import strategies as st
 from optimizers import compiled_step, decoded, ulps
-from random_optimizers import DrawnOptimizer, Recipe, recipes
+from random_optimizers import DrawnOptimizer, Recipe, SlotRecipe, recipes
 from torch import Tensor
 
 import baoc_compile
