@@ -64,7 +64,7 @@ STORES: dict[str, Callable[[dict[str, Any], str, Tensor, float], Any]] = {
     "= momentum": _replace(lambda old, new, beta: old * beta + new),
     "= maximum": _replace(lambda old, new, beta: torch.maximum(old * beta, new)),
     "maximum_": lambda state, key, new, beta: state[key].copy_(torch.maximum(state[key].mul_(beta), new)),
-    "= new": _replace(lambda old, new, beta: new),
+    "= new": _replace(lambda old, new, beta: new.clone()),
 }
 
 #: How the parameter takes its update up.
