@@ -103,7 +103,7 @@ def measure(target: str) -> list[Row]:
         for graph in graphs(*configuration):
             program = TritonProgram(graph, default_shape(graph, KNOWN[target].warp_size))
             found = compile_offline(program, target)
-            lanes = [o for o in graph.operands if o.kind == "element" and o.in_memory and o.dtype == torch.float32]
+            lanes = [o for o in graph.operands if o.per == "element" and o.in_memory and o.dtype == torch.float32]
             rows.append(
                 Row(
                     f"{title}: averages" if graph.averages else title,

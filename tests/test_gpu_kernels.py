@@ -220,9 +220,9 @@ def check_parts_of_a_large_tensor(numel: int, middle: int, reach: int) -> None:
 
 def _between(tensor: Tensor, operand, first: int, last: int) -> Tensor:
     """What belongs to these elements."""
-    if operand.kind == "element":
+    if operand.per == "element":
         return tensor[first:last]
-    if operand.kind == "group":
+    if operand.per == "group":
         return tensor[first // operand.group_size : -(-last // operand.group_size)]
     return tensor
 

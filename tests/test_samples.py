@@ -225,6 +225,6 @@ def test_candidates_are_few_and_fall_in_size(exact, shape):
     for c in found:
         assert c.size_bytes == sum(codec.storage_bytes(torch.Size(shape)) for codec in c.codecs.values())
         assert not any(codec.why_not(s, torch.Size(shape)) for s, codec in zip(slots, c.codecs.values(), strict=True))
-        assert c.codecs["exp_avg_sq"].kind != "dropping"
+        assert c.codecs["exp_avg_sq"].mechanism != "dropping"
     odd = {"exp_avg": codec_named("codebook8"), "exp_avg_sq": codec_named("ucodebook8")}
     assert odd in [dict(c.codecs) for c in list_candidates(slots, torch.Size(shape), torch.float32, odd)]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from baoc_compile.core.names import identifier
+
 RoleKind = Literal["param", "grad", "state", "scalar"]
 
 
@@ -54,8 +56,8 @@ class ParameterTable:
         return self.optimizer.state.get(self.parameters[index], {})
 
     def short_name(self, index: int) -> str:
-        """A name that can be part of an FX node's name."""
-        return "".join(c if c.isalnum() else "_" for c in self.names[index]).strip("_")
+        """An identifier; two parameters may have the same."""
+        return identifier(self.names[index])
 
 
 @dataclass

@@ -12,7 +12,6 @@ from __future__ import annotations
 from torch import fx
 
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import is_constant, is_small, kind_of
 from baoc_compile.kernels.cpp.stages import CppStages
 from baoc_compile.kernels.cpp.text import (
     AVERAGE_DRIVER,
@@ -25,7 +24,7 @@ from baoc_compile.kernels.cpp.text import (
     SHARED,
     TYPES,
 )
-from baoc_compile.kernels.dialect.operations import name_of
+from baoc_compile.kernels.dialect.nodes import is_constant, is_small, is_taken_from, meta_of, per_of
 
 
 class CppEmitter(CppStages):
@@ -37,10 +36,10 @@ class CppEmitter(CppStages):
         self.source = self._emit()
 
     def _derived(self) -> list[fx.Node]:
-        read = [n for n in self.nodes if any(kind_of(u) in ("element", "group") for u in n.users)]
-        read += [v for name, v in self.new_value.items() if self.operand[name].kind != "scalar"]
+        read = [n for n in self.nodes if any(per_of(u) in ("element", "group") for u in n.users)]
+        read += [v for name, v in self.new_value.items() if self.operand[name].per != "scalar"]
         read += self.decays.values()
-        return [n for n in dict.fromkeys(read) if kind_of(n) == "scalar" and not is_constant(n)]
+        return [n for n in dict.fromkeys(read) if per_of(n) == "scalar" and not is_constant(n)]
 
     def _emit(self) -> str:
         sizes = {
@@ -51,7 +50,7 @@ class CppEmitter(CppStages):
             "width": self.width,
         }
         extras = (SHARED if self.graph.shared else "") + (PACKED if any(o.bits == 4 for o in self.pointers) else "")
-        extras += ENTRIES if any(kind_of(n) == "table" and is_small(n) for n in self.nodes) else ""
+        extras += ENTRIES if any(per_of(n) == "codebook" and is_small(n) for n in self.nodes) else ""
         driver = AVERAGE_DRIVER if self.graph.averages else DRIVER
         functions = self._scalars() + self._elements() + (self._finish() if self.graph.averages else "")
         title = f"// {self.graph.title}\n"
@@ -61,11 +60,11 @@ class CppEmitter(CppStages):
     def _scalars(self) -> str:
         lines = []
         for node in self.nodes:
-            if kind_of(node) == "scalar" and not is_constant(node):
+            if per_of(node) == "scalar" and not is_constant(node):
                 lines.append(f"  const {self.ctype(node)} {node.name} = {self.value(node)};")
         for name, value in self.new_value.items():
             operand = self.operand[name]
-            if operand.kind == "scalar":
+            if operand.per == "scalar":
                 lines.append(f"  *{self.data(operand)} = {self.operand_text(value, TYPES[operand.dtype])};")
         lines += [f"  derived[{i}] = double({node.name});" for i, node in enumerate(self.derived)]
         body = "\n".join(lines)
@@ -104,7 +103,7 @@ class CppEmitter(CppStages):
             f"  const {self.ctype(n)} {n.name} = {self.ctype(n)}(derived[{i}]);" for i, n in enumerate(self.derived)
         ]
         for o in self.pointers:
-            if o.kind == "table":
+            if o.per == "codebook":
                 out.append(f"  const {MEMORY[o.dtype]}* const {o.name}_table = {self.data(o)};")
         out += self._tables()
         out += [
@@ -117,14 +116,14 @@ class CppEmitter(CppStages):
                 "    const int64_t index = first_index + start;",
                 "    const int32_t low = int32_t(uint32_t(index)), page = int32_t(index >> 32) * int32_t(0x85EBCA6B);",
             ]
-        lanes = [o for o in self.pointers if o.kind in ("element", "shared")]
+        lanes = [o for o in self.pointers if o.per in ("element", "shared")]
         for o in lanes:
             ctype = TYPES[o.dtype]
             out.append(f"    {ctype} {o.name}_buffer[width];")
             out.append(f"    {ctype}* const {o.name}_lanes = {self._load(o)};")
         out += self.stage_lines()
         for o in self.pointers:
-            if o.kind == "group" and o.written:
+            if o.per == "group" and o.written:
                 out.append(self._store_groups(o))
         out += [f"    {self._store(o)};" for o in lanes if o.written]
         return "\n".join([*out, "  }", "}", ""])
@@ -133,19 +132,19 @@ class CppEmitter(CppStages):
         """Tables that are computed from stored ones, once per tensor and thread."""
         lines = []
         for n in self.nodes:
-            if kind_of(n) == "table" and n.op != "placeholder":
-                given = [i for i in n.all_input_nodes if kind_of(i) == "table"]
-                lines.append(f"  {self.ctype(n)} {n.name}_table[{n.meta['count']}];")
-                lines.append(f"  for (int i = 0; i < {n.meta['count']}; ++i) {{")
+            if per_of(n) == "codebook" and n.op != "placeholder":
+                given = [i for i in n.all_input_nodes if per_of(i) == "codebook"]
+                lines.append(f"  {self.ctype(n)} {n.name}_table[{meta_of(n).count}];")
+                lines.append(f"  for (int i = 0; i < {meta_of(n).count}; ++i) {{")
                 lines += [f"    const {self.ctype(i)} {i.name} = {i.name}_table[i];" for i in given]
                 lines.append(f"    {n.name}_table[i] = {self.value(n)};\n  }}")
-            if any(name_of(u.target) == "take" for u in n.users if u.op == "call_function") and is_small(n):
+            if is_taken_from(n) and is_small(n):
                 lines.append(f"  const Entries<{self.ctype(n)}> {n.name}_entries({n.name}_table);")
         return lines
 
     def _load(self, o: Operand) -> str:
         k = self.pointer(o)
-        if o.kind == "shared":
+        if o.per == "shared":
             spread = (
                 f"spread({o.name}_buffer, at[{k}], sharing + {2 * self.graph.shared.index(o)}, start, count, width)"
             )
@@ -157,7 +156,7 @@ class CppEmitter(CppStages):
 
     def _store(self, o: Operand) -> str:
         k = self.pointer(o)
-        if o.kind == "shared":
+        if o.per == "shared":
             s = self.graph.shared.index(o)
             return f"accumulate({o.name}_buffer, sums[{s}], first_sum[{s}], sharing + {2 * s}, start, count)"
         if o.bits == 4:

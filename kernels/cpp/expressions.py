@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.text import FEW, MEMORY, TYPES
+from baoc_compile.kernels.cpp.text import MEMORY, TYPES
+from baoc_compile.kernels.dialect.nodes import compared_dtype, is_constant, is_small, meta_of, unwidened
 from baoc_compile.kernels.dialect.operations import CPP, PREDICATES, bitcast, name_of
 
 #: Elements that are loaded, computed and stored together: enough for full vectors of group values, too.
@@ -31,7 +32,7 @@ class CppExpressions:
 
     @staticmethod
     def ctype(node: fx.Node) -> str:
-        return TYPES[node.meta["dtype"]]
+        return TYPES[meta_of(node).dtype]
 
     def value(self, node: fx.Node) -> str:
         return self._placeholder(node) if node.op == "placeholder" else self._call(node)
@@ -44,9 +45,9 @@ class CppExpressions:
             return f"(low + i * {operand.group_size}) ^ page"
         if operand in self.numbers:
             return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
-        if operand.kind == "scalar":
+        if operand.per == "scalar":
             return f"{self.ctype(node)}(*{self.data(operand)})"
-        return f"{operand.name}_of[i]" if operand.kind == "group" else f"{operand.name}_lanes[j]"
+        return f"{operand.name}_of[i]" if operand.per == "group" else f"{operand.name}_lanes[j]"
 
     def data(self, operand: Operand) -> str:
         """The operand's tensor, as a typed pointer."""
@@ -56,20 +57,17 @@ class CppExpressions:
         name, result = name_of(node.target), self.ctype(node)
         if bitcast(node.target):
             source = node.args[0]
-            if torch.int16 in (node.meta["dtype"], source.meta["dtype"]):  # to or from bf16, both 32 bits here
+            if torch.int16 in (meta_of(node).dtype, meta_of(source).dtype):  # to or from bf16, both 32 bits here
                 return f"{result}({source.name})"
             return f"bits_as<{result}>({source.name})"
         if name == "view":
             return str(node.args[0])
         if name == "take":
-            index = node.args[1]  # torch wants 64 bits; gathers are faster with what was widened to them
-            if name_of(index.target) == "_to_copy":
-                index = index.args[0]
-            table = node.args[0]
+            table, index = node.args[0], unwidened(node.args[1])
             return f"{table.name}_entries.at({index.name})" if is_small(table) else f"{table.name}_table[{index.name}]"
         if name == "_to_copy":
             return f"cast<{result}>({self._cast_input(node.args[0], result)})"
-        operand_type = self._operand_type(node) if name in PREDICATES else result
+        operand_type = TYPES[compared_dtype(node)] if name in PREDICATES else result
         if name == "rsub":
             return f"({self.operand_text(node.args[1], result)} - {self.operand_text(node.args[0], result)})"
         suffix = "f" if result == "float" else ""
@@ -92,21 +90,12 @@ class CppExpressions:
         """bf16 and fp16 convert from float, as torch does."""
         return f"float({source.name})" if result in ("bf16", "fp16") else source.name
 
-    def _operand_type(self, node: fx.Node) -> str:
-        """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
-        nodes = [a for a in node.args if isinstance(a, fx.Node)]
-        tensors = [a for a in nodes if kind_of(a) != "scalar"] or nodes
-        dtype = tensors[0].meta["dtype"]
-        for other in tensors[1:]:
-            dtype = torch.promote_types(dtype, other.meta["dtype"])
-        return TYPES[dtype]
-
     @staticmethod
     def operand_text(argument: object, ctype: str) -> str:
         if isinstance(argument, fx.Node) and is_constant(argument):
             argument = argument.args[0]
         if isinstance(argument, fx.Node):
-            return argument.name if TYPES[argument.meta["dtype"]] == ctype else f"cast<{ctype}>({argument.name})"
+            return argument.name if TYPES[meta_of(argument).dtype] == ctype else f"cast<{ctype}>({argument.name})"
         if isinstance(argument, bool) or not isinstance(argument, (int, float)):
             return str(argument).lower()
         if isinstance(argument, float) and not math.isfinite(argument):
@@ -116,25 +105,3 @@ class CppExpressions:
                 else f"{ctype}({'-' * (argument < 0)}__builtin_inf())"
             )
         return f"{ctype}({argument!r})"
-
-
-def kind_of(node: fx.Node) -> str:
-    return "output" if node.op == "output" else node.meta["kind"]
-
-
-def is_constant(node: fx.Node) -> bool:
-    return node.op == "call_function" and name_of(node.target) == "scalar_tensor"
-
-
-def is_small(table: fx.Node) -> bool:
-    """A computed table of so few entries that it is looked up by selections."""
-    return table.meta.get("count") == FEW
-
-
-def is_truth(node: fx.Node) -> bool:
-    return node.meta["dtype"] == torch.bool
-
-
-def reduces(node: fx.Node) -> bool:
-    """Is it the maximum of a group?"""
-    return node.op == "call_function" and name_of(node.target) == "amax"

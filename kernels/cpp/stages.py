@@ -11,8 +11,9 @@ from collections import defaultdict
 from torch import fx
 
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import CppExpressions, is_truth, kind_of, reduces
+from baoc_compile.kernels.cpp.expressions import CppExpressions
 from baoc_compile.kernels.cpp.text import TYPES
+from baoc_compile.kernels.dialect.nodes import is_truth, meta_of, per_of, reduces
 from baoc_compile.kernels.dialect.operations import name_of
 
 
@@ -33,23 +34,23 @@ class CppStages(CppExpressions):
         """The number of group reductions that are finished before a node is computed."""
         stage: dict[fx.Node, int] = {}
         for node in self.nodes:
-            inputs = [stage[i] for i in node.all_input_nodes if kind_of(i) in ("element", "group")]
+            inputs = [stage[i] for i in node.all_input_nodes if per_of(i) in ("element", "group")]
             stage[node] = max(inputs, default=0) + (1 if reduces(node) else 0)
         last = max(stage.values(), default=0)
         for node in reversed(self.nodes):  # as late as possible: what only later stages read need not be kept for them
-            if kind_of(node) == "element":
+            if per_of(node) == "element":
                 readers = [stage[user] - (1 if reduces(user) else 0) for user in node.users if user in stage]
                 stage[node] = max(stage[node], min(readers, default=last))
         return stage
 
     def _groups(self, node: fx.Node) -> int:
         """How many groups of a group value there are in a block."""
-        return self.width // (node.meta["group_size"] or self.graph.width)
+        return self.width // (meta_of(node).group_size or self.graph.width)
 
     def stage_lines(self) -> list[str]:
         lines = [f"    {self.ctype(n)} {n.name}_kept[width];" for n in self._carried()]
         for node in self.nodes:
-            if kind_of(node) == "group" and self._outlives(node):
+            if per_of(node) == "group" and self._outlives(node):
                 lines.append(f"    {self.ctype(node)} {node.name}_of[{self._groups(node)}];")
                 if reduces(node):
                     lines.append(f"    for (int32_t& value : {node.name}_of) value = INT32_MIN;")
@@ -69,7 +70,7 @@ class CppStages(CppExpressions):
         if reduces(node) or node.op == "placeholder" or node in self.new_value.values():
             return True
         return any(
-            kind_of(user) != "group"
+            per_of(user) != "group"
             or reduces(user)
             or self.stage[user] != self.stage[node]
             or self._groups(user) != self._groups(node)
@@ -80,12 +81,12 @@ class CppStages(CppExpressions):
         """The group values of a stage, for every group size one loop over the groups."""
         by_size: dict[int, list[fx.Node]] = defaultdict(list)
         for node in self.nodes:
-            if kind_of(node) == "group" and self.stage[node] == stage and not reduces(node):
+            if per_of(node) == "group" and self.stage[node] == stage and not reduces(node):
                 by_size[self._groups(node)].append(node)
         lines = []
         for groups, nodes in by_size.items():
             given = dict.fromkeys(
-                i for n in nodes for i in n.all_input_nodes if kind_of(i) == "group" and i not in nodes
+                i for n in nodes for i in n.all_input_nodes if per_of(i) == "group" and i not in nodes
             )
             lines.append("#pragma omp simd")
             lines.append(f"    for (int i = 0; i < {groups}; ++i) {{")
@@ -103,7 +104,7 @@ class CppStages(CppExpressions):
         """The element values of a stage, run by run of lanes that lie in the same groups."""
         body: list[str] = []
         carried, recalled = self._carried(), self._recalled(stage)
-        here = [n for n in self.nodes if kind_of(n) == "element" and self.stage[n] == stage]
+        here = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage]
         for n in recalled:
             body.append(f"const {self.ctype(n)} {n.name} = {self.value(n) if _is_free(n) else n.name + '_kept[j]'};")
         for n in here:
@@ -115,13 +116,13 @@ class CppStages(CppExpressions):
         stored: list[fx.Node] = []
         for name, value in self.new_value.items():
             operand = self.operand[name]
-            if operand.kind in ("element", "shared") and stage == self.stages[-1]:
+            if operand.per in ("element", "shared") and stage == self.stages[-1]:
                 body.append(f"{name}_lanes[j] = {self.operand_text(value, TYPES[operand.dtype])};")
                 stored.append(value)
         if not body:
             return []
         read = [i for n in (*recalled, *here) for i in n.all_input_nodes] + stored
-        given = dict.fromkeys(i for i in read if kind_of(i) == "group")
+        given = dict.fromkeys(i for i in read if per_of(i) == "group")
         runs = max([self._groups(n) for n in (*given, *reductions)], default=1)
         length = self.width // runs
         lines = [f"    for (int run = 0; run < {runs}; ++run) {{"]
@@ -142,14 +143,14 @@ class CppStages(CppExpressions):
         """Element values of earlier stages that `stage` reads, in order. Truth values and magnitudes are computed again from
         theirs, and loaded ones read again."""
         recalled: set[fx.Node] = set()
-        stack = [n for n in self.nodes if kind_of(n) == "element" and self.stage[n] == stage]
+        stack = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage]
         if stage == self.stages[-1]:  # which stores, so that what was loaded stays as it is until then
-            stored = [n for n in self.new_value.values() if kind_of(n) == "element" and self.stage[n] < stage]
+            stored = [n for n in self.new_value.values() if per_of(n) == "element" and self.stage[n] < stage]
             recalled.update(stored)
             stack += filter(_is_free, stored)
         while stack:
             for i in stack.pop().all_input_nodes:
-                if kind_of(i) == "element" and self.stage[i] < stage and i not in recalled:
+                if per_of(i) == "element" and self.stage[i] < stage and i not in recalled:
                     recalled.add(i)
                     stack += [i] if _is_free(i) else []
         return [n for n in self.nodes if n in recalled]

@@ -164,9 +164,6 @@ INLINE void store4(const int32_t* buffer, uint8_t* data, int64_t start, int coun
 }
 """
 
-#: Entries of a table that is looked up by selections rather than a gather.
-FEW = 16
-
 ENTRIES = """
 // a table of 16 in registers, its entries selected by the bits of their number: faster than a gather, and alike everywhere
 template <class T> struct Entries {

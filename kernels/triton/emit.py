@@ -9,14 +9,14 @@ Codecs become functions, called by name; their bodies, like the kernel's, are th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from torch import fx
 
+from baoc_compile.core.names import identifier
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import is_constant, kind_of, reduces
+from baoc_compile.kernels.dialect.nodes import CodecCall, is_constant, meta_of, per_of, reduces
 from baoc_compile.kernels.dialect.operations import name_of
 from baoc_compile.kernels.triton.expressions import MEMORY, TYPES, argument, expression, narrowed, widened
 from baoc_compile.kernels.triton.text import HEAD, RESERVED, STEP, UPDATE
@@ -42,7 +42,7 @@ class TritonEmitter:
         first = HEADER + 2 * len(graph.shared)
         self.column = {o.name: first + k for k, o in enumerate(graph.pointers)}
         self.row_length = first + len(graph.pointers)
-        self.strided = [o for o in graph.pointers if o.kind == "element" and o.bits == 8]
+        self.strided = [o for o in graph.pointers if o.per == "element" and o.bits == 8]
         self.source = self._emit()
 
     def _emit(self) -> str:
@@ -70,14 +70,14 @@ class TritonEmitter:
     @property
     def derived(self) -> list[fx.Node]:
         """The scalars that lanes read."""
-        read = [n for n in self.nodes if any(kind_of(u) in ("element", "group") for u in n.users)]
-        read += [v for name, v in self.new_value.items() if self.operand[name].kind != "scalar"]
-        return [n for n in dict.fromkeys(read) if kind_of(n) == "scalar" and not is_constant(n)]
+        read = [n for n in self.nodes if any(per_of(u) in ("element", "group") for u in n.users)]
+        read += [v for name, v in self.new_value.items() if self.operand[name].per != "scalar"]
+        return [n for n in dict.fromkeys(read) if per_of(n) == "scalar" and not is_constant(n)]
 
     def _scalars(self) -> list[str]:
         lines = []
         for node in self.nodes:
-            if kind_of(node) != "scalar" or is_constant(node):
+            if per_of(node) != "scalar" or is_constant(node):
                 continue
             if node.op != "placeholder":
                 lines.append(f"{variable(node)} = {expression(node, variable)}")
@@ -94,7 +94,7 @@ class TritonEmitter:
 
     def _counters(self) -> list[str]:
         """Stores of what is one number for a tensor; nothing else may follow in a program."""
-        written = [(o, self.new_value[o.name]) for o in self.graph.pointers if o.written and o.kind == "scalar"]
+        written = [(o, self.new_value[o.name]) for o in self.graph.pointers if o.written and o.per == "scalar"]
         if not written:
             return []
         lines = ["if is_last(tickets + tensor, tl.load(row + PROGRAMS)):"]
@@ -111,19 +111,19 @@ class TritonEmitter:
             lines.append(f"{o.name}_run = tl.load(row + {HEADER + 2 * s})")
             lines.append(f"{o.name}_cycle = tl.load(row + {HEADER + 2 * s + 1})")
         for o in self.graph.pointers:
-            aligned = "ALIGNED" if o.kind == "element" else "False"
+            aligned = "ALIGNED" if o.per == "element" else "False"
             lines.append(f"{o.name}_ptr = address(row, {self.column[o.name]}, {MEMORY[o.dtype]}, {aligned})")
         return lines
 
     def _block_arguments(self) -> list[str]:
-        pointers = [f"{o.name}_ptr" for o in self.graph.pointers if o.kind != "scalar"]
+        pointers = [f"{o.name}_ptr" for o in self.graph.pointers if o.per != "scalar"]
         sets = [f"{o.name}_{what}" for o in self.graph.shared for what in ("run", "cycle")]
         return [*pointers, *sets, *map(variable, self.derived)]
 
     # lanes
 
     def _sizes(self) -> list[int]:
-        return sorted({o.group_size for o in self.graph.operands if o.kind == "group"})
+        return sorted({o.group_size for o in self.graph.operands if o.per == "group"})
 
     def _loads(self) -> list[str]:
         lines = []
@@ -131,7 +131,7 @@ class TritonEmitter:
             lines.append(f"groups_{size} = tl.arange(0, ROWS * {self.graph.width // size})[:, None]")
         for node in self.nodes:
             operand = self.operand[node.target] if node.op == "placeholder" else None
-            if operand is not None and operand.read and operand.kind in ("element", "group", "shared"):
+            if operand is not None and operand.read and operand.per in ("element", "group", "shared"):
                 lines.append(f"{variable(node)} = {self._load(operand)}")
         return lines
 
@@ -141,9 +141,9 @@ class TritonEmitter:
         if o.source == "group_index":
             groups = f"groups_{o.group_size} * {o.group_size}"
             return f"fold_index(first_index + start, {groups}, {groups})"
-        if o.kind == "shared":
+        if o.per == "shared":
             return f"tl.load({o.name}_ptr + set_index(start, lanes, {o.name}_run, {o.name}_cycle, ROWS * {self.graph.width}))"
-        if o.kind == "group":
+        if o.per == "group":
             return widened(f"load({o.name}_ptr, start // {o.group_size}, {self._groups(o)}, FULL)", o.dtype)
         if o.bits == 4:
             return f"load_packed({o.name}_ptr, start, lanes, count, FULL)"
@@ -158,10 +158,10 @@ class TritonEmitter:
     def _stores(self) -> list[str]:
         lines = []
         for o in self.graph.pointers:
-            if not o.written or o.kind in ("scalar", "shared"):
+            if not o.written or o.per in ("scalar", "shared"):
                 continue
             value = narrowed(self._stored_text(self.new_value[o.name], o), o.dtype)
-            if o.kind == "group":
+            if o.per == "group":
                 groups = f"groups_{o.group_size}"
                 lines.append(
                     f"store({o.name}_ptr, start // {o.group_size}, {groups}, {value}, "
@@ -176,33 +176,32 @@ class TritonEmitter:
 
     def _stored_text(self, value: fx.Node, o: Operand) -> str:
         text = argument(value, o.dtype, variable)
-        if kind_of(value) == o.kind:
+        if per_of(value) == o.per:
             return text
         return f"tl.zeros_like(lanes).to({TYPES[o.dtype]}) + {text}"
 
     def _lanes(self) -> list[str]:
         """The element and group values, codec by codec."""
-        nodes = [n for n in self.nodes if kind_of(n) in ("element", "group") and n.op != "placeholder"]
+        nodes = [n for n in self.nodes if per_of(n) in ("element", "group") and n.op != "placeholder"]
         lines: list[str] = []
-        for call, members in groupby(nodes, lambda n: n.meta.get("call")):
+        for call, members in groupby(nodes, lambda n: meta_of(n).call):
             if call is None:
                 lines += [f"{variable(n)} = {expression(n, variable)}" for n in members]
             else:
                 lines.append(self._called(call, list(members)))
         return lines
 
-    def _called(self, call: tuple[str, str, str], members: Sequence[fx.Node]) -> str:
+    def _called(self, call: CodecCall, members: Sequence[fx.Node]) -> str:
         """Moves a codec's nodes into a function; returns the line that calls it."""
-        codec, verb, key = call
         inside = set(members)
         outside = dict.fromkeys(i for n in members for i in _inputs(n) if i not in inside)
         returned = [n for n in members if n in self.new_value.values() or any(u not in inside for u in n.users)]
-        local = _local_names([*outside, *members], key)
+        local = _local_names([*outside, *members], identifier(call.slot))
         masked = any(reduces(n) for n in members)
         parameters = [local[n] for n in outside] + (["mask", "FULL: tl.constexpr"] if masked else [])
         body = [f"{local[n]} = {expression(n, lambda i: local[i])}" for n in members]
         body.append(f"return {', '.join(local[n] for n in returned)}")
-        name = self._function_name(f"{_identifier(codec)}_{verb}", parameters, body)
+        name = self._function_name(f"{identifier(call.codec)}_{call.verb}", parameters, body)
         given = [variable(n) for n in outside]
         given += ["mask", "FULL"] if masked else []
         return f"{', '.join(map(variable, returned))} = {name}({', '.join(given)})"
@@ -220,7 +219,7 @@ class TritonEmitter:
 def variable(node: fx.Node) -> str:
     """The name of a value in the kernel."""
     name = f"{node.name}_" if node.name in RESERVED else node.name
-    return f"{name}_ptr" if kind_of(node) == "table" else name
+    return f"{name}_ptr" if per_of(node) == "codebook" else name
 
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
@@ -229,24 +228,20 @@ def _inputs(node: fx.Node) -> list[fx.Node]:
     for i in node.all_input_nodes:
         if is_constant(i):
             continue
-        found += _inputs(i) if kind_of(i) == "table" and i.op != "placeholder" else [i]
+        found += _inputs(i) if per_of(i) == "codebook" and i.op != "placeholder" else [i]
     if name_of(node.target) == "take" and name_of(node.args[1].target) == "_to_copy":
         found.append(node.args[1].args[0])
     return found
 
 
-def _local_names(nodes: Iterable[fx.Node], key: str) -> dict[fx.Node, str]:
+def _local_names(nodes: Iterable[fx.Node], slot: str) -> dict[fx.Node, str]:
     """Names without the slot's key, as far as they stay distinct."""
     names: dict[fx.Node, str] = {}
     for node in nodes:
-        short = node.name.removeprefix(f"{key}_")
+        short = node.name.removeprefix(f"{slot}_")
         short = node.name if short in names.values() or short in RESERVED or not short.isidentifier() else short
-        names[node] = f"{short}_ptr" if kind_of(node) == "table" else short
+        names[node] = f"{short}_ptr" if per_of(node) == "codebook" else short
     return names
-
-
-def _identifier(text: str) -> str:
-    return re.sub(r"\W+", "_", text).strip("_")
 
 
 def indented(lines: Iterable[str], levels: int = 1) -> str:

@@ -67,9 +67,9 @@ class TritonAverageEmitter(TritonEmitter):
     def _load(self, o: Operand) -> str:
         if o.source in ("index", "group_index"):
             raise CannotEmit("averages are not rounded, and know no random words")
-        if o.kind == "shared":
+        if o.per == "shared":
             return f"tl.load({o.name}_ptr + index // {o.name}_run % {o.name}_cycle, mask=mask, other=0)"
-        if o.kind == "group":
+        if o.per == "group":
             return widened(f"tl.load({o.name}_ptr + index // {o.group_size}, mask=mask, other=0)", o.dtype)
         if o.bits == 4:
             return f"load_half_byte({o.name}_ptr, index, mask)"

@@ -40,7 +40,7 @@ def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchSh
     Steps that look values up need more registers, which fewer and larger programs leave them. `warp_size`: threads of a
     warp, by default of the GPUs that this torch is built for.
     """
-    looks_up = not graph.averages and any(o.kind in ("table", "shared") for o in graph.operands)
+    looks_up = not graph.averages and any(o.per in ("codebook", "shared") for o in graph.operands)
     threads = 512 if looks_up else 128
     return LaunchShape(4 * threads, 8192 // (4 * threads), threads // (warp_size or (64 if torch.version.hip else 32)))
 
@@ -120,7 +120,7 @@ class TritonTable(LaunchTable):
 
     def _is_aligned(self) -> bool:
         """Do the contiguous elements of all operands start at 16 bytes?"""
-        columns = [k for k, o in enumerate(self.graph.pointers) if o.kind == "element"]
+        columns = [k for k, o in enumerate(self.graph.pointers) if o.per == "element"]
         return not (self.at[:, columns] % 16).any()
 
     def _layouts(self, emitter: TritonEmitter) -> np.ndarray:

@@ -76,14 +76,13 @@ def _scratch(graph: ProgramGraph, device: torch.device) -> TensorArguments:
     """One tensor with zeros for everything: the same instructions and bytes as real ones."""
 
     def entries(operand: Operand) -> tuple[int, ...]:
-        if operand.kind == "scalar":
+        if operand.per == "scalar":
             return ()
-        if operand.kind == "table":
-            slot, part = operand.key.rsplit(".", 1)
-            return (next(p.count for p in graph.configuration[slot].parts if p.name == part),)
-        if operand.kind == "shared":
+        if operand.per == "codebook" and operand.part is not None:
+            return (operand.part.count,)
+        if operand.per == "shared":
             return (1,)
-        return (_ELEMENTS // (operand.group_size if operand.kind == "group" else 8 // operand.bits),)
+        return (_ELEMENTS // (operand.group_size if operand.per == "group" else 8 // operand.bits),)
 
     tensors = {o.name: torch.zeros(entries(o), dtype=o.dtype, device=device) for o in graph.pointers}
     sharing = {o.name: Sharing(_ELEMENTS, 1) for o in graph.shared}
