@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from baoc_compile.kernels.dialect.operations import name_of
+from baoc_compile.kernels.dialect.operations import OPERATIONS, name_of
 
 _KEY = "baoc_value"
 
@@ -93,7 +93,15 @@ def reduces(node: fx.Node) -> bool:
     return node.op == "call_function" and name_of(node.target) == "amax"
 
 
-def compared_dtype(node: fx.Node) -> torch.dtype:
+def operand_dtypes(node: fx.Node) -> list[torch.dtype]:
+    """What the operands of a call are converted to: for each of its arguments a type."""
+    operation, dtype = OPERATIONS[name_of(node.target)], meta_of(node).dtype
+    if operation.name == "where":
+        return [torch.bool, dtype, dtype]
+    return [_compared(node) if operation.is_predicate else dtype] * len(node.args)
+
+
+def _compared(node: fx.Node) -> torch.dtype:
     """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
     nodes = [a for a in node.args if isinstance(a, fx.Node)]
     tensors = [a for a in nodes if per_of(a) != "scalar"] or nodes

@@ -19,7 +19,7 @@ from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram, defa
 
 log = logging.getLogger("baoc")
 
-#: Beside the one that is used unmeasured: elements of a block, blocks of a program, threads.
+#: Beside the one that is used unmeasured: elements of a tile, tiles of a program instance, threads.
 CANDIDATES = ((512, 4, 128), (1024, 8, 256), (1024, 8, 128), (2048, 4, 256))
 _ELEMENTS = 1 << 23
 _ROUNDS = 5
@@ -33,15 +33,13 @@ def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
     key = f"{torch.cuda.get_device_name(device)}/{hashlib.sha256(source.encode()).hexdigest()[:24]}"
     if key not in known:
         warp = 64 if torch.version.hip else 32
-        others = (
-            LaunchShape(max(block, graph.width), blocks, threads // warp) for block, blocks, threads in CANDIDATES
-        )
+        others = (LaunchShape(max(tile, graph.width), tiles, threads // warp) for tile, tiles, threads in CANDIDATES)
         shapes = dict.fromkeys((default_shape(graph), *others))
         with torch.cuda.device(device):
             seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in shapes}
         best = min(seconds, key=lambda shape: seconds[shape])
         log.info("%s: %s, of %s", graph.title, best, seconds)
-        known[key] = [best.block, best.blocks, best.warps]
+        known[key] = [best.tile, best.tiles, best.warps]
         _write(path, _known(path) | known)
     return LaunchShape(*known[key])
 
