@@ -107,7 +107,8 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
                 found[index] = tuple(
                     Slot(key)
                     for key, value in step.table.state(index).items()
-                    if isinstance(value, torch.Tensor)
+                    if isinstance(key, str)
+                    and isinstance(value, torch.Tensor)
                     and value.is_floating_point()
                     and value.shape == shape
                     and value.ndim

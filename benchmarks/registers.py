@@ -64,10 +64,10 @@ CONFIGURATIONS: dict[str, tuple[Optimizer, dict[str, str], torch.dtype]] = {
 
 @dataclass
 class Row:
-    """A kernel as compiled. `wide_loads`, `wide_stores`: 128-bit accesses that whole blocks of its fp32 tensors take."""
+    """A kernel as compiled. `wide_loads`, `wide_stores`: 128-bit accesses that whole tiles of its fp32 tensors take."""
 
     title: str
-    block: int
+    tile: int
     warps: int
     registers: int
     spills: int
@@ -104,11 +104,11 @@ def measure(target: str) -> list[Row]:
         for graph in graphs(*configuration):
             program = TritonProgram(graph, default_shape(graph, KNOWN[target].warp_size))
             found = compile_offline(program, target)
-            lanes = [o for o in graph.operands if o.kind == "element" and o.in_memory and o.dtype == torch.float32]
+            lanes = [o for o in graph.operands if o.per == "element" and o.in_memory and o.dtype == torch.float32]
             rows.append(
                 Row(
                     f"{title}: averages" if graph.averages else title,
-                    program.shape.block,
+                    program.shape.tile,
                     program.shape.warps,
                     found.registers,
                     found.spills,
@@ -140,9 +140,9 @@ def widths(found: dict[str, int]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| kernel | block, warps | registers | spills | loads | stores |", "|---|---|---|---|---|---|"]
+    lines = ["| kernel | tile, warps | registers | spills | loads | stores |", "|---|---|---|---|---|---|"]
     for row in rows:
-        shape = f"{row.block}, {row.warps}"
+        shape = f"{row.tile}, {row.warps}"
         cells = [row.title, shape, str(row.registers), str(row.spills), widths(row.loads), widths(row.stores)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -293,7 +293,7 @@ def shards(graph: ProgramGraph, row: TensorArguments, cut: int) -> list[TensorAr
         if not operand.in_memory:
             continue
         flat = row.tensors[operand.name].view(-1)
-        at = {"element": cut * operand.bits // 8, "group": cut // max(operand.group_size, 1)}.get(operand.kind)
+        at = {"element": cut * operand.bits // 8, "group": cut // max(operand.group_size, 1)}.get(operand.per)
         halves = [flat, flat] if at is None else [flat[:at], flat[at:]]
         for part, half in zip(parts, halves, strict=True):
             part[operand.name] = half.clone().view(row.tensors[operand.name].shape if at is None else -1)

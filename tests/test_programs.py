@@ -145,7 +145,7 @@ def test_same_bits_for_a_tensor_in_two_shards(which, program):
     for operand in graph.operands:
         if operand.in_memory:
             first, second = (bits(part.tensors[operand.name]) for part in parts)
-            joined = torch.cat([first, second]) if operand.kind in ("element", "group") else second
+            joined = torch.cat([first, second]) if operand.per in ("element", "group") else second
             assert torch.equal(joined, bits(whole.tensors[operand.name]).view_as(joined)), operand.name
 
 

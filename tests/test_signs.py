@@ -118,7 +118,14 @@ def test_random_optimizers(recipe, seed):
 
 UNARY = [aten.neg.default, aten.abs.default, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default]
 UNARY += [aten.exp.default, aten.sigmoid.default, aten.tanh.default, aten.sign.default, aten.floor.default]
-BINARY = [aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default]
+BINARY = [
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.maximum.default,
+    aten.minimum.default,
+]
 BINARY += [aten.pow.Tensor_Tensor, aten.add.Tensor, aten.sub.Tensor]
 numbers = st.one_of(st.sampled_from([*SPECIAL[:-1], 0.1, 0.7, 2.0, 1e-60, 1e300]), st.floats(-3, 3))
 INTERVALS = [signs.ANY, signs.NONNEGATIVE, (0.0, 1.0), (-math.inf, 0.0), (1.0, math.inf), (-1.0, 1.0)]

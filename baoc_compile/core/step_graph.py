@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from baoc_compile.core.errors import StateError
+from baoc_compile.core.names import identifier
 
 RoleKind = Literal["param", "grad", "state", "scalar"]
 
@@ -74,8 +75,8 @@ class ParameterTable:
         return self.optimizer.state.get(self.parameters[index], {})
 
     def short_name(self, index: int) -> str:
-        """A name that can be part of an FX node's name."""
-        return "".join(c if c.isalnum() else "_" for c in self.names[index]).strip("_")
+        """An identifier; two parameters may have the same."""
+        return identifier(self.names[index])
 
 
 @dataclass

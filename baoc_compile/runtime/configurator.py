@@ -19,7 +19,6 @@ from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import BudgetError
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import Profile
 from baoc_compile.core.rule import UpdateRule
@@ -28,6 +27,7 @@ from baoc_compile.passes.capture.read_roles import make_room_for_traces
 from baoc_compile.passes.migrate.migrate_state import migrate_state
 from baoc_compile.passes.plan.make_profile import Planned, make_profile
 from baoc_compile.passes.plan.solve_plan import Solution, solve_profile
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_buffer_bytes
 from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock

@@ -124,7 +124,7 @@ class StateTensor(EagerState):
         if self.codec.mechanism == "sharing":
             self._store_means(read, spans)
             return
-        tables = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "table"}
+        codebooks = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "codebook"}
         clock = self.parts.get("clock")
         width = self.codec.group_size or 1
         for start, stop in spans:
@@ -133,7 +133,7 @@ class StateTensor(EagerState):
             lanes = lanes.clamp(max=stop - 1)
             random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, tables)
+            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, codebooks)
             for part in encoded_parts(self.codec):
                 count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
                 new = encoded[part.name].reshape(-1)[:count]
@@ -166,7 +166,7 @@ class StateTensor(EagerState):
         width = self.codec.group_size or 1
         one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
         for part in self.codec.parts:
-            if part.per == "table":  # the group is encoded with this tensor's own levels
+            if part.per == "codebook":  # the group is encoded with this tensor's own levels
                 one.parts[part.name].copy_(self.parts[part.name])
         one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
         for part in encoded_parts(self.codec):
@@ -175,7 +175,7 @@ class StateTensor(EagerState):
     def _at(self, part: Part, lanes: Tensor) -> Tensor:
         """A part as the codec's functions see it: one element of each group of one."""
         stored = self.parts[part.name]
-        if part.per == "table":
+        if part.per == "codebook":
             return stored
         if part.per == "group":
             return stored[lanes // (self.codec.group_size or 1)].view(-1, 1)

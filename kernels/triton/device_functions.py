@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 #: Columns of a table row before the addresses; see `TritonTable`.
-NUMEL, FIRST_INDEX, FIRST_PROGRAM, PROGRAMS = (tl.constexpr(column) for column in range(4))
+NUMEL, FIRST_INDEX, FIRST_INSTANCE, INSTANCES = (tl.constexpr(column) for column in range(4))
 #: Dimensions of a tensor that is not contiguous.
 MAX_DIMS = tl.constexpr(6)
 #: Numbers that describe it.
@@ -178,15 +178,15 @@ def fold_index(index, lanes, rows):
 
 
 @triton.jit
-def set_index(start, lanes, run, cycle, BLOCK: tl.constexpr):
-    """(index // run) % cycle of elements start + lanes, in 32 bits: a block meets at most one boundary of long runs."""
+def set_index(start, lanes, run, cycle, BLOCK_SIZE: tl.constexpr):
+    """(index // run) % cycle of elements start + lanes, in 32 bits: a tile meets at most one boundary of long runs."""
     run = tl.maximum(run, 1)
     first = (start // run) % tl.maximum(cycle, 1)
     done = start % run
-    left = tl.minimum(run - done, BLOCK).to(tl.int32)
-    short_run = tl.minimum(run, BLOCK).to(tl.int32)
-    short_done = tl.minimum(done, BLOCK).to(tl.int32)
-    within = tl.where(run >= BLOCK, (lanes >= left).to(tl.int32), (short_done + lanes) // short_run)
+    left = tl.minimum(run - done, BLOCK_SIZE).to(tl.int32)
+    short_run = tl.minimum(run, BLOCK_SIZE).to(tl.int32)
+    short_done = tl.minimum(done, BLOCK_SIZE).to(tl.int32)
+    within = tl.where(run >= BLOCK_SIZE, (lanes >= left).to(tl.int32), (short_done + lanes) // short_run)
     return (first.to(tl.int32) + within) % tl.maximum(cycle, 1).to(tl.int32)
 
 
@@ -276,10 +276,10 @@ def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
 
 
 @triton.jit
-def is_last(ticket, programs):
-    """Is this the last of a tensor's programs to come here? Resets the ticket for the next step."""
+def is_last(ticket, instances):
+    """Is this the last of a tensor's program instances to come here? Resets the ticket for the next step."""
     tl.debug_barrier()
-    last = tl.atomic_add(ticket, 1) == programs - 1
+    last = tl.atomic_add(ticket, 1) == instances - 1
     if last:
         tl.store(ticket, 0)
     return last

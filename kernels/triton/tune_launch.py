@@ -15,7 +15,7 @@ from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram, defa
 
 log = logging.getLogger("baoc")
 
-#: Beside the one that is used unmeasured: elements of a block, blocks of a program, threads.
+#: Beside the one that is used unmeasured: elements of a tile, tiles of a program instance, threads.
 CANDIDATES = ((512, 4, 128), (1024, 8, 256), (1024, 8, 128), (2048, 4, 256))
 _ELEMENTS = 1 << 23
 _ROUNDS = 5
@@ -29,15 +29,13 @@ def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
     shape = _shape_of(folder.entries("launch_shapes.json").get(key))
     if shape is None:
         warp = 64 if torch.version.hip else 32
-        others = (
-            LaunchShape(max(block, graph.width), blocks, threads // warp) for block, blocks, threads in CANDIDATES
-        )
+        others = (LaunchShape(max(tile, graph.width), tiles, threads // warp) for tile, tiles, threads in CANDIDATES)
         shapes = dict.fromkeys((default_shape(graph), *others))
         with torch.cuda.device(device):
             seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in shapes}
         shape = min(seconds, key=lambda shape: seconds[shape])
         log.info("%s: %s, of %s", graph.title, shape, seconds)
-        folder.add_entries("launch_shapes.json", {key: [shape.block, shape.blocks, shape.warps]})
+        folder.add_entries("launch_shapes.json", {key: [shape.tile, shape.tiles, shape.warps]})
     return shape
 
 
@@ -65,14 +63,13 @@ def _scratch(graph: ProgramGraph, device: torch.device) -> TensorArguments:
     """One tensor with zeros for everything: the same instructions and bytes as real ones."""
 
     def entries(operand: Operand) -> tuple[int, ...]:
-        if operand.kind == "scalar":
+        if operand.per == "scalar":
             return ()
-        if operand.kind == "table":
-            slot, part = operand.key.rsplit(".", 1)
-            return (next(p.count for p in graph.configuration[slot].parts if p.name == part),)
-        if operand.kind == "shared":
+        if operand.per == "codebook" and operand.part is not None:
+            return (operand.part.count,)
+        if operand.per == "shared":
             return (1,)
-        return (_ELEMENTS // (operand.group_size if operand.kind == "group" else 8 // operand.bits),)
+        return (_ELEMENTS // (operand.group_size if operand.per == "group" else 8 // operand.bits),)
 
     tensors = {o.name: torch.zeros(entries(o), dtype=o.dtype, device=device) for o in graph.pointers}
     sharing = {o.name: Sharing(_ELEMENTS, 1) for o in graph.shared}

@@ -82,7 +82,7 @@ def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) 
 
     spans = [(a, min(a + CHUNK_ELEMENTS, value.numel())) for a in range(0, value.numel(), CHUNK_ELEMENTS)]
     if isinstance(new, StateTensor):
-        if any(part.per == "table" for part in codec.parts) and spans:
+        if any(part.per == "codebook" for part in codec.parts) and spans:
             codec.learn(new.parts, torch.cat([read(*span) for span in spans[: SAMPLE_ELEMENTS // CHUNK_ELEMENTS]]))
         new.store_chunks(read)
         return new

@@ -11,7 +11,6 @@ import torch
 from baoc_compile.core.block import Block
 from baoc_compile.core.codec import Codec
 from baoc_compile.core.configuration import Configuration
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.profile import BlockCandidate, BlockStatistics, Profile
 from baoc_compile.core.program_graph import Signature
 from baoc_compile.core.rule import UpdateRule
@@ -21,6 +20,7 @@ from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_TENSOR, TimeModel
 from baoc_compile.passes.risk.assess_risk import Risk
 from baoc_compile.passes.risk.block_statistics import block_statistics
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.measure_risk import measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
 from baoc_compile.state.entries import state_bytes

@@ -52,7 +52,8 @@ class StateSchema:
         """The slots to decide on: the rule's, or every filled tensor of a step that runs as traced."""
         if self.rule is not None:
             return self.rule.slots
-        return tuple(Slot(key) for key, entry in (self.first or {}).items() if isinstance(entry, Filled))
+        entries = (self.first or {}).items()
+        return tuple(Slot(key) for key, entry in entries if isinstance(entry, Filled) and isinstance(key, str))
 
 
 def discover_state(table: ParameterTable) -> list[StateSchema]:

@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from baoc_compile.core.codec import Slot
-from baoc_compile.core.rule import RuleInput
+from baoc_compile.core.rule import RuleInput, RuleOutput
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -34,11 +34,11 @@ LARGEST, SMALLEST = 2.0**100, 2.0**-126
 
 
 def prove_signs(
-    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: list[Slot]
+    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], slots: list[Slot]
 ) -> tuple[Slot, ...]:
     """`slots` with `nonnegative` and `why_exact` filled in."""
     (returned,) = gm.graph.output_node().args
-    new_value = dict(zip(outputs, returned, strict=True))
+    new_value = {o.name: value for o, value in zip(outputs, returned, strict=True) if o.kind == "new"}
     names = {i.key: i.name for i in inputs if i.kind == "slot"}
     proven = {i.name for i in inputs if i.kind in ("slot", "counter") and i.name in new_value}
     while True:
