@@ -250,4 +250,6 @@ def rebuild_state_tensor(
     return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
 
 
-torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor])
+#: What `torch.load(weights_only=True)` may call: by its name here, and by its name in checkpoints of version 0.1.
+_IN_VERSION_0_1 = "baoc_compile.state_tensor.rebuild_state_tensor"
+torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor, (rebuild_state_tensor, _IN_VERSION_0_1)])
