@@ -1,4 +1,7 @@
-"""The cache folder: whatever is wrong with it, training goes on with the same bits, and nothing foreign is executed."""
+"""The cache folder: whatever is wrong with it, training goes on with the same bits, and nothing foreign is executed.
+
+Over 350 lines: all faults that a folder can have stand together, so that one that is missing is seen.
+"""
 
 from __future__ import annotations
 
