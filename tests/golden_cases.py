@@ -103,9 +103,9 @@ def golden_texts(case: GoldenCase) -> Iterator[tuple[str, str]]:
     yield "step.txt", step_text(inspection.graphs["rewritten"]) + "\n"
     launches = session_of(optimizer).steps[-1].rewritten.launches
     graphs = list({launch.graph.title: launch.graph for launch in launches}.values())
-    yield "programs.cpp", "\n".join(CppEmitter(graph).body for graph in graphs)
+    yield "programs_cpp.txt", "\n".join(CppEmitter(graph).body for graph in graphs)
     emitters = [(TritonAverageEmitter if graph.averages else TritonEmitter)(graph) for graph in graphs]
-    yield "programs.triton", "\n".join(emitter.body for emitter in emitters)
+    yield "programs_triton.txt", "\n".join(emitter.body for emitter in emitters)
 
 
 def write() -> None:
