@@ -2,20 +2,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+OLDEST := .venv-oldest
 
-.PHONY: demo test test-all lint bench fidelity registers learning decisions clean
+.PHONY: demo test test-all test-oldest lint bench fidelity registers learning decisions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_language_model.py
 
 # Two processes of one thread each: a machine with 2 cores is enough. Tests of threads ask for them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# `make test-oldest TEST_FLAGS=` runs them one by one.
+TEST_FLAGS := --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_FLAGS)
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+# The quick tests on the oldest torch that pyproject.toml admits, in a virtual environment of its own. Where pip finds no
+# CPU build of that release, installing takes several GB.
+test-oldest: $(OLDEST)/installed
+	$(PYTEST:$(BIN)/%=$(OLDEST)/bin/%) -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -51,7 +59,7 @@ decisions: $(INSTALLED)
 	$(BIN)/python benchmarks/time_model.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo_frontier.png
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo_frontier.png
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The links show mypy passes/ and kernels/ under the only names they are imported by.
@@ -60,4 +68,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,test,dev]'
 	mkdir -p $(VENV)/mypy/baoc_compile
 	ln -sfn ../../../passes ../../../kernels $(VENV)/mypy/baoc_compile
+	touch $@
+
+# Other releases as in constraints.txt, but for those that torch itself asks for; the interpreter of its Triton (3.6) fails
+# on NumPy 2.4.
+$(OLDEST)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(torch|triton|setuptools|numpy)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --constraint $(OLDEST)/constraints.txt --editable '.[demo,test]' "numpy<2.4" \
+		"torch==$$(sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
 	touch $@

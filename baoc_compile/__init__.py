@@ -26,8 +26,9 @@ from baoc_compile.passes.risk.find_sharing import find_sharing
 from baoc_compile.prepare import prepare
 from baoc_compile.report import Report, report
 from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
+from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
-from baoc_compile.state.state_tensor import StateTensor, state_bytes
+from baoc_compile.state.state_tensor import StateTensor
 
 __version__ = "0.2.0"
 

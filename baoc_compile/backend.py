@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo import lookup_backend
 
 from baoc_compile.core.codec import Slot, weight_slots
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.torch_private import lookup_backend
 from baoc_compile.options import Options
 from baoc_compile.passes.blocks.record_forward import record_graph
 from baoc_compile.passes.capture.read_roles import TracedRoles, read_roles
+from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.split_components import split_components
 from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
-from baoc_compile.passes.plan.choose_uniform import decide
+from baoc_compile.passes.plan.choose_storage import choose_storage
 from baoc_compile.passes.programs.make_programs import start_programs
 from baoc_compile.passes.rules.extract_rules import RuleClass, extract_rules
-from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.runtime.compile_lock import compile_lock
+from baoc_compile.runtime.compiled_step import CompiledStep, StepHandle
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.device_memory import bytes_left
 from baoc_compile.runtime.notices import notice, refuse_untraceable, watch_fused_steps
 from baoc_compile.runtime.paused_gc import paused_gc
-from baoc_compile.runtime.session import saw_forward, session_of
-from baoc_compile.state.state_tensor import state_bytes
+from baoc_compile.runtime.session import saw_forward, session_of, sessions
+from baoc_compile.state.entries import state_bytes
 
 
 def baoc(
@@ -38,7 +41,7 @@ def baoc(
     PlanError while compiling, before anything is changed.
     """
     parsed = Options.parse(options)
-    traced = read_roles(gm)
+    traced = read_roles(gm, filter(None, (session.optimizer() for session in sessions())))
     if traced is None:
         watch_graph(gm, example_inputs)
         return inner(gm, example_inputs, parsed.inner_backend)
@@ -48,8 +51,10 @@ def baoc(
         notice(optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
         return gm.forward  # eager, which works on compressed state too
     session = session_of(optimizer)
-    session.configure(parsed.memory_budget, parsed.plan, parsed.seed, parsed.planning)
-    with paused_gc():
+    refuse_overlap(session.table())
+    storage = session.storage
+    request = session.request.or_else(parsed.request, is_settled=bool(storage.parameters))
+    with compile_lock(), paused_gc():
         step = capture(gm, traced)
         step.table = session.table()
         try:
@@ -58,15 +63,18 @@ def baoc(
             notice(optimizer, str(reason))
             return gm.forward
         classes = extract_rules(step, split.components)
-        if session.memory_budget is not None and session.memory_budget.is_deferred:
-            session.memory_budget = session.memory_budget.resolved(bytes_left(device_of(step), state_bytes(optimizer)))
-        decide(session, step.table, slots_by_parameter(step, classes))
+        if request.budget is not None and request.budget.is_deferred:
+            left = bytes_left(device_of(step), state_bytes(optimizer))
+            request = replace(request, memory_budget=request.budget.resolved(left))
+        storage = choose_storage(request, storage, step.table, slots_by_parameter(step, classes))
+        session.request = request
+        session.store(storage)
         start_configurator(session)
-        start_programs(step, session, classes)
+        start_programs(step, storage, classes)
     compiled = CompiledStep(session, gm, step, split.prelude, classes, parsed.inner_backend, traced.code)
     session.steps.append(compiled)
     release(gm)
-    return compiled
+    return StepHandle(compiled)
 
 
 def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
@@ -99,7 +107,8 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
                 found[index] = tuple(
                     Slot(key)
                     for key, value in step.table.state(index).items()
-                    if isinstance(value, torch.Tensor)
+                    if isinstance(key, str)
+                    and isinstance(value, torch.Tensor)
                     and value.is_floating_point()
                     and value.shape == shape
                     and value.ndim
@@ -127,10 +136,9 @@ def device_of(step: StepGraph) -> torch.device:
 
 def release(gm: fx.GraphModule) -> None:
     """Drops the tensors from torch's graph, which torch keeps as long as the optimizer, so that replaced state is freed."""
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            gm._buffers.pop(str(node.target), None)
-            gm._parameters.pop(str(node.target), None)
+    for name in {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}:
+        if isinstance(getattr(gm, name, None), torch.Tensor):
+            delattr(gm, name)
 
 
 watch_fused_steps()

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from baoc_compile.core.errors import OptionError
+from baoc_compile.core.torch_private import BatchNormalization, tree_map
 
 #: Modules that divide by a statistic of their input. Their few weights stay fp32, and so does what they compute.
-NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMALIZATIONS = (BatchNormalization, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 @dataclass

@@ -12,11 +12,12 @@ from torch import fx
 
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.torch_private import uncompiled_function
 from baoc_compile.kernels.launch.fused_update import Launch
 from baoc_compile.runtime.compiled_step import CompiledStep
 from baoc_compile.runtime.session import Session, known_session
+from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
-from baoc_compile.state.state_tensor import state_bytes
 from baoc_compile.step_text import step_text
 
 
@@ -72,7 +73,7 @@ def inspect(optimizer_or_step: Any) -> Inspection:
     rules = tuple(dict.fromkeys(launch.graph.rule for launch in rewritten.launches))
     programs = tuple(_view(launch) for launch in rewritten.launches)
     fallbacks = {t.__name__.removeprefix("fallback_"): t.reason for t in rewritten.fallbacks}
-    return Inspection(graphs, rules, session.decided_plan(), programs, fallbacks, state_bytes(session.optimizer()))
+    return Inspection(graphs, rules, session.plan(), programs, fallbacks, state_bytes(session.optimizer()))
 
 
 def _view(launch: Launch) -> ProgramView:
@@ -94,7 +95,7 @@ def _sessions_behind(value: Any) -> Iterator[Session]:
 def _candidates(value: Any) -> Iterator[Any]:
     """The value and what it is bound to; then whatever its function's closure and globals name."""
     yield value
-    original = getattr(value, "_torchdynamo_orig_callable", value)
+    original = uncompiled_function(value)
     for function in (value, original):
         owner = getattr(function, "__self__", None)
         yield owner

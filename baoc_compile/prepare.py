@@ -5,31 +5,31 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from baoc_compile.core.budget import MemoryBudget
-from baoc_compile.core.codec import weight_slots
+from baoc_compile.core.codec import Slot, weight_slots
 from baoc_compile.core.errors import OptionError
-from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 from baoc_compile.passes.blocks.record_forward import watch_forward
-from baoc_compile.passes.migrate.migrate_state import fresh, migrate_state, migrate_weights
-from baoc_compile.passes.plan.choose_uniform import decide
+from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
+from baoc_compile.passes.migrate.migrate_state import migrate_state, migrate_weights
+from baoc_compile.passes.plan.choose_storage import choose_storage
 from baoc_compile.passes.rules.discover_state import Filled, StateSchema, discover_state
+from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.device_memory import bytes_left
 from baoc_compile.runtime.notices import notice, refuse_untraceable
 from baoc_compile.runtime.session import Session, session_of
-from baoc_compile.state.plan import as_plan
-from baoc_compile.state.state_tensor import bytes_of, state_bytes
+from baoc_compile.state.entries import bytes_of, fresh, state_bytes
+from baoc_compile.state.request import Request
 
 log = logging.getLogger("baoc")
-
-#: What `Session.configure` sets.
-WISHES = ("memory_budget", "plan", "seed", "is_explicit", "has_named_plan", "planning")
 
 
 def prepare(
@@ -38,52 +38,60 @@ def prepare(
     model: torch.nn.Module | None = None,
     memory_budget: str | int | None = None,
     plan: Any = None,
-    seed: int = 0,
-    **planning: Any,
+    seed: int | None = None,
+    **planner: Any,
 ) -> None:
-    """Decides how every state slot is stored and creates the state in that form, so that no full-precision state is
-    ever allocated and the first compiled step is traced once.
+    """Decide how every state slot is stored, and create the state in that form.
 
-    `model` gives parameters their names in plans and reports, and its first training call tells what they are there for.
-    `memory_budget`: "25%" of full-precision state, "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left
-    after a forward and backward pass (state is then made at the first step); default "28%". `plan`: a Plan, its JSON
-    or a format name; overrides the budget. `planning`: the options of `PlannerOptions`, such as `time_budget` and
-    `warmup_steps`: within a budget, state starts under the best uniform plan and is planned by block after the warm-up.
-    State that exists already is converted. An optimizer whose first step does something that no filled-in state
-    can stand for (SGD with dampening copies its first gradient) keeps making its own state, which the first
-    compiled steps convert.
+    Full-precision state is never allocated, and the first compiled step is traced once.
 
-    Raises OptionError, PlanError, BudgetError, and UnsupportedStep when the optimizer's step can't be tried on a
-    small parameter. Nothing has changed then.
+    model: gives parameters their names in plans and reports; its first training call tells what they are there for.
+    memory_budget: "25%" of full-precision state, "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left after
+        a forward and backward pass (state is then made at the first step). Default "28%".
+    plan: a Plan, its JSON or a format name; overrides the budget.
+    seed: of the stochastic rounding and of what is sampled; by default that of the plan, or 0.
+    planner: the options of `PlannerOptions`, such as `time_budget` and `warmup_steps`. Within a budget, training starts
+        with the largest uniform format that fits, and is planned by block after the warm-up.
+
+    State that exists already is converted. An optimizer whose first step does something that no filled-in state can stand
+    for (SGD with dampening copies its first gradient) keeps making its own state, which the first compiled steps convert.
+
+    Raises OptionError, PlanError, BudgetError, and UnsupportedStep when the optimizer's step can't be tried on a small
+    parameter. Nothing has changed then.
     """
     for name in ("param_groups", "state", "step"):
         if not hasattr(optimizer, name):
             raise OptionError(f"optimizer: expected an optimizer, but {type(optimizer).__name__} has no {name!r}")
     refuse_untraceable(optimizer)
-    budget = MemoryBudget.parse(memory_budget) if memory_budget is not None else None
-    chosen = as_plan(plan) if plan is not None else None
-    unknown = sorted(set(planning) - PlannerOptions.names())
-    if unknown:
-        raise OptionError(
-            f"prepare: unknown option {unknown[0]!r}; known are {', '.join(sorted(PlannerOptions.names()))}"
-        )
-    how = PlannerOptions.parse(planning)
-    session = session_of(optimizer)
-    if model is not None:
-        session.model = weakref.ref(model)
-        reference = weakref.ref(session)
-        watch_forward(model, lambda forward: _saw(reference, forward))
-    schemas = discover_state(session.table())
-    before = {name: getattr(session, name) for name in WISHES}
-    session.configure(budget, chosen, seed, how)
-    try:
-        if session.memory_budget is not None and session.memory_budget.is_deferred:
+    asked = Request.parse({"memory_budget": memory_budget, "plan": plan, "seed": seed, **planner})
+    with compile_lock():
+        session = session_of(optimizer)
+        table = ParameterTable.of(optimizer, model) if model is not None else session.table()
+        refuse_overlap(table)
+        schemas = discover_state(table)
+        request = session.request.or_else(asked, is_settled=bool(session.storage.parameters))
+        storage = session.storage
+        if request.budget is None or not request.budget.is_deferred:
+            storage = _chosen(request, storage, table, schemas)
+        session.request = request  # nothing is refused from here on
+        if model is not None:
+            _watch(session, model)
+        if request.budget is not None and request.budget.is_deferred:
             _make_state_at_first_step(session)
-            return
-        _make_state(session, schemas)
-    except Exception:
-        vars(session).update(before)
-        raise
+        else:
+            _make_state(session, storage, table, schemas)
+
+
+def _watch(session: Session, model: torch.nn.Module) -> None:
+    session.model = weakref.ref(model)
+    reference = weakref.ref(session)
+
+    def saw(forward: ForwardGraph) -> None:
+        known = reference()
+        if known is not None:
+            known.forward = forward
+
+    watch_forward(model, saw)
 
 
 def _make_state_at_first_step(session: Session) -> None:
@@ -93,36 +101,43 @@ def _make_state_at_first_step(session: Session) -> None:
     if not hasattr(optimizer, "register_step_pre_hook"):
         return
 
-    @torch._dynamo.disable(reason="makes optimizer state, once")
+    @torch.compiler.disable(reason="makes optimizer state, once")
     def make(*_: Any) -> None:
         handle.remove()
         table = session.table()
         device = table.parameters[0].device if table.parameters else torch.device("cpu")
-        assert session.memory_budget is not None
-        session.memory_budget = session.memory_budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
-        _make_state(session, discover_state(table))
+        assert session.request.budget is not None
+        with compile_lock():
+            budget = session.request.budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
+            request, schemas = replace(session.request, memory_budget=budget), discover_state(table)
+            storage = _chosen(request, session.storage, table, schemas)
+            session.request = request
+            _make_state(session, storage, table, schemas)
 
     handle = optimizer.register_step_pre_hook(make)
 
 
-def _make_state(session: Session, schemas: list[StateSchema]) -> None:
-    """Decides, converts what state there is, and fills in what there is not. Raises before anything is changed."""
-    table = session.table()
-    optimizer = table.optimizer
-    slots_of = {index: schema.slots for index, schema in enumerate(schemas)}
+def _chosen(request: Request, storage: Storage, table: ParameterTable, schemas: Sequence[StateSchema]) -> Storage:
+    slots_of: dict[int, tuple[Slot, ...]] = {}
     for index, schema in enumerate(schemas):
-        if schema.rule is not None:
-            slots_of[index] += weight_slots(table.parameters[index], schema.slots)
-    decide(session, table, slots_of, _bytes_beside_slots(schemas, table))
-    migrate_state(session, table)
+        weights = weight_slots(table.parameters[index], schema.slots) if schema.rule is not None else ()
+        slots_of[index] = (*schema.slots, *weights)
+    return choose_storage(request, storage, table, slots_of, _bytes_beside_slots(schemas, table))
+
+
+def _make_state(session: Session, storage: Storage, table: ParameterTable, schemas: Sequence[StateSchema]) -> None:
+    """Converts what state there is, and fills in what there is not."""
+    optimizer = table.optimizer
+    session.store(storage)
+    migrate_state(storage, table)
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
         if schema.first is None or table.state(index):
             continue
-        decisions = session.decisions.get(parameter, {})
+        codecs = storage.of(index).codecs
         entries: dict[str, Any] = {}
         for key, entry in schema.first.items():
-            if isinstance(entry, Filled) and key in decisions:
-                entries[key] = fresh(parameter, entry.dtype, entry.value, decisions[key].codec, key, session.seed)
+            if isinstance(entry, Filled) and key in codecs:
+                entries[key] = fresh(parameter, entry.dtype, entry.value, codecs[key], key, storage.seed)
             elif isinstance(entry, Filled):
                 entries[key] = torch.full_like(parameter, entry.value, dtype=entry.dtype).detach()
             elif isinstance(entry, torch.Tensor):  # where a compiled step has its counters; Dynamo moves "step" itself
@@ -131,7 +146,7 @@ def _make_state(session: Session, schemas: list[StateSchema]) -> None:
                 entries[key] = copy.deepcopy(entry)
         if entries:
             optimizer.state[parameter] = entries
-    migrate_weights(session, table)
+    migrate_weights(storage, table)
     start_configurator(session)
     for schema in schemas:
         if schema.first is None and schema.rule is None and schema.reason:
@@ -140,13 +155,7 @@ def _make_state(session: Session, schemas: list[StateSchema]) -> None:
         log.info("%s makes its own state at its first step, which is then converted", type(optimizer).__name__)
 
 
-def _saw(session: weakref.ref[Session], forward: ForwardGraph) -> None:
-    known = session()
-    if known is not None:
-        known.forward = forward
-
-
-def _bytes_beside_slots(schemas: list[StateSchema], table: ParameterTable) -> int:
+def _bytes_beside_slots(schemas: Sequence[StateSchema], table: ParameterTable) -> int:
     """Counters that will be filled in: they count against the budget too."""
     total = 0
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):

@@ -10,8 +10,9 @@ from typing import Any
 from baoc_compile.core.errors import BudgetError, OptionError, StateError
 from baoc_compile.core.profile import BlockCandidate, BlockStatistics
 from baoc_compile.passes.plan.solve_plan import Solution, frontier_of, solve_profile, uniform_points
+from baoc_compile.runtime.configurator import configurator_of
 from baoc_compile.runtime.session import known_session
-from baoc_compile.state.state_tensor import state_bytes
+from baoc_compile.state.entries import state_bytes
 
 COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
 COLUMNS += ("configuration", "update_scale", "bytes", "risk", "time")
@@ -132,20 +133,19 @@ def report(optimizer: Any) -> Report:
 
     Raises StateError before the first compiled step, and for an optimizer that follows a plan of the user's.
     """
-    session = known_session(optimizer)
-    if session is None or session.configurator is None or session.memory_budget is None:
+    session, configurator = known_session(optimizer), configurator_of(optimizer)
+    if session is None or configurator is None or session.request.budget is None:
         raise StateError(
             "report: this optimizer plans nothing by itself: prepare it with a memory_budget rather than a plan, and call "
             'the step that torch.compile(step, backend="baoc") gives'
         )
-    configurator = session.configurator
     solution = configurator.solution
     if solution is None:
         if not session.steps:
             raise StateError("report: call the compiled step once")
         profile = configurator.profile_now(session.steps[-1].rules)
         try:
-            solution = solve_profile(profile, session.memory_budget, configurator.planning.time_budget)
+            solution = solve_profile(profile, session.request.budget, configurator.planner.time_budget)
         except BudgetError as error:
             raise StateError(f"report: no plan fits: {error}") from error
         solution = solution.kept()

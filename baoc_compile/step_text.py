@@ -30,7 +30,7 @@ def _launch_lines(launch: Launch) -> Iterator[str]:
     graph = launch.graph
     verb = "fused_average" if graph.averages else "fused_update"
     yield f"{verb}[rule {graph.rule.key}](  # one launch over {len(launch.parameters)} parameters"
-    stored = {k: c for k, c in graph.configuration.items() if not graph.averages or k in graph.rule.outputs}
+    stored = {k: c for k, c in graph.configuration.items() if not graph.averages or k in graph.rule.averaged}
     for key, codec in stored.items():
         numel = sum(shape.numel() for shape in launch.shapes)
         per_element = sum(codec.storage_bytes(shape) for shape in launch.shapes) / max(numel, 1)

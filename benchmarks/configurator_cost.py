@@ -26,6 +26,7 @@ from workloads import WORKLOADS
 import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.passes.plan.solve_plan import solve_profile
+from baoc_compile.runtime.configurator import configurator_of
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import Plan
 
@@ -56,14 +57,14 @@ class Training:
 
 def overhead(warmup_steps: int) -> dict[str, Any]:
     training = Training(memory_budget="15%", warmup_steps=warmup_steps)
-    configurator = session_of(training.optimizer).configurator
+    configurator = configurator_of(training.optimizer)
     assert configurator is not None
     configurator.clock = time.process_time
     seconds = [training.train()[0] for _ in range(warmup_steps)]
     own = dict(configurator.seconds)
     usual = statistics.median(seconds)
     after = [training.train()[1] for _ in range(40)][10:]
-    plan = session_of(training.optimizer).decided_plan().to_json()
+    plan = session_of(training.optimizer).plan().to_json()
     same = Training(plan=plan)
     for _ in range(warmup_steps // 4):
         same.train()

@@ -38,6 +38,7 @@ import baoc_compile
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.profile import Profile
 from baoc_compile.passes.plan.solve_plan import Solution, solve_profile
+from baoc_compile.runtime.configurator import configurator_of
 from baoc_compile.runtime.session import session_of
 
 BUDGETS = (0.3, 0.5, 0.75, 1.1, 2.2, 4.0)  # bytes of state per parameter
@@ -58,7 +59,7 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
     text = f"{budget} B/param"
     baoc_compile.prepare(optimizer, model=model, memory_budget=text, seed=seed, warmup_steps=WARMUP_STEPS)
     session = session_of(optimizer)
-    configurator = session.configurator
+    configurator = configurator_of(optimizer)
     assert configurator is not None
     if kind == "random":
         configurator.solve = partial(solve_at_random, seed)
@@ -79,9 +80,7 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
         "seed": seed,
         "validation_loss": workload.evaluate(model, validation_data),
         "bytes_per_parameter": most / parameters,
-        "plan": {
-            p.name: dict(p.slots) | {"update_scale": p.update_scale} for p in session.decided_plan().parameters.values()
-        },
+        "plan": {p.name: dict(p.slots) | {"update_scale": p.update_scale} for p in session.plan().parameters.values()},
         "history": configurator.history,
         "configurator_seconds": dict(configurator.seconds),
         "seconds": time.perf_counter() - started,

@@ -93,8 +93,8 @@ class CodecStorage(Storage):
         self.refresh = CodebookRefresh(self.states)
         self.salts = torch.tensor([s.salt for s in self.states], dtype=torch.int32).view(-1, 1, 1)
         self.index = fold_index(torch.arange(self.groups * self.width)).view(self.groups, self.width)
-        self.encoder = with_exact_roots(_with_own_tables(traced_encode(codec, self.width)))
-        self.decoder = with_exact_roots(_with_own_tables(traced_decode(codec, self.width)))
+        self.encoder = with_exact_roots(_with_own_codebooks(traced_encode(codec, self.width)))
+        self.decoder = with_exact_roots(_with_own_codebooks(traced_decode(codec, self.width)))
         if nearest:
             self.store(start)
 
@@ -103,8 +103,8 @@ class CodecStorage(Storage):
 
     def store(self, value: Tensor) -> None:
         random = self._random()
-        tables = [self.parts[part.name] for part in self.codec.parts if part.per == "table"]
-        encoded = self.encoder(value, random.element, random.group, *tables)
+        codebooks = [self.parts[part.name] for part in self.codec.parts if part.per == "codebook"]
+        encoded = self.encoder(value, random.element, random.group, *codebooks)
         for part, new in zip(encoded_parts(self.codec), encoded, strict=True):
             flat = packed(new.reshape(-1)) if part.bits == 4 else new
             self.parts[part.name].copy_(flat.view_as(self.parts[part.name]))
@@ -124,15 +124,15 @@ class CodecStorage(Storage):
     def _grouped(self, name: str) -> Tensor:
         part = next(p for p in self.codec.parts if p.name == name)
         stored = self.parts[name]
-        if part.per == "table":
+        if part.per == "codebook":
             return stored
         if part.bits == 4:
             stored = torch.stack([stored & 15, stored >> 4], -1)
         return stored.view(self.runs, self.groups, -1)
 
 
-def _with_own_tables(source: fx.Graph) -> fx.Graph:
-    """A codec's graph in which every run takes from its own table."""
+def _with_own_codebooks(source: fx.Graph) -> fx.Graph:
+    """A codec's graph in which every run takes from its own codebook."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(source, {}))
     for node in graph.nodes:
@@ -141,8 +141,8 @@ def _with_own_tables(source: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _take_own(tables: Tensor, index: Tensor) -> Tensor:
-    return tables.gather(1, index.reshape(len(index), -1)).view(index.shape)
+def _take_own(codebooks: Tensor, index: Tensor) -> Tensor:
+    return codebooks.gather(1, index.reshape(len(index), -1)).view(index.shape)
 
 
 class RoundedStorage(Storage):
@@ -201,14 +201,14 @@ def torchao(levels: Tensor, value: Tensor) -> Tensor:
 class PreconditionerCodebook(Codebook):
     """`uint4`, but rounded so that 1/sqrt(value) is exact on average instead of the value."""
 
-    def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
+    def encode_with(self, codebooks: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
         root = torch.sqrt(value)
         largest = group_max(root)
         lower, upper = truncate_to_bf16(largest)
         chance = (largest - lower) / (upper - lower) * (upper / largest)
         scale = torch.where(rounds_up(chance, random.group), upper, lower)
         x = torch.clamp_max(root / torch.where(scale > 0.0, scale, 1.0), 1.0)
-        levels = tables["levels"].to(torch.float32) * (1.0 / self.grid)
+        levels = codebooks["levels"].to(torch.float32) * (1.0 / self.grid)
         below = self._search(levels, x)
         a, b = (torch.take(levels, index.to(torch.int64)) for index in (below, below + 1))
         code = below + rounds_up((x - a) / (b - a) * (b / x), random.element).to(torch.int32)

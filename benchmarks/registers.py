@@ -25,7 +25,7 @@ import torch
 from baoc_compile.core.codec import WEIGHT_KEY
 from baoc_compile.core.program_graph import ProgramGraph, Signature
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.kernels.build.compile_cpp import cache_dir
+from baoc_compile.kernels.build.cache import cache_folder
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.rules.discover_state import discover_state
@@ -64,10 +64,10 @@ CONFIGURATIONS: dict[str, tuple[Optimizer, dict[str, str], torch.dtype]] = {
 
 @dataclass
 class Row:
-    """A kernel as compiled. `wide_loads`, `wide_stores`: 128-bit accesses that whole blocks of its fp32 tensors take."""
+    """A kernel as compiled. `wide_loads`, `wide_stores`: 128-bit accesses that whole tiles of its fp32 tensors take."""
 
     title: str
-    block: int
+    tile: int
     warps: int
     registers: int
     spills: int
@@ -79,7 +79,8 @@ class Row:
 
 def graphs(make: Optimizer, forms: dict[str, str], dtype: torch.dtype) -> list[ProgramGraph]:
     """The programs of one step."""
-    (schema,) = discover_state(ParameterTable.of(make([torch.nn.Parameter(torch.zeros(3, 4))])))
+    optimizer = make([torch.nn.Parameter(torch.zeros(3, 4))])
+    (schema,) = discover_state(ParameterTable.of(optimizer))
     assert schema.rule is not None and schema.first is not None
     configuration = {}
     for slot in schema.rule.slots:
@@ -103,11 +104,11 @@ def measure(target: str) -> list[Row]:
         for graph in graphs(*configuration):
             program = TritonProgram(graph, default_shape(graph, KNOWN[target].warp_size))
             found = compile_offline(program, target)
-            lanes = [o for o in graph.operands if o.kind == "element" and o.in_memory and o.dtype == torch.float32]
+            lanes = [o for o in graph.operands if o.per == "element" and o.in_memory and o.dtype == torch.float32]
             rows.append(
                 Row(
                     f"{title}: averages" if graph.averages else title,
-                    program.shape.block,
+                    program.shape.tile,
                     program.shape.warps,
                     found.registers,
                     found.spills,
@@ -123,7 +124,7 @@ def measure(target: str) -> list[Row]:
 def measured_apart(target: str) -> list[Row]:
     """`measure` in a process of its own: whether Triton compiles or interprets is decided once for a process."""
     environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache_dir() / "offline" / target), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(cache_folder().path / "offline" / target), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--measure", target]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -139,9 +140,9 @@ def widths(found: dict[str, int]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| kernel | block, warps | registers | spills | loads | stores |", "|---|---|---|---|---|---|"]
+    lines = ["| kernel | tile, warps | registers | spills | loads | stores |", "|---|---|---|---|---|---|"]
     for row in rows:
-        shape = f"{row.block}, {row.warps}"
+        shape = f"{row.tile}, {row.warps}"
         cells = [row.title, shape, str(row.registers), str(row.spills), widths(row.loads), widths(row.stores)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -38,10 +38,11 @@ from workloads import WORKLOADS, Workload, warmup_then_cosine
 
 import baoc_compile
 from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.core.storage import StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import FORMATS, codec_named, full_precision
 from baoc_compile.passes.plan.solve_plan import risk_of
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
-from baoc_compile.runtime.session import Decision, session_of
+from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import SMALL_NUMEL, as_plan
 
 FORK_AT = 0.3  # of the workload's steps: the learning rate is near its peak
@@ -100,13 +101,19 @@ class Fork:
         self.model.load_state_dict(self.saved[0])
         self.schedule.load_state_dict(copy.deepcopy(self.saved[1]))
         self.optimizer.param_groups[0]["lr"].fill_(self.lr)
+        stored = {}
         for i, parameter in enumerate(self.parameters):
             self.optimizer.state[parameter] = {k: v.clone() for k, v in self.state[i].items()}
             names = chosen[i].codecs if i in chosen else {}
-            self.session.update_scales[parameter] = chosen[i].update_scale if i in chosen else 1.0
-            for key in self.session.decisions[parameter]:
-                codec = codec_named(names[key]) if key in names else full_precision(parameter.dtype)
-                self.session.decisions[parameter][key] = Decision(codec)
+            full = full_precision(parameter.dtype)
+            stored[i] = StoredParameter(
+                {
+                    key: StoredSlot(codec_named(names[key]) if key in names else full)
+                    for key in self.session.storage.of(i).slots
+                },
+                update_scale=chosen[i].update_scale if i in chosen else 1.0,
+            )
+        self.session.store(self.session.storage.with_parameters(stored))
         self.bound.bind()
         roles = [self.bound.step.roles[node] for node in self.bound.step.arguments]
 

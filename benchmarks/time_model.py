@@ -36,6 +36,7 @@ from rich.table import Table
 import baoc_compile
 import baoc_compile.backend
 from baoc_compile.core.program_graph import Signature
+from baoc_compile.kernels.build.cache import Folder
 from baoc_compile.kernels.codecs.catalogue import codec_for
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_STEP, HOST_NS_PER_TENSOR, TimeModel
 from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes
@@ -176,14 +177,14 @@ def predict(optimizer: Any, case: Case) -> dict[str, float]:
     model = TimeModel(case.device, case.threads, elements)
     found = {}
     with tempfile.TemporaryDirectory() as empty:
-        model.remembered = RememberedTimes(Path(empty) / "step_times.json")
+        model.remembered = RememberedTimes(Folder(Path(empty)))
         for is_measured in (False, True):
             loads: dict[Cost, list[int]] = defaultdict(lambda: [0, 0])
-            for parameter, schema in zip(table.parameters, discover_state(table), strict=True):
+            for i, (parameter, schema) in enumerate(zip(table.parameters, discover_state(table), strict=True)):
                 assert schema.rule is not None and schema.first is not None
                 counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
                 signature = Signature(str(parameter.device), parameter.dtype, parameter.dtype, counters)
-                codecs = {key: decision.codec for key, decision in session.decisions[parameter].items()}
+                codecs = session.storage.of(i).codecs
                 load = loads[model.cost(schema.rule, codecs, signature, measure=is_measured)]
                 load[0] += parameter.numel()
                 load[1] += 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from baoc_compile.core.block import Block
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.blocks.group_blocks import group_blocks
+from baoc_compile.passes.blocks.parameter_roles import roles_by_index
 from baoc_compile.passes.blocks.record_forward import ForwardGraph, record_graph, watch_forward
 
 
@@ -40,7 +41,8 @@ def table_of(parameters: list[Tensor], model: nn.Module | None = None) -> Parame
 
 def blocks_of(model: nn.Module, graph: ForwardGraph | None, **options: Any) -> tuple[Block, ...]:
     table = table_of(list(model.parameters()), model)
-    return group_blocks(table, dict.fromkeys(range(len(table.parameters)), "a rule"), graph, **options)
+    roles = roles_by_index(graph, table.parameters) if graph is not None else {}
+    return group_blocks(table, dict.fromkeys(range(len(table.parameters)), "a rule"), roles, **options)
 
 
 def counts(blocks: tuple[Block, ...]) -> dict[str, int]:

@@ -131,7 +131,8 @@ def optimizer_of(name: str) -> Any:
 
 @cache
 def schema_of(which: Which) -> StateSchema:
-    return discover_state(ParameterTable.of(optimizer_of(which.optimizer)))[0]
+    optimizer = optimizer_of(which.optimizer)
+    return discover_state(ParameterTable.of(optimizer))[0]
 
 
 @cache
@@ -292,7 +293,7 @@ def shards(graph: ProgramGraph, row: TensorArguments, cut: int) -> list[TensorAr
         if not operand.in_memory:
             continue
         flat = row.tensors[operand.name].view(-1)
-        at = {"element": cut * operand.bits // 8, "group": cut // max(operand.group_size, 1)}.get(operand.kind)
+        at = {"element": cut * operand.bits // 8, "group": cut // max(operand.group_size, 1)}.get(operand.per)
         halves = [flat, flat] if at is None else [flat[:at], flat[at:]]
         for part, half in zip(parts, halves, strict=True):
             part[operand.name] = half.clone().view(row.tensors[operand.name].shape if at is None else -1)

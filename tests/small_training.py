@@ -58,7 +58,7 @@ class Training:
             self.steps += 1
 
     def plan(self) -> dict[str, dict[str, str]]:
-        return {p.name: dict(p.slots) for p in self.session.decided_plan().parameters.values()}
+        return {p.name: dict(p.slots) for p in self.session.plan().parameters.values()}
 
     def bits(self) -> str:
         tensors = [p.detach() for p in self.model.parameters()]

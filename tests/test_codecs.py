@@ -230,9 +230,9 @@ def stored_at_many_clocks(name: str, group: torch.Tensor, clocks: int) -> torch.
     key = step_key(salt, torch.arange(clocks, dtype=torch.int32).view(-1, 1))
     index = fold_index(torch.arange(group.numel())).view(1, -1)
     random = Random(element_words(key, index), group_words(key, index[:, :1]))
-    tables = {p.name: codec.initial(p, group.shape, group.device) for p in codec.parts if p.per == "table"}
-    stored = codec.encode_with(tables, group.expand(clocks, -1).contiguous(), random)
-    return codec.decode({**tables, **stored}).double()
+    codebooks = {p.name: codec.initial(p, group.shape, group.device) for p in codec.parts if p.per == "codebook"}
+    stored = codec.encode_with(codebooks, group.expand(clocks, -1).contiguous(), random)
+    return codec.decode({**codebooks, **stored}).double()
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)

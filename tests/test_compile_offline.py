@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from baoc_compile.kernels.build.compile_cpp import cache_dir
+from baoc_compile.kernels.build.cache import cache_folder
 
 _SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "registers.py"
 _SPEC = importlib.util.spec_from_file_location("registers", _SCRIPT)
@@ -57,7 +57,7 @@ def compile_all_operations(target: str) -> None:
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_every_operation_compiles(target):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(cache_dir() / "offline" / target)
+    environment["TRITON_CACHE_DIR"] = str(cache_folder().path / "offline" / target)
     command = [
         sys.executable,
         "-c",

@@ -66,21 +66,20 @@ def test_the_bytes_moved_are_those_of_the_programs_operands(names):
             return parameter.numel() * operand.dtype.itemsize
         if operand.source not in ("part", "clock"):
             return 0
-        codec = codecs[operand.key.rsplit(".", 1)[0]]
+        codec = codecs[operand.slot]
         if operand.source == "clock":
             return 4
-        part = next(p for p in codec.parts if p.name == operand.key.rsplit(".", 1)[1])
-        return codec.entries(part, parameter.shape) * part.dtype.itemsize
+        return codec.entries(operand.part, parameter.shape) * operand.part.dtype.itemsize
 
     moved = 0
     for graph in compose_step(rule, codecs, Signature("cpu", dtype, dtype, counters)):
         for operand in graph.operands:
-            if operand.kind == "table":
+            if operand.per == "codebook":
                 continue
-            folded = operand.kind == "shared" and operand.written  # read, folded in, and written
+            folded = operand.per == "shared" and operand.written  # read, folded in, and written
             moved += size(operand) * (2 if folded else int(operand.read) + int(operand.written))
-    tables = sum(p.count * p.dtype.itemsize for codec in codecs.values() for p in codec.parts if p.per == "table")
-    assert bytes_moved(rule, codecs, parameter) - 2 * tables == moved
+    codebooks = sum(p.count * p.dtype.itemsize for codec in codecs.values() for p in codec.parts if p.per == "codebook")
+    assert bytes_moved(rule, codecs, parameter) - 2 * codebooks == moved
 
 
 def test_what_is_not_allowed_says_why():

@@ -15,8 +15,9 @@ from small_training import SOON, Training
 
 import baoc_compile
 from baoc_compile import BudgetError, StateTensor, state_bytes
+from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.passes.migrate import migrate_state as migration
-from baoc_compile.state.state_tensor import bytes_of
+from baoc_compile.state.entries import bytes_of
 
 
 def test_a_plan_by_block_follows_the_warm_up():
@@ -147,9 +148,9 @@ def test_values_are_inherited():
     assert seen["changed"]
     dropped = {
         (i, k)
-        for i, p in enumerate(training.session.table().parameters)
-        for k, d in training.session.decisions[p].items()
-        if d.codec.mechanism != "rounding"
+        for i, stored in training.session.storage.parameters.items()
+        for k, codec in stored.codecs.items()
+        if codec.mechanism != "rounding"
     }
     for key, old in seen["before"].items():
         new = seen["after"][key]
@@ -164,7 +165,8 @@ def test_more_plans_than_torch_recompiles():
     budgets = ["20%", "40%"]
     with mock.patch.object(torch._dynamo.config, "recompile_limit", 4):
         for k in range(6):
-            training.session.memory_budget = baoc_compile.core.budget.MemoryBudget.parse(budgets[k % 2])
+            budget = MemoryBudget.parse(budgets[k % 2])
+            training.session.request = replace(training.session.request, memory_budget=budget)
             training.step(5)
             assert len(training.configurator.history) == k + 1
             assert "slots migrated" in training.configurator.history[-1]
@@ -205,7 +207,7 @@ def test_a_plan_that_is_hardly_better_is_not_taken():
     training = Training(memory_budget="20%", replan_every=6, **SOON)
     training.step(6)
     plan = training.plan()
-    training.configurator.planning = replace(training.configurator.planning, hysteresis=1e6)  # of risks of any sign
+    training.configurator.planner = replace(training.configurator.planner, hysteresis=1e6)  # of risks of any sign
     training.step(6)
     assert "kept the plan" in training.configurator.history[-1]
     assert training.plan() == plan

@@ -15,7 +15,7 @@ from program_cases import BF16, FP32, FP64, bits
 
 from baoc_compile.kernels.build.load_triton import load_module
 from baoc_compile.kernels.codecs import counter_hash
-from baoc_compile.kernels.dialect.operations import TRITON
+from baoc_compile.kernels.dialect.operations import OPERATIONS
 from baoc_compile.kernels.triton import device_functions
 from baoc_compile.kernels.triton.text import HEAD
 
@@ -66,7 +66,7 @@ def applied(function, x: torch.Tensor, dtype: torch.dtype | None = None) -> torc
 def applied_word(name: str, x: torch.Tensor) -> torch.Tensor:
     given = padded(x)
     result = torch.empty_like(given)
-    source = WORD_KERNEL.format(title=name, expression=TRITON[name].format("value"))
+    source = WORD_KERNEL.format(expression=OPERATIONS[name].triton.format("value"))
     load_module(source).word_kernel[(1,)](given, result, len(given))
     return result[: len(x)]
 

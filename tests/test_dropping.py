@@ -141,7 +141,7 @@ def test_slots_that_are_no_recurrence_refuse_by_name(key, codec):
         baoc_compile.prepare(ours, plan=explicit)
     assert not ours.state
     baoc_compile.prepare(ours, plan={key: codec})
-    decision = session_of(ours).decisions[ours.param_groups[0]["params"][0]][key]
+    decision = session_of(ours).storage.of(0).slots[key]
     assert decision.codec.name == "fp32" and f"'{key}'" in decision.reason
     if codec == "dropped":
         run(ours, torch.compile(ours.step, backend="baoc"), 1)

@@ -9,10 +9,10 @@ import torch
 from optimizers import CASES
 from torch import Tensor, fx
 
-from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.rule import RuleOutput, UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules.discover_state import discover_state
-from baoc_compile.passes.rules.find_recurrence import NoRecurrence, Recurrence, find_recurrence, new_values
+from baoc_compile.passes.rules.find_recurrence import NoRecurrence, Recurrence, find_recurrence
 
 REFUSED = {
     ("ASGD", "ax"): "is a copy of something else",
@@ -65,7 +65,7 @@ def assert_reproduced(rule: UpdateRule, key: str) -> Recurrence:
     """decay * s + increment is what the rule computes, for random inputs; neither depends on s."""
     found = recurrence_of(rule, key)
     slot = next(i for i in rule.inputs if i.kind == "slot" and i.key == key).name
-    position = list(new_values(rule.gm, rule.outputs)).index(slot)
+    position = rule.outputs.index(RuleOutput("new", slot))
     assert not found.reads(slot)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)

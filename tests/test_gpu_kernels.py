@@ -48,7 +48,7 @@ DEVICE = torch.device("cuda")
 EVERY = [*PROGRAMS, *SHARING, *MORE_PROGRAMS]
 every_program = pytest.mark.parametrize("which", EVERY, ids=str)
 
-#: Several programs for one tensor, too.
+#: Several program instances for one tensor, too.
 LARGER_ROWS = [*MANY_ROWS, ((1025, 96), "contiguous", "contiguous", 1.0, 7), ((1,), "contiguous", "contiguous", 1.0, 8)]
 
 
@@ -145,7 +145,7 @@ def test_same_bits_for_every_launch_shape(which):
 
 @every_program
 def test_same_bits_in_every_run_and_any_order(which):
-    """What programs of a launch do to each other would show: counters, tickets, partial sums."""
+    """What program instances of a launch do to each other would show: counters, tickets, partial sums."""
     first, reverse = on_gpu(table_of(which, LARGER_ROWS)), on_gpu(table_of(which, LARGER_ROWS))
     step(which, first, TritonProgram)
     step(which, reverse[::-1], TritonProgram)
@@ -220,9 +220,9 @@ def check_parts_of_a_large_tensor(numel: int, middle: int, reach: int) -> None:
 
 def _between(tensor: Tensor, operand, first: int, last: int) -> Tensor:
     """What belongs to these elements."""
-    if operand.kind == "element":
+    if operand.per == "element":
         return tensor[first:last]
-    if operand.kind == "group":
+    if operand.per == "group":
         return tensor[first // operand.group_size : -(-last // operand.group_size)]
     return tensor
 
@@ -247,7 +247,7 @@ from baoc_compile.kernels.triton import tune_launch as choose_shape
 from program_cases import PROGRAMS, graphs_of
 choose_shape._milliseconds = None
 shape = choose_shape.choose_shape(graphs_of(PROGRAMS[0])[0], torch.device("cuda"))
-assert [shape.block, shape.blocks, shape.warps] == {[shape.block, shape.blocks, shape.warps]}
+assert [shape.tile, shape.tiles, shape.warps] == {[shape.tile, shape.tiles, shape.warps]}
 """
     run_python(["-c", script])
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from baoc_compile.core.block import Block
 from baoc_compile.core.errors import OptionError
 from baoc_compile.passes.blocks.group_blocks import group_blocks
+from baoc_compile.passes.blocks.parameter_roles import roles_by_index
 
 every_model = pytest.mark.parametrize("name", ZOO)
 
@@ -95,7 +96,7 @@ def test_an_equal_place_with_another_shape_or_kind_is_another_block():
     model, inputs = example(ZOO["gpt"])
     table = table_of(list(model.parameters()))
     kinds = {i: i < len(table.parameters) // 2 for i in range(len(table.parameters))}
-    blocks = group_blocks(table, kinds, watched(model, inputs))
+    blocks = group_blocks(table, kinds, roles_by_index(watched(model, inputs), table.parameters))
     check_whole(blocks, model)
     assert all(len({kinds[i] for i in block.parameters}) == 1 for block in blocks)
     assert {"query 16x16", "query 16x16 #2"} <= set(counts(blocks))
@@ -110,7 +111,7 @@ def test_the_order_of_parameters_does_not_matter(order, seen):
     def as_sets(parameters: list[Tensor]) -> dict[str, set[int]]:
         table = table_of(parameters)
         kinds = {i: p.dtype for i, p in enumerate(parameters)}
-        blocks = group_blocks(table, kinds, GRAPH if seen else None)
+        blocks = group_blocks(table, kinds, roles_by_index(GRAPH, parameters) if seen else {})
         return {block.name: {id(parameters[i]) for i in block.parameters} for block in blocks}
 
     parameters = list(MODEL.parameters())

@@ -151,7 +151,7 @@ def test_the_graph_with_operators_does_what_the_bound_step_does():
     """The rewritten graph is for reading; what runs are launches with their tensors bound."""
 
     def with_operators(gm: Any, inputs: Any) -> Callable[..., Any]:
-        compiled = baoc(gm, inputs)
+        compiled = baoc(gm, inputs).compiled
         return lambda *arguments: (compiled.rewritten or compiled.bind()).gm(*arguments)
 
     results = []

@@ -85,6 +85,25 @@ def test_a_failure_is_told_of_when_the_step_runs(where, monkeypatch):
         torch.compile(optimizer.step, backend="baoc")()
 
 
+def test_what_failed_is_tried_again(monkeypatch):
+    original, fails = lower.lower, True
+
+    def lowered(graph: Any) -> Any:
+        if fails:
+            raise MemoryError("for now")
+        return original(graph)
+
+    monkeypatch.setattr(lower, "lower", lowered)
+    optimizer = optimizer_over(SMALL)
+    baoc_compile.prepare(optimizer, plan="8bit")
+    step = torch.compile(optimizer.step, backend="baoc")
+    with pytest.raises(MemoryError, match="for now"):
+        step()
+    fails = False
+    step()
+    assert optimizer.param_groups[0]["params"][0].ne(1.0).all()
+
+
 _ENDS_EARLY = """
 import sys, torch, baoc_compile
 from baoc_compile.backend import baoc
@@ -107,4 +126,4 @@ def test_an_interpreter_that_ends_leaves_no_compiler_behind(tmp_path):
     )
     assert done.returncode == 3, done.stderr
     assert "Exception" not in done.stderr
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".cpp", ".cpp", ".so", ".so"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".lock", ".so", ".so"]

@@ -11,6 +11,7 @@ from program_cases import BF16, FP32, Which, schema_of
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.program_graph import Signature
+from baoc_compile.kernels.build.cache import Folder
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.passes.programs import measure_time
 from baoc_compile.passes.programs.make_programs import Need, programs_of
@@ -37,7 +38,7 @@ def cache(tmp_path, monkeypatch):
     """Times are remembered in a folder of the test; programs are compiled into the usual one. A copy is not timed."""
     path = tmp_path / "times" / "step_times.json"
     monkeypatch.setattr(TimeModel, "bytes_per_ns", 10.0)
-    monkeypatch.setattr(measure_time, "RememberedTimes", lambda: RememberedTimes(path))
+    monkeypatch.setattr(measure_time, "RememberedTimes", lambda: RememberedTimes(Folder(path.parent)))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -48,18 +49,41 @@ def test_a_plan_is_frozen(plan):
 
 GOOD = {
     "format": "baoc-plan",
-    "version": 3,
+    "version": 4,
     "seed": 0,
     "memory_budget": "28%",
     "update_scale": 1.0,
     "certificate": "optimal",
     "default": {"*": "8bit"},
-    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "update_scale": 0.5}],
+    "parameters": [
+        {"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "update_scale": 0.5, "block": "head"}
+    ],
 }
+
+#: The same as version 3 wrote it.
+GOOD_3 = {
+    "format": "baoc-plan",
+    "version": 3,
+    "seed": 0,
+    "memory_budget": "28%",
+    "gain": 1.0,
+    "certificate": "optimal",
+    "default": {"*": "8bit"},
+    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "gain": 0.5}],
+}
+
+
+def test_plans_of_version_3_are_read():
+    old, new = Plan.from_json(json.dumps(GOOD_3)), Plan.from_json(json.dumps(GOOD))
+    assert old.parameters[0].update_scale == 0.5 and old.parameters[0].block == ""
+    assert dataclasses.replace(old, parameters={}) == dataclasses.replace(new, parameters={})
+    with pytest.raises(PlanError, match="gain"):
+        Plan.from_json(json.dumps({**GOOD_3, "version": 4}))
+
 
 BAD_TOP = {
     "format": ["torch-plan", 3, None],
-    "version": [0, 2, "3", None, [3]],
+    "version": [0, 2, 5, "4", None, [4], True],
     "certificate": [1, None, ["optimal"]],
     "update_scale": [0, -1.0, "1", None, [1.0], True, math.inf, math.nan],
     "seed": ["x", 1.5, None, [0], True],
@@ -109,7 +133,9 @@ def test_a_missing_field_of_a_parameter_is_named(field):
 
 
 def test_the_good_plan_is_good_and_unknown_fields_and_repeated_parameters_are_refused():
-    assert Plan.from_json(json.dumps(GOOD)).parameters[0] == ParameterPlan("w", (3, 4), {"exp_avg": "bf16"}, 0.5)
+    assert Plan.from_json(json.dumps(GOOD)).parameters[0] == ParameterPlan(
+        "w", (3, 4), {"exp_avg": "bf16"}, 0.5, "head"
+    )
     with pytest.raises(PlanError, match="colour"):
         Plan.from_json(json.dumps({**GOOD, "colour": 1}))
     with pytest.raises(PlanError, match="index"):

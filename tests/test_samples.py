@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import baoc_compile
 from baoc_compile.core.block import Block
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.kernels.codecs.catalogue import GROUP, codec_named, full_precision
 from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.risk.average_increments import IncrementMeans
 from baoc_compile.passes.risk.block_statistics import block_statistics
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.sample_gradients import GradientSampler, choose_elements, elements_per_block
 from baoc_compile.passes.risk.shadow_run import Samples, reference_run, shadow_updates
 from baoc_compile.passes.risk.slot_values import moments_of, signal_to_noise

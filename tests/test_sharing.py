@@ -140,8 +140,8 @@ def assert_as_exact_as_eager(ours, reference: Sequence, eager: Sequence[Tensor],
 def forms_in(optimizer) -> list[dict[str, str]]:
     """The exact reference needs what was really decided: small and misfitting tensors stay in fp32."""
     found = []
-    for p in optimizer.param_groups[0]["params"]:
-        codecs = {key: decision.codec for key, decision in session_of(optimizer).decisions[p].items()}
+    for stored in session_of(optimizer).storage.parameters.values():
+        codecs = stored.codecs
         found.append({key: codec.name if codec.mechanism == "sharing" else "exact" for key, codec in codecs.items()})
     return found
 
@@ -175,7 +175,7 @@ def test_adamw_equals_its_float64_definition(plan):
 def test_what_does_not_fit_stays_in_full_precision_and_says_why(form):
     ours = adamw(starts_of(SHAPES))
     baoc_compile.prepare(ours, plan={"exp_avg": "fp32", "exp_avg_sq": form})
-    *_, vector, small = (session_of(ours).decisions[p]["exp_avg_sq"] for p in ours.param_groups[0]["params"])
+    *_, vector, small = (p.slots["exp_avg_sq"] for p in session_of(ours).storage.parameters.values())
     assert vector.codec.name == small.codec.name == "fp32"
     assert "at least 2 dimensions" in vector.reason and "(4608,)" in vector.reason
     assert "fewer than 4096" in small.reason
@@ -185,8 +185,7 @@ def test_sizes_must_divide():
     for form, shape in [("head:5", (96, 64)), ("column_head:7", (96, 64)), ("run:1000", (96, 64))]:
         ours = adamw(starts_of([shape]))
         baoc_compile.prepare(ours, plan={"exp_avg": "fp32", "exp_avg_sq": form})
-        (p,) = ours.param_groups[0]["params"]
-        assert f"so {form} does not fit" in session_of(ours).decisions[p]["exp_avg_sq"].reason
+        assert f"so {form} does not fit" in session_of(ours).storage.of(0).slots["exp_avg_sq"].reason
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

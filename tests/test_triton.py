@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.interpreted, pytest.mark.filterwarnings("ignore::Runti
 EVERY = [*PROGRAMS, *SHARING, *MORE_PROGRAMS]
 every_program = pytest.mark.parametrize("which", EVERY, ids=str)
 
-#: 0-d, empty, a single element, several blocks and a last one that is short, several dimensions, strides.
+#: 0-d, empty, a single element, several tiles and a last one that is short, several dimensions, strides.
 COVERING = [
     ((), "contiguous", "contiguous", 1.0, 3),
     ((0,), "contiguous", "contiguous", 1.0, 4),
@@ -50,9 +50,9 @@ COVERING = [
 ]
 
 
-def interpreted(graph, blocks=2, block=512, warps=4):
-    """Several programs for a tensor of more than 1,024 elements."""
-    return TritonProgram(graph, LaunchShape(max(block, graph.width), blocks, warps))
+def interpreted(graph, tiles=2, tile=512, warps=4):
+    """Several program instances for a tensor of more than 1,024 elements."""
+    return TritonProgram(graph, LaunchShape(max(tile, graph.width), tiles, warps))
 
 
 def surrounded(tensor: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_same_bits_for_any_table_thoroughly(which, table, group):
 
 @pytest.mark.parametrize("which", [PROGRAMS[0], PROGRAMS[7], PROGRAMS[15]], ids=str)
 def test_random_words_of_a_shard_that_crosses_element_2_to_the_32(which):
-    """From the group before it, in the middle of a block."""
+    """From the group before it, in the middle of a tile."""
     ours, theirs = (table_of(which, [((40, 50), "contiguous", "contiguous", 1.0, 3)]) for _ in range(2))
     for batch, program in ((ours, TorchProgram), (theirs, interpreted)):
         step(which, shifted(which, batch, 2**32 // graphs_of(which)[-1].width - 1), program)
@@ -119,9 +119,9 @@ def test_random_words_of_a_shard_that_crosses_element_2_to_the_32(which):
 
 
 @pytest.mark.parametrize("which", [PROGRAMS[0], SHARING[4]], ids=str)
-@pytest.mark.parametrize("block, blocks, warps", [(512, 1, 4), (1024, 2, 8), (2048, 1, 1)])
-def test_same_bits_for_every_launch_shape(which, block, blocks, warps):
-    shaped = partial(interpreted, block=block, blocks=blocks, warps=warps)
+@pytest.mark.parametrize("tile, tiles, warps", [(512, 1, 4), (1024, 2, 8), (2048, 1, 1)])
+def test_same_bits_for_every_launch_shape(which, tile, tiles, warps):
+    shaped = partial(interpreted, tile=tile, tiles=tiles, warps=warps)
     check(which, [((42, 60), "contiguous", "contiguous", 1.0, 3)], program=shaped)
 
 
@@ -142,14 +142,14 @@ def test_nothing_beside_the_elements_is_written(which):
 
 @pytest.mark.parametrize("form", ["fp32", "exp_avg=tensor *=fp32"])
 def test_many_tensors_in_one_launch(form):
-    """Some of them of several programs, of which one counts the step."""
+    """Some of them of several program instances, of which one counts the step."""
     which = Which("AdamW", form, FP32, FP32)
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 200, (40,), generator=generator).tolist()
     table = [((4 * n,), "contiguous", "contiguous", 1.0, seed) for seed, n in enumerate(sizes)]
     ours, theirs = table_of(which, table), table_of(which, table)
     steps = [float(row.tensors["step"]) for row in theirs]
-    step_both(which, ours, theirs, partial(interpreted, blocks=1))
+    step_both(which, ours, theirs, partial(interpreted, tiles=1))
     assert_same_bits(ours, theirs)
     assert [float(row.tensors["step"]) for row in theirs] == [s + 1 for s in steps]
 
@@ -158,12 +158,12 @@ def test_many_tensors_in_one_launch(form):
 def test_tickets_are_0_after_every_launch(which, monkeypatch):
     monkeypatch.setattr(triton_program, "PIECE", 1)
     ours, theirs = (table_of(which, [((32, 48), "contiguous", "contiguous", 1.0, 1), *COVERING]) for _ in range(2))
-    programs = [interpreted(graph, blocks=1) for graph in graphs_of(which)]
+    programs = [interpreted(graph, tiles=1) for graph in graphs_of(which)]
     tables = [program.table(theirs) for program in programs]
     for _ in range(2):
         step(which, ours)
         for program, table in zip(programs, tables, strict=True):
-            assert len(table.programs) > len(table.tickets)
+            assert len(table.instances) > len(table.tickets)
             program.run(table)
             assert not table.tickets.any()
     if which in PROGRAMS:
@@ -180,8 +180,8 @@ def test_a_long_sum_in_two_pieces():
     which = Which("SGD", "momentum_buffer=tensor", FP32, BF16)
     table = [((40_000,), "contiguous", "contiguous", 1.0, 1)]
     graph, batch = graphs_of(which)[0], table_of(which, table)
-    assert len(interpreted(graph).table(batch).programs) == 2
-    check(which, table, program=partial(interpreted, block=4096))
+    assert len(interpreted(graph).table(batch).instances) == 2
+    check(which, table, program=partial(interpreted, tile=4096))
 
 
 def test_an_empty_batch_does_nothing():

@@ -36,14 +36,14 @@ CLOCK_DTYPE = torch.int32
 class Part:
     """One stored tensor of a codec, flat.
 
-    One entry per "element" or per "group" of elements, `count` entries in a "table" that the whole tensor shares, or
+    One entry per "element" or per "group" of elements, `count` entries in a "codebook" that the whole tensor shares, or
     one per set of elements that have a value in common ("shared"). `bits` = 4: two entries to a byte, the first in the
     low half; functions see them unpacked.
     """
 
     name: str
     dtype: torch.dtype
-    per: Literal["element", "group", "table", "shared"]
+    per: Literal["element", "group", "codebook", "shared"]
     count: int = 0
     bits: int = 8
 
@@ -107,12 +107,17 @@ def weight_slots(parameter: Tensor, slots: tuple[Slot, ...]) -> tuple[Slot, ...]
     return (Slot(WEIGHT_KEY, weight_dtype=parameter.dtype),)
 
 
+def weight_entry(configuration: Mapping[str, Codec]) -> str | None:
+    """The key of the weight's own codec, if that is more than rounding. A slot called the same has another mechanism."""
+    return next((key for key, codec in configuration.items() if codec.mechanism == "weight" and codec.parts), None)
+
+
 class Codec(ABC):
     """How the values of one slot are stored.
 
     Shapes: values are `[groups, width]` in float32 (`width` is `group_size`, or any number when `group_size` is
-    None); an "element" part has the same shape, a "group" part is `[groups, 1]`, a "table" part is `[count]`, and a
-    "shared" part comes spread over the elements. The last group of a tensor may be short; its missing lanes repeat
+    None); an "element" part has the same shape, a "group" part is `[groups, 1]`, a "codebook" part is `[count]`, and
+    a "shared" part comes spread over the elements. The last group of a tensor may be short; its missing lanes repeat
     its last element.
     """
 
@@ -134,12 +139,12 @@ class Codec(ABC):
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         """float32 values -> the "element" and "group" parts. `random` is used only by codecs with `stochastic` set.
 
-        A codec with a table has it beside the values: see `encode_with`.
+        A codec with a codebook has it beside the values: see `encode_with`.
         """
         raise NotImplementedError(f"{self.name} does not store values one by one")
 
-    def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
-        """`encode`, for codecs that look values up in their "table" parts."""
+    def encode_with(self, codebooks: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
+        """`encode`, for codecs that look values up in their "codebook" parts."""
         return self.encode(value, random)
 
     def sharing(self, part: Part, shape: torch.Size) -> Sharing:
@@ -151,7 +156,7 @@ class Codec(ABC):
         return torch.zeros(self.entries(part, shape), dtype=part.dtype, device=device)
 
     def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:  # noqa: B027  (nothing to learn is the rule)
-        """Sets "table" parts from the first full-precision values that a slot is to store; most codecs have none to learn."""
+        """Sets "codebook" parts from the first full-precision values that a slot is to store; most codecs have none to learn."""
 
     @property
     def stored_parts(self) -> tuple[Part, ...]:
@@ -161,7 +166,7 @@ class Codec(ABC):
     def entries(self, part: Part, shape: torch.Size) -> int:
         """Length of the part's tensor, for a slot of `shape`."""
         numel = torch.Size(shape).numel()
-        if part.per == "table":
+        if part.per == "codebook":
             return part.count
         if part.per == "shared":
             return self.sharing(part, torch.Size(shape)).cycle if numel else 0

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, fx
 
-from baoc_compile.core.codec import Codec, Sharing
-from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.codec import Codec, Part, Sharing
+from baoc_compile.core.rule import RuleInput, UpdateRule
 
-Kind = Literal["element", "group", "scalar", "table", "shared"]
+OperandPer = Literal["element", "group", "scalar", "codebook", "shared"]
 OperandSource = Literal[
     "param", "grad", "part", "clock", "salt", "counter", "scalar", "update_scale", "index", "group_index"
 ]
@@ -23,22 +23,39 @@ OperandSource = Literal[
 class Operand:
     """One placeholder of a program's graph.
 
-    `source` and `key` say where it comes from: a part of a slot's storage (`key` = "slot.part"), a slot's clock or
-    salt, a counter, a scalar of the rule, the parameter's update_scale, or the element index itself. "index" and "group_index"
-    are the folded 32-bit index of an element and of a group's first element. A "shared" operand is read spread over the
-    elements; one that is written is averaged: stored = decay * stored + mean of the new values. `bits` = 4: two
-    elements to a byte. `group_size`: elements to a group, for "group" operands.
+    name: an identifier, unique in the program. The rule's inputs keep theirs.
+    per: what there is one value for. A "shared" operand is read spread over the elements; one that is written is
+        averaged: stored = decay * stored + mean of the new values.
+    source: where it comes from: the parameter, the gradient, a part of a slot's storage, a slot's clock or salt, a counter
+        or a scalar of the rule, the parameter's update scale, or the element index itself. "index" and "group_index" are
+        the folded 32-bit index of an element and of a group's first element.
+    slot: the key of the slot, for parts, clocks and salts.
+    part: the part of the slot's codec, for parts.
+    input: the rule's input, for counters and scalars.
+    group_size: elements to a group, for "group" operands.
     """
 
     name: str
-    kind: Kind
+    per: OperandPer
     dtype: torch.dtype
     source: OperandSource
-    key: str = ""
+    slot: str = ""
+    part: Part | None = None
+    input: RuleInput | None = None
+    group_size: int = 0
     written: bool = False
     read: bool = True
-    bits: int = 8
-    group_size: int = 0
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Its source, what of (a slot, a rule's input, a group size), and the part: the same in all programs of a step."""
+        of = self.input.name if self.input else str(self.group_size) if self.source == "group_index" else self.slot
+        return self.source, of, self.part.name if self.part else ""
+
+    @property
+    def bits(self) -> int:
+        """4: two elements to a byte."""
+        return self.part.bits if self.part else 8
 
     @property
     def in_memory(self) -> bool:
@@ -72,8 +89,8 @@ class ProgramGraph:
     """decode -> rule -> encode as one graph over groups of `width` elements.
 
     `graph` takes the operands in order and returns the new values of the written ones, in `outputs` order, followed by
-    the values of `decays`: written "shared" operand -> position of its decay behind `outputs`. Nodes carry
-    `meta["kind"]`, `meta["dtype"]` and, where the kind is "group", `meta["group_size"]`.
+    the values of `decays`: written "shared" operand -> position of its decay behind `outputs`. What the value of a node
+    stands for is its `ValueMeta`; see `kernels/dialect/nodes.py`.
     """
 
     rule: UpdateRule
@@ -92,7 +109,7 @@ class ProgramGraph:
 
     @property
     def shared(self) -> tuple[Operand, ...]:
-        return tuple(o for o in self.operands if o.kind == "shared")
+        return tuple(o for o in self.operands if o.per == "shared")
 
     @property
     def pointers(self) -> tuple[Operand, ...]:

@@ -26,40 +26,76 @@ def bounds_of(value: float) -> tuple[float, float]:
 class RuleInput:
     """One placeholder of a rule's graph.
 
-    "param", "grad" and "slot" are elementwise and of the parameter's shape; "counter" is a 0-dim state tensor
-    (a step count); "scalar" is a number (a hyperparameter, or what the step's prelude computed).
-    `bounds` hold for scalars: the interval that the traced value is known to stay in.
+    name: an identifier, unique in the rule; "param" and "grad" are the parameter's and the gradient's own.
+    kind: "param", "grad" and "slot" are elementwise and of the parameter's shape; "counter" is a 0-dim state tensor (a
+        step count); "scalar" is a number (a hyperparameter, or what the step's prelude computed).
+    key: the state key of slots and counters, exactly as the optimizer has it.
+    origin: where a scalar comes from: number `position` of the slice's inputs, or of its constants.
+    bounds: the interval that the traced value of a scalar is known to stay in.
     """
 
     name: str
     kind: InputKind
     key: str = ""
+    origin: Literal["input", "constant", ""] = ""
+    position: int = 0
     bounds: tuple[float, float] = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class RuleOutput:
+    """One value that a rule returns.
+
+    kind: "new", what replaces an input; "created", the first value of a slot that the step makes; "increment" and
+        "decay", of a shared slot, whose values become decay * value + mean of the increments.
+    name: of the input that is replaced.
+    key: of the slot that is created or shared.
+    """
+
+    kind: Literal["new", "created", "increment", "decay"]
+    name: str = ""
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"new {self.name or self.key}" if self.kind in ("new", "created") else f"{self.kind} of {self.key}"
 
 
 @dataclass(frozen=True, eq=False)
 class UpdateRule:
     """`(param, grad, slots, counters, scalars) -> new values`, functional, in the operations of `kernels/dialect/operations.py`.
 
-    The graph returns one value per entry of `outputs`: names of inputs that are replaced, or keys of slots that the
-    step creates (`created`). Elementwise values are float32 in the graph and stand for the program's compute type;
-    0-dim values are float64. Two rules are equal when their graphs print the same.
+    The graph returns one value per entry of `outputs`. Elementwise values are float32 in the graph and stand for the
+    program's compute type; 0-dim values are float64. Two rules are equal when their graphs print the same.
     """
 
     gm: fx.GraphModule
     inputs: tuple[RuleInput, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[RuleOutput, ...]
     slots: tuple[Slot, ...]
-    created: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
         """A hash of the canonical graph, the same in every process."""
-        text = repr((self.gm.code, self.inputs, self.outputs, self.slots, self.created))
+        text = repr((self.gm.code, self.inputs, self.outputs, self.slots))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def inputs_of(self, kind: InputKind) -> tuple[RuleInput, ...]:
         return tuple(i for i in self.inputs if i.kind == kind)
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """Names of the inputs that get a new value."""
+        return frozenset(o.name for o in self.outputs if o.kind == "new")
+
+    @property
+    def created(self) -> tuple[str, ...]:
+        """Keys of the slots that the step makes."""
+        return tuple(o.key for o in self.outputs if o.kind == "created")
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Keys of the shared slots whose increments are averaged."""
+        return tuple(o.key for o in self.outputs if o.kind == "increment")
 
     def slot(self, key: str) -> Slot:
         return next(slot for slot in self.slots if slot.key == key)
@@ -78,7 +114,7 @@ class UpdateRule:
             if node.op == "call_function":
                 lines.append(f"    {node.name} = {_expression(node)}")
             elif node.op == "output":
-                lines += [f"    new {name} = {value}" for name, value in zip(self.outputs, node.args[0], strict=True)]
+                lines += [f"    {output} = {value}" for output, value in zip(self.outputs, node.args[0], strict=True)]
         return "\n".join(lines)
 
 

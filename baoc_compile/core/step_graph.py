@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import fx
+
+from baoc_compile.core.errors import StateError
+from baoc_compile.core.names import identifier
 
 RoleKind = Literal["param", "grad", "state", "scalar"]
 
@@ -24,14 +29,22 @@ class InputRole:
     key: str = ""
 
 
-@dataclass
 class ParameterTable:
-    """The parameters of an optimizer in its own order (group after group, as in `state_dict`), with names."""
+    """The parameters of an optimizer in its own order (group after group, as in `state_dict`).
 
-    optimizer: Any
-    parameters: list[torch.Tensor] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
+    optimizer: referred to weakly, so that whatever keeps a table does not keep an optimizer alive.
+    parameters, names, groups: by index; `groups[i]` is the number of the parameter group.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        parameters: Sequence[torch.Tensor] = (),
+        names: Sequence[str] = (),
+        groups: Sequence[int] = (),
+    ):
+        self._optimizer = weakref.ref(optimizer)
+        self.parameters, self.names, self.groups = list(parameters), list(names), list(groups)
 
     @classmethod
     def of(cls, optimizer: Any, model: torch.nn.Module | None = None) -> ParameterTable:
@@ -49,13 +62,21 @@ class ParameterTable:
                 table.groups.append(group_index)
         return table
 
+    @property
+    def optimizer(self) -> Any:
+        """Raises StateError if nobody else holds on to the optimizer any more."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise StateError("the optimizer of this step is gone: keep a reference to it as long as you step it")
+        return optimizer
+
     def state(self, index: int) -> dict[str, Any]:
         """The optimizer's own state of one parameter; empty if it has none yet."""
         return self.optimizer.state.get(self.parameters[index], {})
 
     def short_name(self, index: int) -> str:
-        """A name that can be part of an FX node's name."""
-        return "".join(c if c.isalnum() else "_" for c in self.names[index]).strip("_")
+        """An identifier; two parameters may have the same."""
+        return identifier(self.names[index])
 
 
 @dataclass

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from baoc_compile.core.codec import WEIGHT_KEY
 from baoc_compile.core.errors import PlanError
 from baoc_compile.kernels.codecs.catalogue import codec_named, full_precision
-from baoc_compile.runtime.session import Decision, Session
+from baoc_compile.runtime.session import Session
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -33,9 +34,9 @@ def keep_in_checkpoints(session: Session) -> None:
 
     def save(_: Any, state: dict[str, Any]) -> None:
         known = reference()
-        if known is not None and known.decisions:
-            configurator = known.configurator.state_dict() if known.configurator is not None else None
-            state[KEY] = {"plan": known.decided_plan().to_json(), "configurator": configurator}
+        if known is not None and known.storage.parameters:
+            configurator = known.configurator.state_dict() if known.configurator is not None else known.resumed
+            state[KEY] = {"plan": known.plan().to_json(), "configurator": configurator}
 
     def load(_: Any, state: dict[str, Any]) -> None:
         known = reference()
@@ -47,7 +48,7 @@ def keep_in_checkpoints(session: Session) -> None:
 
 
 def _restore(session: Session, saved: Mapping[str, Any]) -> None:
-    """The checkpoint's decisions replace the session's, unless the user named a plan or a budget that they exceed.
+    """The checkpoint's storage replaces the session's, unless the user named a plan or a budget that they exceed.
 
     Raises PlanError if the checkpoint was made for other parameters; then nothing has changed.
     """
@@ -57,9 +58,10 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
             raise PlanError(
                 f"the checkpoint's parameter {index} ({entry.name}) has shape {entry.shape}: no such parameter"
             )
-    if session.has_named_plan:
+    budget = session.request.budget
+    if budget is None:
         return
-    if session.memory_budget is not None and not session.memory_budget.is_deferred:
+    if session.request.is_explicit and not budget.is_deferred:
         codecs = [(i, codec_named(name)) for i, e in plan.parameters.items() for name in e.slots.values()]
         shapes = {i: table.parameters[i].shape for i in plan.parameters}
         size = sum(codec.storage_bytes(shapes[i]) for i, codec in codecs)
@@ -68,17 +70,14 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
             for i, c in codecs
             if c.mechanism != "weight"
         )
-        limit = session.memory_budget.in_bytes(full, sum(s.numel() for s in shapes.values()))
+        limit = budget.in_bytes(full, sum(s.numel() for s in shapes.values()))
         if size > limit:
             log.warning(
                 "the checkpoint's plan takes %d bytes, more than the budget's %d: it is planned anew", size, limit
             )
             return
-    for index, entry in plan.parameters.items():
-        parameter = table.parameters[index]
-        session.decisions[parameter] = {key: Decision(codec_named(name)) for key, name in entry.slots.items()}
-        session.update_scales[parameter] = entry.update_scale
-    session.seed = plan.seed
+    loaded = plan.storage
+    session.store(replace(loaded, parameters={**session.storage.parameters, **loaded.parameters}))
     if session.configurator is not None and saved["configurator"] is not None:
         session.configurator.load_state_dict(saved["configurator"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,22 +12,25 @@ from typing import Any
 
 from torch import fx
 
+from baoc_compile.core.errors import StateError
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable, StepGraph
+from baoc_compile.core.step_graph import StepGraph
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.passes.capture.torch_calls import module_of
-from baoc_compile.passes.migrate.migrate_state import migrate_state, state_tensors
+from baoc_compile.passes.migrate.migrate_state import migrate_state
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.rewrite_step import Rewritten, rewrite_step
 from baoc_compile.passes.rules.extract_rules import RuleClass
+from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
+from baoc_compile.state.entries import state_tensors
 
 
 @dataclass(eq=False)
 class CompiledStep:
-    """What the backend returns to torch. Called with the traced graph's arguments.
+    """One traced step as it runs. Called with the traced graph's arguments; torch does so through a `StepHandle`.
 
     State is converted at the first call rather than while tracing, because torch would see its guards fail. The
     tensors are let go again when another step binds, so that state which the user replaced can be freed.
@@ -71,14 +75,18 @@ class CompiledStep:
 
     def bind(self) -> Rewritten:
         """Adopts the optimizer's state and builds the rewritten graph over it."""
+        with compile_lock():
+            return self._bind()
+
+    def _bind(self) -> Rewritten:
         for other in self.session.steps:
             other.release()
-        table = self.session.table()
-        self.step.table = ParameterTable(table.optimizer, table.parameters, table.names, table.groups)
-        migrate_state(self.session, self.step.table)
-        self.codebooks = CodebookRefresh(state_tensors(self.step.table))
+        table, storage = self.session.table(), self.session.storage
+        self.step.table = table
+        migrate_state(storage, table)
+        self.codebooks = CodebookRefresh(state_tensors(table))
         with paused_gc():
-            self.rewritten = rewrite_step(self.step, self.prelude, self.classes, self.session, self.inner_backend)
+            self.rewritten = rewrite_step(self.step, self.prelude, self.classes, storage, self.inner_backend)
         bound, self.launches = bind_launches(self.rewritten.gm)
         self.run = bound.forward
         return self.rewritten
@@ -114,3 +122,21 @@ class CompiledStep:
         if not bound:
             return True
         return all(bound.get(node, value) is value for node, value in zip(self.step.arguments, arguments, strict=True))
+
+
+class StepHandle:
+    """What the backend returns to torch, whose caches live as long as the process: it keeps no step alive."""
+
+    def __init__(self, compiled: CompiledStep):
+        self._compiled = weakref.ref(compiled)
+
+    @property
+    def compiled(self) -> CompiledStep:
+        """Raises StateError if the optimizer is gone, and its steps with it."""
+        compiled = self._compiled()
+        if compiled is None:
+            raise StateError("the optimizer of this step is gone: keep a reference to it as long as you step it")
+        return compiled
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.compiled(*arguments)

@@ -15,26 +15,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import BudgetError
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.planner_options import PlannerOptions
-from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.core.profile import Profile
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.passes.blocks.group_blocks import group_blocks
 from baoc_compile.passes.capture.read_roles import make_room_for_traces
 from baoc_compile.passes.migrate.migrate_state import migrate_state
 from baoc_compile.passes.plan.make_profile import Planned, make_profile
-from baoc_compile.passes.plan.solve_plan import Solution, by_parameter, solve_profile
+from baoc_compile.passes.plan.solve_plan import Solution, solve_profile
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_buffer_bytes
 from baoc_compile.runtime.checkpoint import keep_in_checkpoints
-from baoc_compile.runtime.session import Decision, Session
-
-if TYPE_CHECKING:
-    from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.runtime.compile_lock import compile_lock
+from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.runtime.session import Session, known_session
 
 log = logging.getLogger("baoc")
 
@@ -47,7 +45,7 @@ class Configurator:
     a time budget."""
 
     session: Session
-    planning: PlannerOptions
+    planner: PlannerOptions
     steps: int = 0
     due: int | None = None
     sampler: GradientSampler | None = None
@@ -62,11 +60,11 @@ class Configurator:
     _resumed: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.due = self.planning.next_after(0)
+        self.due = self.planner.next_after(0)
 
     @property
     def is_sampling(self) -> bool:
-        return self.due is not None and self.steps >= self.due - self.planning.sample_steps - 1
+        return self.due is not None and self.steps >= self.due - self.planner.sample_steps - 1
 
     def step(self, compiled: CompiledStep, run: Callable[[], Any]) -> Any:
         """One step, `run`, with whatever the configurator has to do around it."""
@@ -103,10 +101,10 @@ class Configurator:
     def _new_sampler(self, rules: Mapping[int, UpdateRule]) -> GradientSampler:
         table = self.session.table()
         ready = {i: rule for i, rule in rules.items() if all(s.key in table.state(i) for s in rule.slots)}
-        size = self.planning.sample_bytes or default_buffer_bytes(table.parameters)
-        planned = Planned(self.session, table, ready)
-        blocks = group_blocks(table, planned.kinds(), self.session.forward_graph(), self.planning.blocks)
-        sampler = GradientSampler(table, ready, blocks, self.planning.sample_steps, self.session.seed, size)
+        size = self.planner.sample_bytes or default_buffer_bytes(table.parameters)
+        planned = Planned(self.session.storage, table, ready)
+        blocks = group_blocks(table, planned.must_agree(), self.session.roles(), self.planner.blocks)
+        sampler = GradientSampler(table, ready, blocks, self.planner.sample_steps, self.session.storage.seed, size)
         unseen = [b.name for b in blocks if b.parameters[0] in ready and b.parameters[0] not in sampler.index]
         if unseen:
             self._note(
@@ -118,15 +116,20 @@ class Configurator:
         return sampler
 
     def _plan(self, compiled: CompiledStep) -> None:
+        with compile_lock():
+            self._plan_anew(compiled)
+
+    def _plan_anew(self, compiled: CompiledStep) -> None:
         sampler, self.sampler = self.sampler, None
         assert sampler is not None
-        self.due = self.planning.next_after(self.steps)
+        self.due = self.planner.next_after(self.steps)
         with self._timed("solving"):
             self.profile = self.profile_now(sampler.rules, sampler.streams if sampler.is_complete else {})
-            if not self.decides or self.session.memory_budget is None:
+            budget = self.session.request.budget
+            if not self.decides or budget is None:
                 return
             try:
-                solution = self.solve(self.profile, self.session.memory_budget, self.planning.time_budget)
+                solution = self.solve(self.profile, budget, self.planner.time_budget)
             except BudgetError as error:
                 self._note(f"kept the plan: {error}")
                 return
@@ -136,7 +139,7 @@ class Configurator:
             self._note(f"kept the plan: {reason}")
             return
         with self._timed("migrating"):
-            changed = self._migrate(compiled, by_parameter(self.profile, solution.chosen))
+            changed = self._migrate(compiled, solution)
         before, after = solution.kept().allocation.risk, solution.allocation.risk
         self._note(
             f"{changed} slots migrated; {solution.allocation.size_bytes} of {solution.budget_bytes} bytes; risk {before:.3g} -> "
@@ -146,10 +149,10 @@ class Configurator:
     def profile_now(
         self, rules: Mapping[int, UpdateRule], streams: Mapping[int, GradientStream] = MappingProxyType({})
     ) -> Profile:
-        planned = Planned(self.session, self.session.table(), rules)
-        blocks = group_blocks(planned.table, planned.kinds(), self.session.forward_graph(), self.planning.blocks)
-        measure, risk = self.measures_time or self.planning.time_budget is not None, self.planning.risk
-        return make_profile(planned, blocks, streams, seed=self.session.seed, measure_time=measure, risk=risk)
+        planned = Planned(self.session.storage, self.session.table(), rules)
+        blocks = group_blocks(planned.table, planned.must_agree(), self.session.roles(), self.planner.blocks)
+        measure, risk = self.measures_time or self.planner.time_budget is not None, self.planner.risk
+        return make_profile(planned, blocks, streams, seed=self.session.storage.seed, measure_time=measure, risk=risk)
 
     def _reason_to_keep(self, solution: Solution) -> str:
         """Why a new plan is not worth a migration; empty if it is, or if the old one does not fit the budgets."""
@@ -163,26 +166,20 @@ class Configurator:
         if all(a.codecs == b.codecs for a, b in zip(kept.chosen, solution.chosen, strict=True)):
             return "it is the best one"
         before = kept.allocation.risk
-        gained, wanted = before - solution.allocation.risk, self.planning.hysteresis * abs(before)
+        gained, wanted = before - solution.allocation.risk, self.planner.hysteresis * abs(before)
         if gained <= wanted:
             return f"a new one would lower the risk by {gained:.3g} nats per window, less than {wanted:.3g}"
         return ""
 
-    def _migrate(self, compiled: CompiledStep, chosen: Mapping[int, BlockCandidate]) -> int:
-        """Decisions first; state follows, tensor by tensor, those that shrink first."""
-        table = self.session.table()
-        names = {i: block.name for block in self.profile.blocks for i in block.parameters} if self.profile else {}
-        for i, candidate in chosen.items():
-            parameter = table.parameters[i]
-            for key, name in candidate.codecs.items():
-                self.session.decisions[parameter][key] = Decision(codec_named(name))
-            self.session.update_scales[parameter] = candidate.update_scale
-            self.session.blocks[parameter] = names[i]
+    def _migrate(self, compiled: CompiledStep, solution: Solution) -> int:
+        """The storage first; state follows, tensor by tensor, those that shrink first."""
+        storage = solution.stored(self.session.storage)
+        self.session.store(storage)
         compiled.release()
         gc.collect()  # graphs hold tensors in cycles
         if compiled.code is not None:
             make_room_for_traces(compiled.code)
-        return migrate_state(self.session, table, within_budget=True)
+        return migrate_state(storage, self.session.table(), within_budget=True)
 
     def _note(self, text: str) -> None:
         self.history.append(f"step {self.steps}: {text}")
@@ -205,16 +202,27 @@ class Configurator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.due, self.history = state["steps"], state["due"], list(state["history"])
         self.sampler, self._resumed = None, state["sampler"]
-        if state["profile"] is not None and self.session.memory_budget is not None:
+        budget = self.session.request.budget
+        if state["profile"] is not None and budget is not None:
             self.profile = Profile.from_dict(state["profile"])
             try:
-                self.solution = self.solve(self.profile, self.session.memory_budget, self.planning.time_budget)
+                self.solution = self.solve(self.profile, budget, self.planner.time_budget)
             except BudgetError:
                 self.solution = None
+
+
+def configurator_of(optimizer: Any) -> Configurator | None:
+    """None for an optimizer that follows a plan of the user's, or that baoc does not know."""
+    session = known_session(optimizer)
+    found = session.configurator if session is not None else None
+    return found if isinstance(found, Configurator) else None
 
 
 def start_configurator(session: Session) -> None:
     """Once for an optimizer whose plan may change: one that was given a budget rather than a plan."""
     keep_in_checkpoints(session)
-    if session.configurator is None and session.memory_budget is not None and not session.has_named_plan:
-        session.configurator = Configurator(session, session.planning)
+    if session.configurator is None and session.request.budget is not None:
+        session.configurator = Configurator(session, session.request.planner)
+        if session.resumed is not None:
+            session.configurator.load_state_dict(session.resumed)
+            session.resumed = None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 import warnings
 import weakref
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import torch
 
 from baoc_compile.core.errors import BaocWarning, OptionError
+from baoc_compile.core.torch_private import fused_steps, running_backends
 
 _NOTICED: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -42,10 +40,9 @@ def notice(optimizer: Any, reason: str) -> None:
 
 def watch_fused_steps() -> None:
     """torch keeps its fused steps out of torch.compile, so no backend is called for them: watch their entry points."""
-    for optimizer in ("adam", "adamw", "sgd", "adagrad"):
-        module, name = importlib.import_module(f"torch.optim.{optimizer}"), f"_fused_{optimizer}"
-        function = getattr(module, name, None)
-        if function is not None and not hasattr(function, "_watched_by_baoc"):
+    for module, name in fused_steps():
+        function = getattr(module, name)
+        if not hasattr(function, "watched_by_baoc"):
             setattr(module, name, _watched(function))
 
 
@@ -62,8 +59,8 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
             )
         return function(*args, **kwargs)
 
-    watched._watched_by_baoc = True  # type: ignore[attr-defined]
-    return torch._dynamo.disable(watched, reason="torch does not trace fused optimizers")
+    watched.watched_by_baoc = True  # type: ignore[attr-defined]
+    return torch.compiler.disable(watched, reason="torch does not trace fused optimizers")
 
 
 _FUSED_NOTICED: list[bool] = []
@@ -71,13 +68,4 @@ _FUSED_NOTICED: list[bool] = []
 
 def _inside_baoc() -> bool:
     """Is a function compiled with backend="baoc" on the stack?"""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py"):
-            backend = frame.f_locals.get("callback")
-            while backend is not None:  # through torch's own wrappers
-                if getattr(backend, "compiler_name", "") == "baoc":
-                    return True
-                backend = getattr(backend, "_torchdynamo_orig_backend", None)
-        frame = frame.f_back
-    return False
+    return any(getattr(backend, "compiler_name", "") == "baoc" for backend in running_backends())

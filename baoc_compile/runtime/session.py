@@ -1,105 +1,172 @@
-"""What baoc knows about one optimizer: its budget, its decisions, its compiled steps. It lives as long as the optimizer."""
+"""What baoc knows about one optimizer: what was asked for, how its state is stored, its compiled steps.
+
+A session belongs to its optimizer: it is an attribute of it, refers to it weakly, and goes with it. `copy.deepcopy` and
+`pickle` of an optimizer carry the session along, without compiled steps.
+"""
 
 from __future__ import annotations
 
+import logging
+import pickle
 import weakref
 from collections import deque
-from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from baoc_compile.core.budget import MemoryBudget
-from baoc_compile.core.codec import Codec
-from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.state.plan import ParameterPlan, Plan
+from baoc_compile.core.storage import Storage
+from baoc_compile.passes.blocks.parameter_roles import ParameterRole, roles_by_index
+from baoc_compile.passes.blocks.record_calls import ForwardGraph
+from baoc_compile.state.plan import Plan
+from baoc_compile.state.request import Request
 
-if TYPE_CHECKING:
-    from baoc_compile.passes.blocks.record_calls import ForwardGraph
-    from baoc_compile.runtime.configurator import Configurator
+log = logging.getLogger("baoc")
 
-
-@dataclass(frozen=True)
-class Decision:
-    """One slot's codec, and why it is not what the plan's default says (empty if it is)."""
-
-    codec: Codec
-    reason: str = ""
+#: The attribute of an optimizer that holds its session.
+ATTRIBUTE = "_baoc_session"
 
 
-@dataclass
+class StepPlanner(Protocol):
+    """Plans anew while compiled steps run; see `Configurator`."""
+
+    def step(self, compiled: Any, run: Callable[[], Any]) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(eq=False)
 class Session:
-    """Decisions are keyed by the parameter itself, so they survive retracing, `add_param_group` and checkpoints.
+    """Everything that outlives a trace.
 
-    `plan` is None until the first decision. `is_explicit` says whether the user named a plan or budget,
-    `has_named_plan` whether a plan, which overrides a budget. `configurator` plans anew while training runs; None where
-    a plan was named. `blocks`: the names of those that it decided on, by parameter.
+    optimizer, model: referred to weakly.
+    request: what the user asked for.
+    steps: the compiled steps, oldest first.
+    configurator: plans anew while training runs; None where a plan was named.
+    resumed: the state of the configurator that is still to be made, from a copy or a checkpoint.
+    known_roles: of a copy's parameters, from the original; used as long as no forward pass was seen.
+    forward: the model's forward graph, seen since `prepare(model=...)`.
+    is_in_checkpoints: does the optimizer's `state_dict` hold the plan?
     """
 
     optimizer: weakref.ref[Any]
     model: weakref.ref[torch.nn.Module] | None = None
-    memory_budget: MemoryBudget | None = None
-    plan: Plan | None = None
-    seed: int = 0
-    is_explicit: bool = False
-    has_named_plan: bool = False
-    decisions: MutableMapping[torch.Tensor, dict[str, Decision]] = field(default_factory=WeakTensorKeyDictionary)
-    update_scales: MutableMapping[torch.Tensor, float] = field(default_factory=WeakTensorKeyDictionary)
-    blocks: MutableMapping[torch.Tensor, str] = field(default_factory=WeakTensorKeyDictionary)
+    request: Request = field(default_factory=Request)
     steps: list[Any] = field(default_factory=list)
-    planning: PlannerOptions = field(default_factory=PlannerOptions)
-    configurator: Configurator | None = None
+    configurator: StepPlanner | None = None
+    resumed: Mapping[str, Any] | None = None
+    known_roles: Mapping[int, ParameterRole] = field(default_factory=dict)
     forward: ForwardGraph | None = None
     is_in_checkpoints: bool = False
+    _storage: Storage = field(default_factory=Storage)
+    #: The parameters that the indices of `_storage` count, or None: those of the optimizer as it is.
+    _parameters: list[weakref.ref[torch.Tensor]] | None = None
 
     def table(self) -> ParameterTable:
         model = self.model() if self.model is not None else None
         return ParameterTable.of(self.optimizer(), model)
 
-    def configure(
-        self, memory_budget: MemoryBudget | None, plan: Plan | None, seed: int, planning: PlannerOptions
-    ) -> None:
-        """Takes the user's wishes; what was already decided stays."""
-        if self.is_explicit or (memory_budget is None and plan is None):
-            if not self.is_explicit and self.plan is None:
-                self.seed, self.planning = seed, planning
-            return
-        self.memory_budget, self.plan, self.is_explicit = memory_budget, plan, True
-        self.has_named_plan = plan is not None
-        self.seed = plan.seed if plan is not None else seed
-        self.planning = planning
+    @property
+    def storage(self) -> Storage:
+        """How the state of the optimizer's parameters is stored, by their indices as they are now."""
+        now = self.table().parameters
+        if self._parameters is not None and not _are_same(self._parameters, now):
+            index = {id(parameter): i for i, parameter in enumerate(now)}
+            known = [(old, p()) for old, p in enumerate(self._parameters)]
+            moved = {old: index[id(p)] for old, p in known if p is not None and id(p) in index}
+            self._storage = self._storage.reindexed(moved)
+        self._parameters = [weakref.ref(parameter) for parameter in now]
+        return self._storage
 
-    def forward_graph(self) -> ForwardGraph | None:
-        """The model's forward pass, if it was seen: by `prepare(model=...)`, or since the model is compiled with this
-        backend; of several the one that uses most of the optimizer's parameters."""
+    def store(self, storage: Storage) -> None:
+        """The one way to change `storage`."""
+        self._storage = storage
+        self._parameters = [weakref.ref(parameter) for parameter in self.table().parameters]
+
+    def plan(self) -> Plan:
+        """The storage, written down."""
+        return Plan.written(self.storage, self.table())
+
+    def roles(self) -> Mapping[int, ParameterRole]:
+        """What parameters are to the model, by index, as far as its forward pass was seen: by `prepare(model=...)`, or since
+        the model is compiled with this backend; of several passes that which uses most of the optimizer's parameters."""
         parameters = self.table().parameters
         seen = [self.forward] if self.forward is not None else list(_FORWARDS)
         ranked = [(len(dict(f.placeholders_of(parameters))), k) for k, f in enumerate(seen)]
         most, which = max(ranked, default=(0, 0))
-        return seen[which] if most else None
+        return roles_by_index(seen[which], parameters) if most else self.known_roles
 
-    def update_scale(self, parameter: torch.Tensor) -> float:
-        return self.update_scales.get(parameter, 1.0)
+    # copies
 
-    def decided_plan(self) -> Plan:
-        """The plan with every decision made so far, by parameter."""
-        table = self.table()
-        parameters = {
-            index: ParameterPlan(
-                table.names[index],
-                tuple(p.shape),
-                {k: d.codec.name for k, d in self.decisions[p].items()},
-                self.update_scale(p),
-            )
-            for index, p in enumerate(table.parameters)
-            if p in self.decisions
-        }
-        default = self.plan.default if self.plan is not None else {"*": "fp32"}
-        budget = self.memory_budget.text if self.memory_budget is not None else ""
-        return Plan(default, parameters, self.seed, budget, self.plan.update_scale if self.plan is not None else 1.0)
+    def attach(self) -> None:
+        """Becomes the optimizer's session, and part of its copies and pickles."""
+        optimizer: Any = self.optimizer()
+        vars(optimizer)[ATTRIBUTE] = self
+        _SESSIONS.add(self)
+        own = getattr(type(optimizer), "__getstate__", None)
+        if own is not None and own is not getattr(object, "__getstate__", None):  # object's copies all attributes
+            vars(optimizer)["__getstate__"] = _StateWithSession(optimizer)
+
+    def __reduce__(self) -> Any:
+        """What a copy is made from: the optimizer's copy by then, and the storage as in a checkpoint."""
+        configurator = self.configurator.state_dict() if self.configurator is not None else self.resumed
+        carried = Carried(_portable(self.request), self.plan().to_json(), dict(self.roles()), configurator)
+        return _revive, (self.optimizer(), carried)
+
+
+class _StateWithSession:
+    """`optimizer.__getstate__`, with the session beside what the class's own gives.
+
+    torch's copies and pickles only defaults, state and groups.
+    """
+
+    def __init__(self, optimizer: Any):
+        self._optimizer = weakref.ref(optimizer)
+
+    def __call__(self) -> Any:
+        optimizer: Any = self._optimizer()
+        state = type(optimizer).__getstate__(optimizer)
+        if not isinstance(state, dict):
+            return state
+        kept = {name: value for name, value in state.items() if name != "__getstate__"}
+        return kept | {ATTRIBUTE: vars(optimizer)[ATTRIBUTE]}
+
+
+def _portable(request: Request) -> Request:
+    """`request`, without a grouping that can't be pickled (a lambda); one line in the log says so."""
+    try:
+        pickle.dumps(request.planner.blocks)
+    except Exception as error:
+        log.warning("blocks: %r is left out of copies of the optimizer: %s", request.planner.blocks, error)
+        return replace(request, planner=replace(request.planner, blocks=None))
+    return request
+
+
+class Carried(NamedTuple):
+    """What a copy of an optimizer takes along: plain data. `plan`: the storage, as in a checkpoint."""
+
+    request: Request
+    plan: str
+    roles: Mapping[int, ParameterRole]
+    configurator: Mapping[str, Any] | None
+
+
+def _revive(optimizer: Any, carried: Carried) -> Session:
+    """The session of a copy, whose attributes may still be missing."""
+    session = Session(
+        weakref.ref(optimizer), request=carried.request, resumed=carried.configurator, known_roles=carried.roles
+    )
+    session._storage = Plan.from_json(carried.plan).storage
+    session.attach()
+    return session
+
+
+def _are_same(known: Sequence[weakref.ref[torch.Tensor]], now: Sequence[torch.Tensor]) -> bool:
+    return len(known) == len(now) and all(old() is new for old, new in zip(known, now, strict=True))
 
 
 #: Graphs of forward passes that this backend was given, newest last.
@@ -110,19 +177,28 @@ def saw_forward(forward: ForwardGraph) -> None:
     _FORWARDS.append(forward)
 
 
-_SESSIONS: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def session_of(optimizer: Any) -> Session:
     """The optimizer's session, made at first use."""
-    if optimizer not in _SESSIONS:
-        _SESSIONS[optimizer] = Session(weakref.ref(optimizer))
-    return _SESSIONS[optimizer]
+    session = known_session(optimizer)
+    if session is None:
+        session = Session(weakref.ref(optimizer))
+        session.attach()
+    return session
 
 
 def known_session(optimizer: Any) -> Session | None:
-    return _SESSIONS.get(optimizer)
+    """The session of an optimizer, or of what may be one; None if it has none."""
+    session = getattr(optimizer, "__dict__", {}).get(ATTRIBUTE)
+    if (
+        isinstance(session, Session) and session.optimizer() is not optimizer
+    ):  # of the one that this is a shallow copy of
+        _, (_, carried) = session.__reduce__()
+        session = _revive(optimizer, carried)
+    return session
 
 
 def sessions() -> Iterator[Session]:
-    return iter(list(_SESSIONS.values()))
+    return iter(list(_SESSIONS))

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_map, tree_map_only
+
+from baoc_compile.core.torch_private import FakeTensor, schema_of, tree_map, tree_map_only
 
 
 class EagerState(Tensor):
@@ -24,7 +24,7 @@ class EagerState(Tensor):
 
 def makes_view(func: Any) -> bool:
     """Does the operation return memory of an argument that it does not write?"""
-    returned = [r.alias_info for r in func._schema.returns]
+    returned = [r.alias_info for r in schema_of(func).returns]
     return any(alias is not None and not alias.is_write for alias in returned)
 
 
@@ -42,7 +42,7 @@ def _only_traced(func: Any, args: Any) -> bool:
     state = args[0] if args else None
     if not isinstance(state, EagerState) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
         return False
-    writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+    writes = [a.alias_info is not None and a.alias_info.is_write for a in schema_of(func).arguments]
     shapes = [a.shape for a in args if isinstance(a, Tensor)]
     return writes[0] and not any(writes[1:]) and torch.broadcast_shapes(*shapes) == state.shape
 
@@ -61,7 +61,7 @@ def decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
     plain_args, plain_kwargs = tree_map_only(EagerState, unwrap, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
     written: set[int] = set()
-    for position, argument in enumerate(func._schema.arguments):
+    for position, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[position] if position < len(args) else kwargs.get(argument.name)
             tree_map_only(EagerState, lambda state: written.add(id(state)), given)

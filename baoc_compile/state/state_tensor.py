@@ -15,6 +15,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
 from baoc_compile.core.errors import StateError
+from baoc_compile.core.torch_private import no_torch_function, wrapper_tensor
 from baoc_compile.kernels.codecs.bits import packed, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
@@ -41,7 +42,7 @@ class StateTensor(EagerState):
         cls, shape: torch.Size, dtype: torch.dtype, codec: Codec, salt: int, parts: dict[str, Tensor]
     ) -> StateTensor:
         device = next(iter(parts.values())).device
-        self = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts = codec, salt, parts
         return self
 
@@ -123,7 +124,7 @@ class StateTensor(EagerState):
         if self.codec.mechanism == "sharing":
             self._store_means(read, spans)
             return
-        tables = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "table"}
+        codebooks = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "codebook"}
         clock = self.parts.get("clock")
         width = self.codec.group_size or 1
         for start, stop in spans:
@@ -132,7 +133,7 @@ class StateTensor(EagerState):
             lanes = lanes.clamp(max=stop - 1)
             random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, tables)
+            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, codebooks)
             for part in encoded_parts(self.codec):
                 count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
                 new = encoded[part.name].reshape(-1)[:count]
@@ -165,7 +166,7 @@ class StateTensor(EagerState):
         width = self.codec.group_size or 1
         one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
         for part in self.codec.parts:
-            if part.per == "table":  # the group is encoded with this tensor's own levels
+            if part.per == "codebook":  # the group is encoded with this tensor's own levels
                 one.parts[part.name].copy_(self.parts[part.name])
         one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
         for part in encoded_parts(self.codec):
@@ -174,7 +175,7 @@ class StateTensor(EagerState):
     def _at(self, part: Part, lanes: Tensor) -> Tensor:
         """A part as the codec's functions see it: one element of each group of one."""
         stored = self.parts[part.name]
-        if part.per == "table":
+        if part.per == "codebook":
             return stored
         if part.per == "group":
             return stored[lanes // (self.codec.group_size or 1)].view(-1, 1)
@@ -213,7 +214,7 @@ class StateTensor(EagerState):
             f"StateTensor({self.codec.name}, shape={tuple(self.shape)}, dtype={self.dtype}, bytes={self.storage_bytes})"
         )
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -249,18 +250,6 @@ def rebuild_state_tensor(
     return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
 
 
-torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor])
-
-
-def bytes_of(value: Any) -> int:
-    """Exact bytes of one state entry; numbers and other Python objects count nothing."""
-    if isinstance(value, StateTensor):
-        return value.storage_bytes
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Exact bytes of optimizer state, of any optimizer: every code, scale, clock, counter and plain tensor."""
-    return sum(
-        bytes_of(v) for entries in optimizer.state.values() if isinstance(entries, dict) for v in entries.values()
-    )
+#: What `torch.load(weights_only=True)` may call: by its name here, and by its name in checkpoints of version 0.1.
+_IN_VERSION_0_1 = "baoc_compile.state_tensor.rebuild_state_tensor"
+torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor, (rebuild_state_tensor, _IN_VERSION_0_1)])

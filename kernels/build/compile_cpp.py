@@ -1,4 +1,7 @@
-"""Compile emitted C++ with the machine's compiler, cached on disk by source, compiler and processor."""
+"""Compile emitted C++ with the machine's compiler, cached on disk by source, compiler and processor.
+
+Where the cache folder can't be used, a program is compiled in a temporary folder for this process alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,20 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from baoc_compile.core.errors import CompilerMissing, warn_once
+from baoc_compile.kernels.build.cache import (
+    Folder,
+    cache_folder,
+    is_intact,
+    locked,
+    reason_of,
+    seal,
+    sweep,
+    unfinished,
+)
 
 log = logging.getLogger("baoc")
 
@@ -21,12 +36,10 @@ FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv
 #: For g++, clang++ ignores them with a warning: the few vectors of a group side by side, without a loop.
 FLAGS += ["-fpeel-loops", "-fschedule-insns"]
 
+#: How long to wait for another process that compiles the same program.
+SECONDS_TO_COMPILE = 60.0
 
-class CompilerMissing(RuntimeError):
-    """No C++ compiler on this machine, or it rejects the flags."""
 
-
-@functools.cache
 def compiler() -> str:
     """`$CXX`, else g++, else clang++. Raises CompilerMissing."""
     for candidate in (os.environ.get("CXX"), "g++", "clang++"):
@@ -35,18 +48,11 @@ def compiler() -> str:
     raise CompilerMissing("no C++ compiler found: install g++ or clang++, or name one in the variable CXX")
 
 
-def cache_dir() -> Path:
-    """`$BAOC_CACHE_DIR`, else `baoc` in the user's cache directory."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "baoc"
-    return Path(os.environ.get("BAOC_CACHE_DIR", default))
-
-
-@functools.cache
 def _machine() -> str:
     """What -march=native depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        with open("/proc/cpuinfo") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         flags = platform.processor()
     return platform.machine() + flags
@@ -54,19 +60,78 @@ def _machine() -> str:
 
 @functools.cache
 def build(source: str) -> ctypes.CDLL:
-    """The loaded library. Raises CompilerMissing; a compile error is a bug and names the kept source file."""
+    """The loaded library. Raises CompilerMissing, and tries again at the next call."""
     command = [*compiler().split(), *FLAGS]
     key = hashlib.sha256("\0".join([source, *command, _machine()]).encode()).hexdigest()[:24]
-    library = cache_dir() / f"{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        text = library.with_suffix(".cpp")
-        text.write_text(source)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            built = Path(scratch) / library.name
-            done = subprocess.run([*command, "-o", str(built), str(text)], capture_output=True, text=True)
-            if done.returncode:
-                raise CompilerMissing(f"{command[0]} failed on {text}:\n{done.stderr[-2000:]}")
-            os.replace(built, library)
-        log.info("compiled %s", library)
-    return ctypes.CDLL(str(library))
+    folder = cache_folder()
+    try:
+        return _library(folder, key, command, source)
+    except (OSError, CompilerMissing) as error:
+        reason = reason_of(error)
+    remedy = "mend what is wrong, or name another folder in the environment variable BAOC_CACHE_DIR"
+    try:
+        with TemporaryDirectory(prefix="baoc-", ignore_cleanup_errors=True) as private:
+            library = _library(Folder(Path(private)), key, command, source)  # stays loaded when its file is removed
+    except (OSError, CompilerMissing) as error:
+        raise CompilerMissing(
+            f"a program could not be compiled in the cache folder {folder.path} ({reason}), nor in a temporary folder "
+            f"({reason_of(error)}): {remedy}"
+        ) from error
+    warn_once(
+        f"baoc can't keep compiled programs in the cache folder {folder.path} ({reason}), so every process compiles them "
+        f"anew: {remedy}",
+        about=CompilerMissing,
+    )
+    return library
+
+
+def _library(folder: Folder, key: str, command: list[str], source: str) -> ctypes.CDLL:
+    """From the folder, or compiled into it. Raises OSError and CompilerMissing."""
+    with folder.opened() as opened:
+        if os.statvfs(opened).f_flag & getattr(os, "ST_NOEXEC", 0):
+            raise PermissionError("it is mounted noexec")
+        path = opened / f"{key}.so"
+        found = _loaded(path)
+        if found is not None:
+            return found
+        with locked(path.with_suffix(".lock"), SECONDS_TO_COMPILE):
+            found = _loaded(path)  # another process may have compiled it meanwhile
+            if found is not None:
+                return found
+            with unfinished(opened) as scratch:
+                made = _compiled(command, source, scratch)
+                seal(made, path.name)
+                library = ctypes.CDLL(str(made))
+                os.replace(made, path)
+        log.info("compiled %s", folder.path / path.name)
+        sweep(opened)
+        return library
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    """None where there is none, or one that is damaged or made for other system libraries."""
+    if not is_intact(path):
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        log.info("%s can't be loaded: %s", path.name, error)
+        return None
+
+
+def _compiled(command: list[str], source: str, scratch: Path) -> Path:
+    """The compiler's own temporary files go to the scratch folder, too."""
+    text, made = scratch / "program.cpp", scratch / "program.so"
+    text.write_text(source)
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(made), str(text)], capture_output=True, text=True, errors="replace", env=environment
+        )
+    except OSError as error:
+        raise CompilerMissing(f"{command[0]} can't be run: {reason_of(error)}") from error
+    if done.returncode:
+        log.debug("%s failed on this source:\n%s", command[0], source)
+        said = done.stderr.replace(f"{scratch}/", "")[-1000:].strip()
+        raise CompilerMissing(f"{command[0]} failed with exit status {done.returncode}: {said}")
+    return made

@@ -1,7 +1,7 @@
 """`codebook8`, `codebook4`, `int4` for signed slots, `ucodebook8`, `ucodebook4`, `uint4` for non-negative ones.
 
-Elements are divided by their group's largest and rounded to a table of levels, stochastically, so that the stored value
-is exact on average. The table belongs to the tensor and is stored with it, as integers over a grid of 1/2048 of [-1, 1]
+Elements are divided by their group's largest and rounded to a codebook of levels, stochastically, so that the stored
+value is exact on average. The codebook belongs to the tensor and is stored with it, as integers over a grid of 1/2048 of [-1, 1]
 or 1/4096 of [0, 1]; scales are bf16, stochastically rounded, and the group's largest element takes the top level, or the
 lowest if it is negative. Values within 2^-20 of a level, relative to it, are on it; no scale is below 2^-126 (2^-80 of
 roots). See `companded8`, whose reasons hold here too.
@@ -75,10 +75,10 @@ class Codebook(Codec):
         self.parts = (
             Part("codes", torch.uint8, "element", bits=bits),
             Part("scales", torch.bfloat16, "group"),
-            Part("levels", torch.int16, "table", self.count),
+            Part("levels", torch.int16, "codebook", self.count),
         )
         if learned:
-            self.parts += (Part("checked_at", torch.int32, "table", 1),)
+            self.parts += (Part("checked_at", torch.int32, "codebook", 1),)
         self.expected_harm = 1.0 if bits == 8 else 2.0 if signed else 1.5
         gaps = np.diff(self.default_levels if signed else self.default_levels**2)
         self.relative_error = float(gaps.max()) + (2**-7 if signed else 2**-6)
@@ -122,8 +122,8 @@ class Codebook(Codec):
         value = torch.where(torch.abs(level) < lost_below, float("nan"), self._value(level, scale))
         return torch.where(codes == 255, float("nan"), value) if self.bits == 8 else value
 
-    def encode_with(self, tables: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
-        levels, last = self._levels(tables), self.count - 1
+    def encode_with(self, codebooks: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
+        levels, last = self._levels(codebooks), self.count - 1
         if self.signed:
             largest = group_max(value)
             scale, lower = rounded_scale(largest, random.group)
@@ -152,8 +152,8 @@ class Codebook(Codec):
         root = level * scale
         return root if self.signed else root * root
 
-    def _levels(self, tables: Mapping[str, Tensor]) -> Tensor:
-        return tables["levels"].to(torch.float32) * (1.0 / self.grid)
+    def _levels(self, stored: Mapping[str, Tensor]) -> Tensor:
+        return stored["levels"].to(torch.float32) * (1.0 / self.grid)
 
     def _search(self, levels: Tensor, x: Tensor) -> Tensor:
         """The largest index whose level is <= x (0 if none is), by bisection."""

@@ -17,11 +17,11 @@ from baoc_compile.core.codec import Codec, Part, Slot
 
 
 class Dropped(Codec):
-    """Reads as zeros outside a compiled step. Its one part is empty; it tells torch the device."""
+    """Reads as zeros outside a compiled step. Its one part, a codebook without entries, tells torch the device."""
 
     name = "dropped"
     mechanism = "dropping"
-    parts = (Part("nothing", torch.float32, "table", count=0),)
+    parts = (Part("nothing", torch.float32, "codebook", count=0),)
     relative_error = 1.0
     expected_harm = 30.0
 

@@ -1,73 +1,58 @@
 """Program graph -> C++: one function that steps any number of tensors, threaded, vectorizable, in place.
 
-A block is `width` consecutive elements, one or several groups of each codec. Its loads come first, then its stages
+A tile is a run of consecutive elements, one or several groups of each codec. Its loads come first, then its stages
 (`CppStages`), then its stores. Scalars are computed once per tensor in double precision before the
-parallel part. Tensors that are not contiguous are gathered into and scattered from a buffer of one block.
+parallel part. Tensors that are not contiguous are gathered into and scattered from a buffer of one tile.
 
-A program that averages has no stores: lanes are added to the sums of their sets, see `AVERAGE_DRIVER`.
+A program that averages has no stores: lanes are added to the sums of their sets, see `average_driver.h`.
 """
 
 from __future__ import annotations
 
-from torch import fx
+from functools import cached_property
 
-from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import is_constant, is_small, kind_of
+from torch import float64
+
+from baoc_compile.core.program_graph import Operand
+from baoc_compile.kernels.cpp.expressions import MEMORY, TYPES, argument, type_of
 from baoc_compile.kernels.cpp.stages import CppStages
-from baoc_compile.kernels.cpp.text import (
-    AVERAGE_DRIVER,
-    AVERAGE_HEADERS,
-    DRIVER,
-    ENTRIES,
-    MEMORY,
-    PACKED,
-    PRELUDE,
-    SHARED,
-    TYPES,
-)
-from baoc_compile.kernels.dialect.operations import name_of
+from baoc_compile.kernels.cpp.text import AVERAGE_DRIVER, DRIVER, ENTRIES, PACKED, PRELUDE, SHARED
+from baoc_compile.kernels.dialect.nodes import is_small, is_taken_from, meta_of, per_of
 
 
 class CppEmitter(CppStages):
-    """`.source` is the C++ text. `derived`: the scalars that the parallel part reads."""
+    """The source defines `run`; see `driver.h`."""
 
-    def __init__(self, graph: ProgramGraph):
-        super().__init__(graph)
-        self.derived = self._derived()
-        self.source = self._emit()
+    @property
+    def before(self) -> str:
+        found = [PRELUDE]
+        found += [SHARED] if self.graph.shared else []
+        found += [PACKED] if any(o.bits == 4 for o in self.graph.pointers) else []
+        found += [ENTRIES] if any(per_of(n) == "codebook" and is_small(n) for n in self.nodes) else []
+        return "\n".join(found)
 
-    def _derived(self) -> list[fx.Node]:
-        read = [n for n in self.nodes if any(kind_of(u) in ("element", "group") for u in n.users)]
-        read += [v for name, v in self.new_value.items() if self.operand[name].kind != "scalar"]
-        read += self.decays.values()
-        return [n for n in dict.fromkeys(read) if kind_of(n) == "scalar" and not is_constant(n)]
+    @property
+    def after(self) -> str:
+        return "\n" + (AVERAGE_DRIVER if self.graph.averages else DRIVER)
 
-    def _emit(self) -> str:
+    @cached_property
+    def body(self) -> str:
         sizes = {
-            "pointers": len(self.pointers),
-            "numbers": max(1, len(self.numbers)),
-            "derived": max(1, len(self.derived)),
-            "shared": len(self.graph.shared),
-            "width": self.width,
+            "POINTERS": len(self.graph.pointers),
+            "NUMBERS": max(1, len(self.graph.numbers)),
+            "DERIVED": max(1, len(self.derived)),
+            "SHARED": len(self.graph.shared),
+            "TILE": self.tile,
         }
-        extras = (SHARED if self.graph.shared else "") + (PACKED if any(o.bits == 4 for o in self.pointers) else "")
-        extras += ENTRIES if any(kind_of(n) == "table" and is_small(n) for n in self.nodes) else ""
-        driver = AVERAGE_DRIVER if self.graph.averages else DRIVER
+        constants = f"constexpr int {', '.join(f'{name} = {size}' for name, size in sizes.items())};\n"
         functions = self._scalars() + self._elements() + (self._finish() if self.graph.averages else "")
-        title = f"// {self.graph.title}\n"
-        headers = AVERAGE_HEADERS if self.graph.averages else ""
-        return title + headers + PRELUDE + extras + functions + driver.format(**sizes)
+        return self.variables.named(f"\n// {self.title}\n{constants}{functions}", self.before + self.after)
 
     def _scalars(self) -> str:
-        lines = []
-        for node in self.nodes:
-            if kind_of(node) == "scalar" and not is_constant(node):
-                lines.append(f"  const {self.ctype(node)} {node.name} = {self.value(node)};")
-        for name, value in self.new_value.items():
-            operand = self.operand[name]
-            if operand.kind == "scalar":
-                lines.append(f"  *{self.data(operand)} = {self.operand_text(value, TYPES[operand.dtype])};")
-        lines += [f"  derived[{i}] = double({node.name});" for i, node in enumerate(self.derived)]
+        lines = [f"  {self.declared(node, self.value(node))}" for node in self.scalars]
+        for operand, value in self.new_scalars:
+            lines.append(f"  *{self.data(operand)} = {argument(value, operand.dtype, self.variables)};")
+        lines += [f"  derived[{i}] = double({self.variables(node)});" for i, node in enumerate(self.derived)]
         body = "\n".join(lines)
         return f"\nstatic void scalars(void* const* at, const double* numbers, double* derived) {{\n{body}\n}}\n"
 
@@ -77,14 +62,10 @@ class CppEmitter(CppStages):
         for s, operand in enumerate(self.graph.shared):
             if operand.name in self.decays:
                 decay = self.decays[operand.name]
-                text = (
-                    self.operand_text(decay, "double")
-                    if is_constant(decay)
-                    else f"derived[{self.derived.index(decay)}]"
-                )
-                lines.append(
-                    f"  if (s == {s}) values = static_cast<float*>(at[{self.pointer(operand)}]), decay = {text};"
-                )
+                text = f"derived[{self.derived.index(decay)}]" if decay in self.derived else ""
+                text = text or argument(decay, float64, self.variables)
+                values = f"static_cast<float*>(at[{self.pointer(operand)}])"
+                lines.append(f"  if (s == {s}) values = {values}, decay = {text};")
         body = "\n".join(lines)
         return (
             "\nstatic void finish(void* const* at, const double* derived, int s, const double* means, int64_t cycle) {\n"
@@ -98,73 +79,71 @@ class CppEmitter(CppStages):
             "static void elements(void* const* at, const int64_t* const* layouts, const double* derived, int64_t numel,",
             "                     int64_t first, int64_t last, int64_t first_index, const int64_t* sharing,",
             "                     double* const* sums, const int64_t* first_sum) {",
-            f"  constexpr int width = {self.width};",
         ]
+        out += [f"  {self.declared(n, f'{type_of(n)}(derived[{i}])')}" for i, n in enumerate(self.derived)]
+        out += self._codebooks()
         out += [
-            f"  const {self.ctype(n)} {n.name} = {self.ctype(n)}(derived[{i}]);" for i, n in enumerate(self.derived)
-        ]
-        for o in self.pointers:
-            if o.kind == "table":
-                out.append(f"  const {MEMORY[o.dtype]}* const {o.name}_table = {self.data(o)};")
-        out += self._tables()
-        out += [
-            "  for (int64_t block = first; block < last; ++block) {",
-            "    const int64_t start = block * width;",
-            "    const int count = int(least<int64_t>(width, numel - start));",
+            "  for (int64_t tile = first; tile < last; ++tile) {",
+            "    const int64_t start = tile * TILE;",
+            "    const int count = int(least<int64_t>(TILE, numel - start));",
         ]
         if any(o.source in ("index", "group_index") for o in self.graph.operands):
             out += [
                 "    const int64_t index = first_index + start;",
                 "    const int32_t low = int32_t(uint32_t(index)), page = int32_t(index >> 32) * int32_t(0x85EBCA6B);",
             ]
-        lanes = [o for o in self.pointers if o.kind in ("element", "shared")]
-        for o in lanes:
+        in_lanes = [o for o in self.graph.pointers if o.per in ("element", "shared")]
+        for o in in_lanes:
             ctype = TYPES[o.dtype]
-            out.append(f"    {ctype} {o.name}_buffer[width];")
-            out.append(f"    {ctype}* const {o.name}_lanes = {self._load(o)};")
+            out.append(f"    {ctype} {self.variable(o, 'buffer')}[TILE];")
+            out.append(f"    {ctype}* const {self.variable(o, 'lanes')} = {self._load(o)};")
         out += self.stage_lines()
-        for o in self.pointers:
-            if o.kind == "group" and o.written:
+        for o in self.graph.pointers:
+            if o.per == "group" and o.written:
                 out.append(self._store_groups(o))
-        out += [f"    {self._store(o)};" for o in lanes if o.written]
+        out += [f"    {self._store(o)};" for o in in_lanes if o.written]
         return "\n".join([*out, "  }", "}", ""])
 
-    def _tables(self) -> list[str]:
-        """Tables that are computed from stored ones, once per tensor and thread."""
+    def _codebooks(self) -> list[str]:
+        """Those that are stored, and those that are computed from them, once per tensor and thread."""
         lines = []
         for n in self.nodes:
-            if kind_of(n) == "table" and n.op != "placeholder":
-                given = [i for i in n.all_input_nodes if kind_of(i) == "table"]
-                lines.append(f"  {self.ctype(n)} {n.name}_table[{n.meta['count']}];")
-                lines.append(f"  for (int i = 0; i < {n.meta['count']}; ++i) {{")
-                lines += [f"    const {self.ctype(i)} {i.name} = {i.name}_table[i];" for i in given]
-                lines.append(f"    {n.name}_table[i] = {self.value(n)};\n  }}")
-            if any(name_of(u.target) == "take" for u in n.users if u.op == "call_function") and is_small(n):
-                lines.append(f"  const Entries<{self.ctype(n)}> {n.name}_entries({n.name}_table);")
+            if per_of(n) != "codebook":
+                continue
+            entries, operand = self.variables(n, "codebook"), self.value_of(n)
+            if operand is not None:
+                lines.append(f"  const {MEMORY[operand.dtype]}* const {entries} = {self.data(operand)};")
+            else:
+                count = meta_of(n).count
+                given = [i for i in n.all_input_nodes if per_of(i) == "codebook"]
+                lines.append(f"  {type_of(n)} {entries}[{count}];")
+                lines.append(f"  for (int i = 0; i < {count}; ++i) {{")
+                lines += [f"    {self.declared(i, self.variables(i, 'codebook') + '[i]')}" for i in given]
+                lines.append(f"    {entries}[i] = {self.value(n)};\n  }}")
+            if is_taken_from(n) and is_small(n):
+                lines.append(f"  const Entries<{type_of(n)}> {self.variables(n, 'entries')}({entries});")
         return lines
 
     def _load(self, o: Operand) -> str:
-        k = self.pointer(o)
-        if o.kind == "shared":
-            spread = (
-                f"spread({o.name}_buffer, at[{k}], sharing + {2 * self.graph.shared.index(o)}, start, count, width)"
-            )
-            return spread if o.read else f"{o.name}_buffer"
+        buffer, k = self.variable(o, "buffer"), self.pointer(o)
+        if o.per == "shared":
+            sharing = f"sharing + {2 * self.graph.shared.index(o)}"
+            return f"spread({buffer}, at[{k}], {sharing}, start, count, TILE)" if o.read else buffer
         if o.bits == 4:
-            return f"load4({o.name}_buffer, {self.data(o)}, start, count, width)" if o.read else f"{o.name}_buffer"
+            return f"load4({buffer}, {self.data(o)}, start, count, TILE)" if o.read else buffer
         call = "load" if o.read else "destination"
-        return f"{call}({o.name}_buffer, {self.data(o)}, layouts[{k}], start, count, width)"
+        return f"{call}({buffer}, {self.data(o)}, layouts[{k}], start, count, TILE)"
 
     def _store(self, o: Operand) -> str:
-        k = self.pointer(o)
-        if o.kind == "shared":
+        buffer, k = self.variable(o, "buffer"), self.pointer(o)
+        if o.per == "shared":
             s = self.graph.shared.index(o)
-            return f"accumulate({o.name}_buffer, sums[{s}], first_sum[{s}], sharing + {2 * s}, start, count)"
+            return f"accumulate({buffer}, sums[{s}], first_sum[{s}], sharing + {2 * s}, start, count)"
         if o.bits == 4:
-            return f"store4({o.name}_buffer, {self.data(o)}, start, count, width)"
-        return f"store({o.name}_lanes, {o.name}_buffer, {self.data(o)}, layouts[{k}], start, count, width)"
+            return f"store4({buffer}, {self.data(o)}, start, count, TILE)"
+        return f"store({self.variable(o, 'lanes')}, {buffer}, {self.data(o)}, layouts[{k}], start, count, TILE)"
 
     def _store_groups(self, o: Operand) -> str:
-        groups, value = self.width // o.group_size, self.new_value[o.name].name
+        groups, value = self.tile // o.group_size, self.variables(self.new_value[o.name], "of")
         have = f"(count - 1) / {o.group_size} + 1"
-        return f"    store_groups({value}_of, {self.data(o)} + block * {groups}, {have}, {groups});"
+        return f"    store_groups({value}, {self.data(o)} + tile * {groups}, {have}, {groups});"

@@ -7,134 +7,82 @@ import math
 import torch
 from torch import fx
 
-from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.text import FEW, MEMORY, TYPES
-from baoc_compile.kernels.dialect.operations import CPP, PREDICATES, bitcast, name_of
+from baoc_compile.kernels.dialect.nodes import is_constant, is_small, meta_of, operand_dtypes, unwidened
+from baoc_compile.kernels.dialect.operations import OPERATIONS, bitcast, name_of
+from baoc_compile.kernels.dialect.variables import Names
 
-#: Elements that are loaded, computed and stored together: enough for full vectors of group values, too.
-BLOCK = 512
-
-
-class CppExpressions:
-    """`pointers`, `numbers`: the operands in the order `run` expects them.
-
-    Expressions stand in lane j, group i of a block, over the variables that the emitter declares.
-    """
-
-    def __init__(self, graph: ProgramGraph):
-        self.width = graph.width * max(1, BLOCK // graph.width)
-        self.operand = {o.name: o for o in graph.operands}
-        self.pointers, self.numbers = graph.pointers, graph.numbers
-
-    def pointer(self, operand: Operand) -> int:
-        return self.pointers.index(operand)
-
-    @staticmethod
-    def ctype(node: fx.Node) -> str:
-        return TYPES[node.meta["dtype"]]
-
-    def value(self, node: fx.Node) -> str:
-        return self._placeholder(node) if node.op == "placeholder" else self._call(node)
-
-    def _placeholder(self, node: fx.Node) -> str:
-        operand = self.operand[node.target]
-        if operand.source == "index":
-            return "(low + j) ^ page"
-        if operand.source == "group_index":
-            return f"(low + i * {operand.group_size}) ^ page"
-        if operand in self.numbers:
-            return f"{self.ctype(node)}(numbers[{self.numbers.index(operand)}])"
-        if operand.kind == "scalar":
-            return f"{self.ctype(node)}(*{self.data(operand)})"
-        return f"{operand.name}_of[i]" if operand.kind == "group" else f"{operand.name}_lanes[j]"
-
-    def data(self, operand: Operand) -> str:
-        """The operand's tensor, as a typed pointer."""
-        return f"static_cast<{MEMORY[operand.dtype]}*>(at[{self.pointer(operand)}])"
-
-    def _call(self, node: fx.Node) -> str:
-        name, result = name_of(node.target), self.ctype(node)
-        if bitcast(node.target):
-            source = node.args[0]
-            if torch.int16 in (node.meta["dtype"], source.meta["dtype"]):  # to or from bf16, both 32 bits here
-                return f"{result}({source.name})"
-            return f"bits_as<{result}>({source.name})"
-        if name == "view":
-            return str(node.args[0])
-        if name == "take":
-            index = node.args[1]  # torch wants 64 bits; gathers are faster with what was widened to them
-            if name_of(index.target) == "_to_copy":
-                index = index.args[0]
-            table = node.args[0]
-            return f"{table.name}_entries.at({index.name})" if is_small(table) else f"{table.name}_table[{index.name}]"
-        if name == "_to_copy":
-            return f"cast<{result}>({self._cast_input(node.args[0], result)})"
-        operand_type = self._operand_type(node) if name in PREDICATES else result
-        if name == "rsub":
-            return f"({self.operand_text(node.args[1], result)} - {self.operand_text(node.args[0], result)})"
-        suffix = "f" if result == "float" else ""
-        if name == "pow" and node.args[1] in (2, 3, 0.5, -1):
-            base = self.operand_text(node.args[0], result)
-            return {
-                2: f"({base} * {base})",
-                3: f"({base} * {base} * {base})",
-                0.5: f"__builtin_sqrt{suffix}({base})",
-                -1: f"({result}(1) / {base})",
-            }[node.args[1]]
-        types = [operand_type] * len(node.args)
-        if name == "where":
-            types = ["bool", result, result]
-        texts = [self.operand_text(a, t) for a, t in zip(node.args, types, strict=True)]
-        return CPP[name].format(*texts, t=result, o=operand_type, f=suffix)
-
-    @staticmethod
-    def _cast_input(source: fx.Node, result: str) -> str:
-        """bf16 and fp16 convert from float, as torch does."""
-        return f"float({source.name})" if result in ("bf16", "fp16") else source.name
-
-    def _operand_type(self, node: fx.Node) -> str:
-        """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
-        nodes = [a for a in node.args if isinstance(a, fx.Node)]
-        tensors = [a for a in nodes if kind_of(a) != "scalar"] or nodes
-        dtype = tensors[0].meta["dtype"]
-        for other in tensors[1:]:
-            dtype = torch.promote_types(dtype, other.meta["dtype"])
-        return TYPES[dtype]
-
-    @staticmethod
-    def operand_text(argument: object, ctype: str) -> str:
-        if isinstance(argument, fx.Node) and is_constant(argument):
-            argument = argument.args[0]
-        if isinstance(argument, fx.Node):
-            return argument.name if TYPES[argument.meta["dtype"]] == ctype else f"cast<{ctype}>({argument.name})"
-        if isinstance(argument, bool) or not isinstance(argument, (int, float)):
-            return str(argument).lower()
-        if isinstance(argument, float) and not math.isfinite(argument):
-            return (
-                f'{ctype}(__builtin_nan(""))'
-                if math.isnan(argument)
-                else f"{ctype}({'-' * (argument < 0)}__builtin_inf())"
-            )
-        return f"{ctype}({argument!r})"
+#: In memory.
+MEMORY = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "uint16_t",
+    torch.float16: "fp16",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.bool: "bool",
+}
+#: In computations. Small types take 32 bits there, so that the vectors of all have the same number of lanes.
+TYPES = MEMORY | {torch.bfloat16: "bf16"} | dict.fromkeys((torch.int16, torch.int8, torch.uint8), "int32_t")
+_POWERS = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "__builtin_sqrt{f}({0})", -1: "({t}(1) / {0})"}
 
 
-def kind_of(node: fx.Node) -> str:
-    return "output" if node.op == "output" else node.meta["kind"]
+def type_of(node: fx.Node) -> str:
+    return TYPES[meta_of(node).dtype]
 
 
-def is_constant(node: fx.Node) -> bool:
-    return node.op == "call_function" and name_of(node.target) == "scalar_tensor"
+def expression(node: fx.Node, names: Names) -> str:
+    """The value of a call, of the variables that `names` gives to its operands."""
+    name, dtype = name_of(node.target), meta_of(node).dtype
+    result = TYPES[dtype]
+    if bitcast(node.target):
+        source = node.args[0]
+        if torch.int16 in (dtype, meta_of(source).dtype):  # to or from bf16, both 32 bits here
+            return f"{result}({names(source)})"
+        return f"bits_as<{result}>({names(source)})"
+    if name == "view":
+        return names(node.args[0])
+    if name == "take":
+        return _take(node.args[0], unwidened(node.args[1]), names)
+    if name == "_to_copy":
+        return f"cast<{result}>({_cast_input(names(node.args[0]), result)})"
+    if name == "pow" and node.args[1] in _POWERS:
+        base = argument(node.args[0], dtype, names)
+        return _POWERS[node.args[1]].format(base, t=result, f=_suffix(dtype))
+    types = operand_dtypes(node)
+    texts = [argument(a, t, names) for a, t in zip(node.args, types, strict=True)]
+    return OPERATIONS[name].cpp.format(*texts, t=result, o=TYPES[types[0]], f=_suffix(dtype))
 
 
-def is_small(table: fx.Node) -> bool:
-    """A computed table of so few entries that it is looked up by selections."""
-    return table.meta.get("count") == FEW
+def argument(value: object, dtype: torch.dtype, names: Names) -> str:
+    """An operand in the type that the operation computes in."""
+    ctype = TYPES[dtype]
+    if isinstance(value, fx.Node) and is_constant(value):
+        value = value.args[0]
+    if isinstance(value, fx.Node):
+        return names(value) if type_of(value) == ctype else f"cast<{ctype}>({names(value)})"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        return f'{ctype}(__builtin_nan(""))'
+    if isinstance(value, float) and math.isinf(value):
+        return f"{ctype}({'-' * (value < 0)}__builtin_inf())"
+    return f"{ctype}({value!r})"
 
 
-def is_truth(node: fx.Node) -> bool:
-    return node.meta["dtype"] == torch.bool
+def _take(codebook: fx.Node, index: fx.Node, names: Names) -> str:
+    """An entry of a codebook, which has an array of its own, and another form where that is small."""
+    if is_small(codebook):
+        return f"{names(codebook, 'entries')}.at({names(index)})"
+    return f"{names(codebook, 'codebook')}[{names(index)}]"
 
 
-def reduces(node: fx.Node) -> bool:
-    """Is it the maximum of a group?"""
-    return node.op == "call_function" and name_of(node.target) == "amax"
+def _cast_input(text: str, result: str) -> str:
+    """bf16 and fp16 convert from float, as torch does."""
+    return f"float({text})" if result in ("bf16", "fp16") else text
+
+
+def _suffix(dtype: torch.dtype) -> str:
+    return "f" if dtype == torch.float32 else ""

@@ -5,11 +5,15 @@ On tensors of a few elements this is ten times as fast as torch's own tracing, w
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+
+from baoc_compile.core.torch_private import TorchDispatchMode, tree_map
+
+#: Namespaces of calls that compute nothing: ranges of the profiler, in which torch.optim wraps steps, and questions to tensors.
+_SILENT = ("profiler", "prim")
 
 
 class CallRecorder(TorchDispatchMode):
@@ -30,7 +34,7 @@ class CallRecorder(TorchDispatchMode):
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "profiler":  # torch.optim wraps every step in a record_function
+        if func.namespace in _SILENT:
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         of_nodes = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs))
@@ -38,6 +42,15 @@ class CallRecorder(TorchDispatchMode):
         node = self.graph.create_node("call_function", func, of_nodes[0], of_nodes[1], func.overloadpacket.__name__)
         node.meta["example_value"] = result
         if isinstance(result, Tensor):
-            self.kept.append(result)
-            self.nodes[id(result)] = node
+            self.enter(result, node)
+        elif isinstance(result, (tuple, list)):
+            for position, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self.enter(part, self.graph.call_function(operator.getitem, (node, position)))
         return result
+
+    def enter(self, tensor: Tensor, node: fx.Node) -> None:
+        """From now on `node` stands for `tensor`."""
+        node.meta["example_value"] = tensor
+        self.kept.append(tensor)
+        self.nodes[id(tensor)] = node

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
+from baoc_compile.core.torch_private import disable_proxy_modes_tracing, unset_fake_temporarily
 from baoc_compile.kernels.codecs.counter_hash import element_words, group_words, step_key
+from baoc_compile.kernels.dialect.nodes import ValueMeta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, name_of, unsupported_reason
 from baoc_compile.kernels.dialect.recorder import CallRecorder
 
@@ -29,16 +29,16 @@ def traced_decode(codec: Codec, width: int) -> fx.Graph:
 
 @cache
 def traced_encode(codec: Codec, width: int) -> fx.Graph:
-    """Inputs: values, element words, group words, the "table" parts. Outputs: the other parts in order."""
-    tables = [part for part in codec.parts if part.per == "table"]
+    """Inputs: values, element words, group words, the "codebook" parts. Outputs: the other parts in order."""
+    codebooks = [part for part in codec.parts if part.per == "codebook"]
 
     def encode(value: Tensor, element: Tensor, group: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        known = {part.name: table for part, table in zip(tables, given, strict=True)}
+        known = {part.name: codebook for part, codebook in zip(codebooks, given, strict=True)}
         stored = codec.encode_with(known, value, Random(element, group))
         return tuple(stored[part.name] for part in encoded_parts(codec))
 
     words = [((_GROUPS, w), torch.int32) for w in (width, 1)]
-    return _trace(encode, [((_GROUPS, width), torch.float32), *words, *(_example(part, width) for part in tables)])
+    return _trace(encode, [((_GROUPS, width), torch.float32), *words, *(_example(part, width) for part in codebooks)])
 
 
 def encoded_parts(codec: Codec) -> list[Part]:
@@ -58,10 +58,10 @@ def traced_words(width: int) -> fx.Graph:
 
 
 def exact_encode(
-    codec: Codec, value: Tensor, random: Random, tables: Mapping[str, Tensor] = MappingProxyType({})
+    codec: Codec, value: Tensor, random: Random, codebooks: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Tensor]:
     """`codec.encode_with` with the bits that the programs give."""
-    given = [tables[part.name] for part in codec.parts if part.per == "table"]
+    given = [codebooks[part.name] for part in codec.parts if part.per == "codebook"]
     parts = _exact_encoder(codec, value.shape[-1])(value, random.element, random.group, *given)
     return {part.name: stored for part, stored in zip(encoded_parts(codec), parts, strict=True)}
 
@@ -94,7 +94,7 @@ def _stored(codec: Codec, width: int) -> list[Example]:
 
 
 def _example(part: Part, width: int) -> Example:
-    if part.per == "table":
+    if part.per == "codebook":
         return (part.count,), part.dtype
     return (_GROUPS, 1 if part.per == "group" else width), part.dtype
 
@@ -119,14 +119,14 @@ def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Example])
             raise TypeError(unsupported_reason(node.target))
         else:
             copied[node] = graph.node_copy(node, lambda old: copied[old])
-            copied[node].meta = {"kind": _kind(value), "dtype": value.dtype}
-            if value.ndim == 1:
-                copied[node].meta["count"] = len(value)
+            set_meta(copied[node], _meta(value))
     graph.output(tuple(copied[recorder.node(value)] for value in outputs))
     return graph
 
 
-def _kind(value: Tensor) -> str:
-    if value.ndim < 2:
-        return "scalar" if value.ndim == 0 else "table"
-    return "group" if value.shape[-1] == 1 else "element"
+def _meta(value: Tensor) -> ValueMeta:
+    if value.ndim == 1:
+        return ValueMeta("codebook", value.dtype, count=len(value))
+    if value.ndim == 0:
+        return ValueMeta("scalar", value.dtype)
+    return ValueMeta("group" if value.shape[-1] == 1 else "element", value.dtype)

@@ -73,9 +73,9 @@ class TorchProgram:
         device = arguments.tensors["param"].device
         found = {}
         for operand in self.graph.operands:
-            if operand.kind == "scalar" and operand.in_memory:
+            if operand.per == "scalar" and operand.in_memory:
                 found[operand.name] = arguments.tensors[operand.name].clone()
-            elif operand.kind == "scalar":
+            elif operand.per == "scalar":
                 found[operand.name] = torch.tensor(arguments.numbers[operand.name], dtype=operand.dtype, device=device)
         return found
 
@@ -92,18 +92,18 @@ class TorchProgram:
         index = fold_index(lanes + arguments.first_index).view(groups, width)
 
         def read(operand: Operand) -> Tensor:
-            if operand.kind == "scalar":
+            if operand.per == "scalar":
                 return scalars[operand.name]
             if operand.source == "index":
                 return index
             if operand.source == "group_index":
                 return index.view(-1, operand.group_size)[:, :1]
             tensor = arguments.tensors[operand.name]
-            if operand.kind == "table":
+            if operand.per == "codebook":
                 return tensor
-            if operand.kind == "group":  # a block's missing groups repeat its last one
+            if operand.per == "group":  # a row's missing groups repeat its last one
                 return tensor[lanes[:: operand.group_size] // operand.group_size].view(-1, 1)
-            if operand.kind == "shared":
+            if operand.per == "shared":
                 return tensor[arguments.sharing[operand.name].of(lanes)].view(groups, width)
             if operand.bits == 4:
                 return unpacked(tensor, lanes).view(groups, width)
@@ -114,22 +114,22 @@ class TorchProgram:
         by_name = dict(zip(self.graph.outputs, new, strict=False))
         decays = {name: new[len(by_name) + k] for name, k in self.graph.decays.items()}
         for operand in operands:
-            if not operand.written or operand.kind == "scalar":
+            if not operand.written or operand.per == "scalar":
                 continue
             value, tensor = by_name[operand.name], arguments.tensors[operand.name]
-            if operand.kind == "group":
+            if operand.per == "group":
                 first, stop_group = start // operand.group_size, -(-stop // operand.group_size)
                 tensor[first:stop_group] = value.reshape(-1)[: stop_group - first]
                 continue
             value = value.to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
-            if operand.kind == "shared":
+            if operand.per == "shared":
                 sharing = arguments.sharing[operand.name]
                 sums[operand.name].index_add_(0, sharing.of(lanes[: stop - start]), value.double())
             elif operand.bits == 4:
                 tensor[start // 2 : -(-stop // 2)] = packed(value)
             else:
                 _store(tensor, lanes[: stop - start], value)
-        return {o.name: by_name[o.name] for o in operands if o.written and o.kind == "scalar"} | decays
+        return {o.name: by_name[o.name] for o in operands if o.written and o.per == "scalar"} | decays
 
 
 def _elements(tensor: Tensor, lanes: Tensor) -> Tensor:

@@ -14,71 +14,19 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.kernels.build.compile_cpp import CompilerMissing, build
+from baoc_compile.core.errors import CompilerMissing
+from baoc_compile.core.torch_private import object_at, tensor_functions, with_python_lock
+from baoc_compile.kernels.build.compile_cpp import build
 
 log = logging.getLogger("baoc")
 
-_SOURCE = """\
-#include <cstdint>
-
-extern "C" void* PyList_GetItem(void* list, intptr_t index);
-
-typedef char* const* Pointer;
-
-// Python object -> tensor -> storage, the way that `address` will go: the kernels have emptied the caches. The storage is
-// the first member of a tensor behind its table of functions and its counts; if it were not, nothing but time were lost.
-// (Unless it has to be inlined, g++ takes this for a function without effect.)
-constexpr int ahead = 16;
-static inline __attribute__((always_inline)) void fetch(char* const* objects, int64_t offset) {
-  __builtin_prefetch(objects[3 * ahead] + offset);
-  const char* const tensor = *Pointer(objects[2 * ahead] + offset);
-  for (int line = 0; line < 192; line += 64) __builtin_prefetch(tensor + line);
-  const char* const storage = *Pointer(*Pointer(objects[ahead] + offset) + 16);
-  for (int line = 0; line < 128; line += 64) __builtin_prefetch(storage + line);
-}
-
-// addresses[i] becomes address(objects[i]), after column `passing` of `objects` has been taken from a list. Returns 1 if an
-// address has changed, 2 more if one of another column has, and 4 more if a tensor of the list is not contiguous.
-extern "C" int look(void* (*address)(void* object), int (*is_contiguous)(void* tensor, bool* result), int64_t offset,
-                    int64_t rows, int64_t columns, int64_t passing, void* list, char** objects, void** addresses) {
-  const int64_t size = rows * columns;
-  for (int64_t row = 0; passing >= 0 && row < rows; ++row)
-    objects[row * columns + passing] = static_cast<char*>(PyList_GetItem(list, row));
-  int found = 0;
-  for (int64_t row = 0, i = 0; row < rows; ++row)
-    for (int64_t column = 0; column < columns; ++column, ++i) {
-      if (i + 3 * ahead < size) fetch(objects + i, offset);
-      void* const now = address(objects[i]);
-      if (now != addresses[i]) found |= column == passing ? 1 : 3;
-      addresses[i] = now;
-      if (column == passing) {
-        bool contiguous = false;
-        is_contiguous(objects[i] + offset, &contiguous);
-        if (!contiguous) found |= 4;
-      }
-    }
-  return found;
-}
-
-extern "C" void mark(void (*bump_version)(void* tensor), int64_t offset, int64_t size, char* const* objects) {
-  for (int64_t i = 0; i < size; ++i) {
-    try {
-      bump_version(objects[i] + offset);
-    } catch (...) {  // a tensor made in inference mode has no version
-    }
-  }
-}
-"""
-
-_ADDRESS = "_torchinductor_pyobject_tensor_data_ptr"
-_IS_CONTIGUOUS = "aoti_torch_is_contiguous"
-#: torch::autograd::impl::bump_version(at::Tensor const&)
-_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+_SOURCE = Path(__file__).with_name("addresses.h").read_text()
 
 
 @dataclass(frozen=True)
@@ -90,25 +38,30 @@ class Compiled:
 
 
 _ONE_AT_A_TIME = threading.Lock()
+_OUTCOME: list[Compiled | None] = []  # of the last try; empty before the first
 
 
 def compiled() -> Compiled | None:
-    """Compiles, which takes a moment, at the first call. None where a function is missing."""
+    """Compiles, which takes a moment, at the first call. None where a function or the compiler is missing."""
     with _ONE_AT_A_TIME:
-        return _compiled()
+        if not _OUTCOME:
+            _OUTCOME.append(_compile())
+        return _OUTCOME[0]
 
 
-@functools.cache
-def _compiled() -> Compiled | None:
+def try_again() -> Compiled | None:
+    """`compiled`, once more where it failed: what was missing may be there now."""
+    with _ONE_AT_A_TIME:
+        if _OUTCOME == [None]:
+            _OUTCOME.clear()
+    return compiled()
+
+
+def _compile() -> Compiled | None:
     try:
-        address = getattr(torch._C._dynamo.guards, _ADDRESS)
-        exported = ctypes.CDLL(torch._C.__file__)
-        is_contiguous, bump_version = (
-            ctypes.cast(exported[name], ctypes.c_void_p).value for name in (_IS_CONTIGUOUS, _BUMP_VERSION)
-        )
-        offset = _offset_of_tensor(torch.empty(0))
-        library = ctypes.PyDLL(build(_SOURCE)._name)  # the objects are Python's: its lock is kept
-    except (AttributeError, OSError, ValueError, CompilerMissing) as reason:
+        functions = tensor_functions()
+        library = with_python_lock(build(_SOURCE))  # the objects are Python's
+    except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
     look, mark, count = library.look, library.mark, ctypes.c_int64
@@ -117,14 +70,9 @@ def _compiled() -> Compiled | None:
     mark.argtypes = [ctypes.c_void_p, count, count, ctypes.c_void_p]
     mark.restype = None
     return Compiled(
-        functools.partial(look, address, is_contiguous, offset), functools.partial(mark, bump_version, offset)
+        functools.partial(look, functions.data_ptr, functions.is_contiguous, functions.offset),
+        functools.partial(mark, functions.bump_version, functions.offset),
     )
-
-
-def _offset_of_tensor(tensor: Tensor) -> int:
-    """Bytes from the start of a Python tensor to the C++ one in it, whose only member is a pointer. Raises ValueError."""
-    words = (ctypes.c_void_p * (type(tensor).__basicsize__ // ctypes.sizeof(ctypes.c_void_p))).from_address(id(tensor))
-    return list(words).index(tensor._cdata) * ctypes.sizeof(ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
@@ -159,7 +107,7 @@ class Watched:
     def _look_in_python(self, passing: Sequence[Tensor]) -> Seen:
         if self.passing >= 0:
             self._objects[self.passing :: self.addresses.shape[1]] = _objects_of(passing)
-        now = np.fromiter((_tensor_at(i).data_ptr() for i in self._objects.tolist()), np.uint64, self._objects.size)
+        now = np.fromiter((object_at(i).data_ptr() for i in self._objects.tolist()), np.uint64, self._objects.size)
         moved = (now.reshape(self.addresses.shape) != self.addresses).any(axis=0)
         self.addresses.reshape(-1)[:] = now
         lasting = np.delete(moved, self.passing) if self.passing >= 0 else moved
@@ -182,7 +130,3 @@ class Written:
 
 def _objects_of(tensors: Sequence[Tensor]) -> np.ndarray:
     return np.fromiter(map(id, tensors), np.uint64, len(tensors))
-
-
-def _tensor_at(identity: int) -> Tensor:
-    return ctypes.cast(identity, ctypes.py_object).value

@@ -24,7 +24,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 #: The kernel's arguments; the arrays of the table are allocated by torch, whose memory is aligned.
-_TYPES = {"table": "*i64", "numbers": "*fp64", "programs": "*i32", "tickets": "*i32", "layouts": "*i64"}
+_TYPES = {"table": "*i64", "numbers": "*fp64", "instances": "*i32", "tickets": "*i32", "layouts": "*i64"}
 _AVERAGE_TYPES = {
     "table": "*i64",
     "numbers": "*fp64",

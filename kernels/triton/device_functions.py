@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 #: Columns of a table row before the addresses; see `TritonTable`.
-NUMEL, FIRST_INDEX, FIRST_PROGRAM, PROGRAMS = (tl.constexpr(column) for column in range(4))
+NUMEL, FIRST_INDEX, FIRST_INSTANCE, INSTANCES = (tl.constexpr(column) for column in range(4))
 #: Dimensions of a tensor that is not contiguous.
 MAX_DIMS = tl.constexpr(6)
 #: Numbers that describe it.
@@ -25,9 +25,7 @@ _PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
 @triton.jit
 def divide(x, y):
     """Correctly rounded x / y."""
-    if tl.to_tensor(x).dtype == tl.float64:  # noqa: SIM114  (Triton has no `or` of types)
-        return x / y
-    elif tl.to_tensor(y).dtype == tl.float64:
+    if (x + y).dtype == tl.float64:
         return x / y
     else:
         return tl.div_rn(x, y)
@@ -103,11 +101,11 @@ def power(x, y):
     result = tl.where(odd, with_sign_of(magnitude, base), magnitude)
     result = tl.where((base < 0.0) & (size < float("inf")) & (whole == 0), float("nan"), result)
     result = tl.where((base != base) | (exponent != exponent), float("nan"), result)
-    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to((tl.to_tensor(x) + y).dtype)
+    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result).to((x + y).dtype)
 
 
 @triton.jit
-def in_double(function: tl.constexpr, x):
+def in_double(function, x):
     return function(x.to(tl.float64)).to(x.dtype)
 
 
@@ -180,15 +178,15 @@ def fold_index(index, lanes, rows):
 
 
 @triton.jit
-def set_index(start, lanes, run, cycle, BLOCK: tl.constexpr):
-    """(index // run) % cycle of elements start + lanes, in 32 bits: a block meets at most one boundary of long runs."""
+def set_index(start, lanes, run, cycle, BLOCK_SIZE: tl.constexpr):
+    """(index // run) % cycle of elements start + lanes, in 32 bits: a tile meets at most one boundary of long runs."""
     run = tl.maximum(run, 1)
     first = (start // run) % tl.maximum(cycle, 1)
     done = start % run
-    left = tl.minimum(run - done, BLOCK).to(tl.int32)
-    short_run = tl.minimum(run, BLOCK).to(tl.int32)
-    short_done = tl.minimum(done, BLOCK).to(tl.int32)
-    within = tl.where(run >= BLOCK, (lanes >= left).to(tl.int32), (short_done + lanes) // short_run)
+    left = tl.minimum(run - done, BLOCK_SIZE).to(tl.int32)
+    short_run = tl.minimum(run, BLOCK_SIZE).to(tl.int32)
+    short_done = tl.minimum(done, BLOCK_SIZE).to(tl.int32)
+    within = tl.where(run >= BLOCK_SIZE, (lanes >= left).to(tl.int32), (short_done + lanes) // short_run)
     return (first.to(tl.int32) + within) % tl.maximum(cycle, 1).to(tl.int32)
 
 
@@ -278,10 +276,10 @@ def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
 
 
 @triton.jit
-def is_last(ticket, programs):
-    """Is this the last of a tensor's programs to come here? Resets the ticket for the next step."""
+def is_last(ticket, instances):
+    """Is this the last of a tensor's program instances to come here? Resets the ticket for the next step."""
     tl.debug_barrier()
-    last = tl.atomic_add(ticket, 1) == programs - 1
+    last = tl.atomic_add(ticket, 1) == instances - 1
     if last:
         tl.store(ticket, 0)
     return last

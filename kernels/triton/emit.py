@@ -1,106 +1,101 @@
 """Program graph -> source of a Triton kernel that steps any number of tensors in one launch, in place.
 
-A program of the launch takes a few blocks of one tensor; what the tensors are stands in a table of addresses, see
-`TritonTable`. Whole blocks are loaded and stored without masks, the last one of a tensor with. Scalars are computed in
-double by every program; the last one of a tensor stores its counters, once all have read them.
+A program instance takes a few tiles of one tensor; what the tensors are stands in a table of addresses, see `TritonTable`.
+Whole tiles are loaded and stored without masks, the last one of a tensor with. Scalars are computed in double by every
+program instance; the last one of a tensor stores its counters, once all have read them.
 
 Codecs become functions, called by name; their bodies, like the kernel's, are the nodes of the graph, one to a line.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 
 from torch import fx
 
+from baoc_compile.core.names import identifier
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import is_constant, kind_of, reduces
+from baoc_compile.kernels.dialect.emitter import Emitter
+from baoc_compile.kernels.dialect.nodes import CodecCall, is_constant, is_in_lanes, meta_of, per_of, reduces
 from baoc_compile.kernels.dialect.operations import name_of
+from baoc_compile.kernels.dialect.variables import Names, Variables
 from baoc_compile.kernels.triton.expressions import MEMORY, TYPES, argument, expression, narrowed, widened
-from baoc_compile.kernels.triton.text import HEAD, RESERVED, STEP, UPDATE
+from baoc_compile.kernels.triton.text import HEAD, STEP, TILE
 
 #: Columns of a table row before the sharing of shared operands and the addresses: those named in `device_functions`.
 HEADER = 4
 
 
-class TritonEmitter:
-    """`.source` is the module's text. Raises CannotEmit.
+class TritonEmitter(Emitter):
+    """The source is that of a module with a kernel `step_tensors`. Raises CannotEmit.
 
-    `column`: of an operand's address in a row of the table. `strided`: the operands that may not be contiguous.
+    functions: name of a codec's function -> its text.
+    column: of an operand's address in a row of the table.
+    strided: the operands that may not be contiguous.
     """
 
+    keywords = ()  # Python's are no identifiers to begin with
+
     def __init__(self, graph: ProgramGraph):
-        self.graph = graph
-        self.operand = {o.name: o for o in graph.operands}
-        self.nodes = [n for n in graph.graph.nodes if n.op != "output"]
-        (returned,) = graph.graph.output_node().args
-        self.new_value = dict(zip(graph.outputs, returned, strict=False))
-        self.decays = {name: returned[len(graph.outputs) + k] for name, k in graph.decays.items()}
-        self.calls: dict[str, str] = {}  # name of a codec's function -> its text
+        super().__init__(graph)
+        self.functions: dict[str, str] = {}
         first = HEADER + 2 * len(graph.shared)
         self.column = {o.name: first + k for k, o in enumerate(graph.pointers)}
         self.row_length = first + len(graph.pointers)
-        self.strided = [o for o in graph.pointers if o.kind == "element" and o.bits == 8]
-        self.source = self._emit()
+        self.strided = [o for o in graph.pointers if o.per == "element" and o.bits == 8]
 
-    def _emit(self) -> str:
-        body = self._lanes()
-        block = UPDATE.format(
-            arguments=", ".join(self._block_arguments()),
+    @property
+    def before(self) -> str:
+        return HEAD
+
+    @cached_property
+    def body(self) -> str:
+        kernel = self.variables.named(self._kernel())
+        return f"# {self.title}\n\n\n{''.join(self.functions.values())}{kernel}"
+
+    def _kernel(self) -> str:
+        tile = TILE.format(
+            arguments=", ".join(self._tile_arguments()),
             width=self.graph.width,
             loads=indented(self._loads()),
-            body=indented(body),
+            body=indented(self._lanes()),
             stores=indented(self._stores()),
         )
-        step = STEP.format(
+        return tile + STEP.format(
             row_length=self.row_length,
             pointers=indented(self._addresses()),
             scalars=indented(self._scalars()),
             width=self.graph.width,
             strided=len(self.strided),
-            arguments=", ".join(self._block_arguments()),
+            arguments=", ".join(self._tile_arguments()),
             counters=indented(self._counters()),
         )
-        return HEAD.format(title=self.graph.title) + "".join(self.calls.values()) + block + step
 
     # scalars
 
-    @property
-    def derived(self) -> list[fx.Node]:
-        """The scalars that lanes read."""
-        read = [n for n in self.nodes if any(kind_of(u) in ("element", "group") for u in n.users)]
-        read += [v for name, v in self.new_value.items() if self.operand[name].kind != "scalar"]
-        return [n for n in dict.fromkeys(read) if kind_of(n) == "scalar" and not is_constant(n)]
-
     def _scalars(self) -> list[str]:
-        lines = []
-        for node in self.nodes:
-            if kind_of(node) != "scalar" or is_constant(node):
-                continue
-            if node.op != "placeholder":
-                lines.append(f"{variable(node)} = {expression(node, variable)}")
-                continue
-            operand = self.operand[node.target]
-            if operand.in_memory:
-                text = widened(f"tl.load({operand.name}_ptr)", operand.dtype)
-            else:
-                position = self.graph.numbers.index(operand)
-                text = f"tl.load(numbers + tensor * {len(self.graph.numbers)} + {position})"
-                text = text if TYPES[operand.dtype] == "tl.float64" else f"{text}.to({TYPES[operand.dtype]})"
-            lines.append(f"{variable(node)} = {text}")
-        return lines
+        return [f"{self.variables(node)} = {self._scalar(node)}" for node in self.scalars]
+
+    def _scalar(self, node: fx.Node) -> str:
+        operand = self.value_of(node)
+        if operand is None:
+            return expression(node, self.variables)
+        if operand.in_memory:
+            return widened(f"tl.load({self.variable(operand, 'ptr')})", operand.dtype)
+        position = self.graph.numbers.index(operand)
+        text = f"tl.load(numbers + tensor * {len(self.graph.numbers)} + {position})"
+        return text if TYPES[operand.dtype] == "tl.float64" else f"{text}.to({TYPES[operand.dtype]})"
 
     def _counters(self) -> list[str]:
-        """Stores of what is one number for a tensor; nothing else may follow in a program."""
-        written = [(o, self.new_value[o.name]) for o in self.graph.pointers if o.written and o.kind == "scalar"]
-        if not written:
+        """Stores of what is one number for a tensor; nothing else may follow in a program instance."""
+        if not self.new_scalars:
             return []
-        lines = ["if is_last(tickets + tensor, tl.load(row + PROGRAMS)):"]
-        for operand, value in written:
-            text = narrowed(argument(value, operand.dtype, variable), operand.dtype)
-            lines.append(f"    tl.store({operand.name}_ptr, {text})")
+        lines = ["if is_last(tickets + tensor, tl.load(row + INSTANCES)):"]
+        for operand, value in self.new_scalars:
+            text = narrowed(argument(value, operand.dtype, self.variables), operand.dtype)
+            lines.append(f"    tl.store({self.variable(operand, 'ptr')}, {text})")
         return lines
 
     # addresses
@@ -108,31 +103,36 @@ class TritonEmitter:
     def _addresses(self) -> list[str]:
         lines = []
         for s, o in enumerate(self.graph.shared):
-            lines.append(f"{o.name}_run = tl.load(row + {HEADER + 2 * s})")
-            lines.append(f"{o.name}_cycle = tl.load(row + {HEADER + 2 * s + 1})")
+            lines.append(f"{self.variable(o, 'run')} = tl.load(row + {HEADER + 2 * s})")
+            lines.append(f"{self.variable(o, 'cycle')} = tl.load(row + {HEADER + 2 * s + 1})")
         for o in self.graph.pointers:
-            aligned = "ALIGNED" if o.kind == "element" else "False"
-            lines.append(f"{o.name}_ptr = address(row, {self.column[o.name]}, {MEMORY[o.dtype]}, {aligned})")
+            aligned = "ALIGNED" if o.per == "element" else "False"
+            pointer, column = self.variable(o, "ptr"), self.column[o.name]
+            lines.append(f"{pointer} = address(row, {column}, {MEMORY[o.dtype]}, {aligned})")
         return lines
 
-    def _block_arguments(self) -> list[str]:
-        pointers = [f"{o.name}_ptr" for o in self.graph.pointers if o.kind != "scalar"]
-        sets = [f"{o.name}_{what}" for o in self.graph.shared for what in ("run", "cycle")]
-        return [*pointers, *sets, *map(variable, self.derived)]
+    def _tile_arguments(self) -> list[str]:
+        pointers = [self.variable(o, "ptr") for o in self.graph.pointers if o.per != "scalar"]
+        sets = [self.variable(o, what) for o in self.graph.shared for what in ("run", "cycle")]
+        return [*pointers, *sets, *map(self.variables, self.derived)]
 
     # lanes
 
     def _sizes(self) -> list[int]:
-        return sorted({o.group_size for o in self.graph.operands if o.kind == "group"})
+        return sorted({o.group_size for o in self.graph.operands if o.per == "group"})
 
     def _loads(self) -> list[str]:
         lines = []
         for size in self._sizes():
             lines.append(f"groups_{size} = tl.arange(0, ROWS * {self.graph.width // size})[:, None]")
+        return lines + self._loaded_lanes()
+
+    def _loaded_lanes(self) -> list[str]:
+        lines = []
         for node in self.nodes:
-            operand = self.operand[node.target] if node.op == "placeholder" else None
-            if operand is not None and operand.read and operand.kind in ("element", "group", "shared"):
-                lines.append(f"{variable(node)} = {self._load(operand)}")
+            operand = self.value_of(node)
+            if operand is not None and operand.read and operand.per in ("element", "group", "shared"):
+                lines.append(f"{self.variables(node)} = {self._load(operand)}")
         return lines
 
     def _load(self, o: Operand) -> str:
@@ -141,16 +141,17 @@ class TritonEmitter:
         if o.source == "group_index":
             groups = f"groups_{o.group_size} * {o.group_size}"
             return f"fold_index(first_index + start, {groups}, {groups})"
-        if o.kind == "shared":
-            return f"tl.load({o.name}_ptr + set_index(start, lanes, {o.name}_run, {o.name}_cycle, ROWS * {self.graph.width}))"
-        if o.kind == "group":
-            return widened(f"load({o.name}_ptr, start // {o.group_size}, {self._groups(o)}, FULL)", o.dtype)
+        pointer = self.variable(o, "ptr")
+        if o.per == "shared":
+            run, cycle = self.variable(o, "run"), self.variable(o, "cycle")
+            return f"tl.load({pointer} + set_index(start, lanes, {run}, {cycle}, ROWS * {self.graph.width}))"
+        if o.per == "group":
+            groups = f"groups_{o.group_size}"
+            mask = f"{groups} * {o.group_size} < count"
+            return widened(f"load({pointer}, start // {o.group_size}, {groups}, {mask}, FULL)", o.dtype)
         if o.bits == 4:
-            return f"load_packed({o.name}_ptr, start, lanes, count, FULL)"
-        return widened(f"load_element({o.name}_ptr, start, lanes, mask, {self._layout(o)}, FULL, STRIDED)", o.dtype)
-
-    def _groups(self, o: Operand) -> str:
-        return f"groups_{o.group_size}, groups_{o.group_size} * {o.group_size} < count"
+            return f"load_packed({pointer}, start, lanes, count, FULL)"
+        return widened(f"load_element({pointer}, start, lanes, mask, {self._layout(o)}, FULL, STRIDED)", o.dtype)
 
     def _layout(self, o: Operand) -> str:
         return f"layout + {self.strided.index(o)} * LAYOUT"
@@ -158,95 +159,77 @@ class TritonEmitter:
     def _stores(self) -> list[str]:
         lines = []
         for o in self.graph.pointers:
-            if not o.written or o.kind in ("scalar", "shared"):
+            if not o.written or o.per in ("scalar", "shared"):
                 continue
-            value = narrowed(self._stored_text(self.new_value[o.name], o), o.dtype)
-            if o.kind == "group":
+            pointer, value = self.variable(o, "ptr"), narrowed(self._stored(self.new_value[o.name], o), o.dtype)
+            if o.per == "group":
                 groups = f"groups_{o.group_size}"
-                lines.append(
-                    f"store({o.name}_ptr, start // {o.group_size}, {groups}, {value}, "
-                    f"{groups} * {o.group_size} < count, FULL)"
-                )
+                mask = f"{groups} * {o.group_size} < count"
+                lines.append(f"store({pointer}, start // {o.group_size}, {groups}, {value}, {mask}, FULL)")
             elif o.bits == 4:
-                lines.append(f"store_packed({o.name}_ptr, start, lanes, {value}, count, FULL)")
+                lines.append(f"store_packed({pointer}, start, lanes, {value}, count, FULL)")
             else:
                 layout = self._layout(o)
-                lines.append(f"store_element({o.name}_ptr, start, lanes, {value}, mask, {layout}, FULL, STRIDED)")
+                lines.append(f"store_element({pointer}, start, lanes, {value}, mask, {layout}, FULL, STRIDED)")
         return lines
 
-    def _stored_text(self, value: fx.Node, o: Operand) -> str:
-        text = argument(value, o.dtype, variable)
-        if kind_of(value) == o.kind:
+    def _stored(self, value: fx.Node, o: Operand) -> str:
+        text = argument(value, o.dtype, self.variables)
+        if per_of(value) == o.per:
             return text
         return f"tl.zeros_like(lanes).to({TYPES[o.dtype]}) + {text}"
 
     def _lanes(self) -> list[str]:
         """The element and group values, codec by codec."""
-        nodes = [n for n in self.nodes if kind_of(n) in ("element", "group") and n.op != "placeholder"]
+        nodes = [n for n in self.nodes if is_in_lanes(n) and n.op != "placeholder"]
         lines: list[str] = []
-        for call, members in groupby(nodes, lambda n: n.meta.get("call")):
+        for call, members in groupby(nodes, lambda n: meta_of(n).call):
             if call is None:
-                lines += [f"{variable(n)} = {expression(n, variable)}" for n in members]
+                lines += [f"{self.variables(n)} = {expression(n, self.variables)}" for n in members]
             else:
                 lines.append(self._called(call, list(members)))
         return lines
 
-    def _called(self, call: tuple[str, str, str], members: Sequence[fx.Node]) -> str:
+    def _called(self, call: CodecCall, members: Sequence[fx.Node]) -> str:
         """Moves a codec's nodes into a function; returns the line that calls it."""
-        codec, verb, key = call
         inside = set(members)
         outside = dict.fromkeys(i for n in members for i in _inputs(n) if i not in inside)
         returned = [n for n in members if n in self.new_value.values() or any(u not in inside for u in n.users)]
-        local = _local_names([*outside, *members], key)
+        local = Variables(self.keywords, without=f"{identifier(call.slot)}_")
         masked = any(reduces(n) for n in members)
-        parameters = [local[n] for n in outside] + (["mask", "FULL: tl.constexpr"] if masked else [])
-        body = [f"{local[n]} = {expression(n, lambda i: local[i])}" for n in members]
-        body.append(f"return {', '.join(local[n] for n in returned)}")
-        name = self._function_name(f"{_identifier(codec)}_{verb}", parameters, body)
-        given = [variable(n) for n in outside]
-        given += ["mask", "FULL"] if masked else []
-        return f"{', '.join(map(variable, returned))} = {name}({', '.join(given)})"
+        parameters = [_given(n, local) for n in outside] + (["mask", "FULL: tl.constexpr"] if masked else [])
+        body = [f"{local(n)} = {expression(n, local)}" for n in members]
+        body.append(f"return {', '.join(map(local, returned))}")
+        text = local.named(f"({', '.join(parameters)}):\n{indented(body)}\n\n\n")
+        name = self._function(f"{identifier(call.codec)}_{call.verb}", text)
+        given = [_given(n, self.variables) for n in outside] + (["mask", "FULL"] if masked else [])
+        return f"{', '.join(map(self.variables, returned))} = {name}({', '.join(given)})"
 
-    def _function_name(self, wanted: str, parameters: list[str], body: list[str]) -> str:
-        """A new function, or the one of the same text."""
-        for suffix in range(1, len(self.calls) + 2):
+    def _function(self, wanted: str, text: str) -> str:
+        """The name of a new function, or of the one of the same text."""
+        for suffix in range(1, len(self.functions) + 2):
             name = wanted if suffix == 1 else f"{wanted}_{suffix}"
-            text = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n{indented(body)}\n\n"
-            if self.calls.setdefault(name, text) == text:
+            whole = f"@triton.jit\ndef {name}{text}"
+            if self.functions.setdefault(name, whole) == whole:
                 return name
         raise AssertionError("unreachable: the last name is free")
 
 
-def variable(node: fx.Node) -> str:
-    """The name of a value in the kernel."""
-    name = f"{node.name}_" if node.name in RESERVED else node.name
-    return f"{name}_ptr" if kind_of(node) == "table" else name
+def _given(node: fx.Node, names: Names) -> str:
+    """What a function is given: a value, or the pointer to a codebook."""
+    return names(node, "ptr" if per_of(node) == "codebook" else "")
 
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
-    """What a node reads, with stored tables in place of what is computed from them."""
+    """What a node reads, with stored codebooks in place of what is computed from them."""
     found: list[fx.Node] = []
     for i in node.all_input_nodes:
         if is_constant(i):
             continue
-        found += _inputs(i) if kind_of(i) == "table" and i.op != "placeholder" else [i]
+        found += _inputs(i) if per_of(i) == "codebook" and i.op != "placeholder" else [i]
     if name_of(node.target) == "take" and name_of(node.args[1].target) == "_to_copy":
         found.append(node.args[1].args[0])
     return found
-
-
-def _local_names(nodes: Iterable[fx.Node], key: str) -> dict[fx.Node, str]:
-    """Names without the slot's key, as far as they stay distinct."""
-    names: dict[fx.Node, str] = {}
-    for node in nodes:
-        short = node.name.removeprefix(f"{key}_")
-        short = node.name if short in names.values() or short in RESERVED or not short.isidentifier() else short
-        names[node] = f"{short}_ptr" if kind_of(node) == "table" else short
-    return names
-
-
-def _identifier(text: str) -> str:
-    return re.sub(r"\W+", "_", text).strip("_")
 
 
 def indented(lines: Iterable[str], levels: int = 1) -> str:

@@ -1,9 +1,10 @@
 """Program graph -> source of a Triton kernel that averages shared slots' increments, for any number of tensors, in one launch.
 
-A program of the launch takes some sets of elements that share a value (or, of long sets, a piece), in an order of its own:
-element j of set k is number j // run * run * cycle + k * run + j % run of the tensor. It sums in double. Of the programs that
-work on the same sets the last one adds up the pieces, in their order, and stores decay * value + mean: the same bits
-in every run, though not those of another lowering, which adds in another order (the last place of fp32 may differ).
+A program instance takes some sets of elements that share a value (or, of long sets, a piece), in an order of its own:
+element j of set k is number j // run * run * cycle + k * run + j % run of the tensor. It sums in double. Of the program
+instances that work on the same sets the last one adds up the pieces, in their order, and stores decay * value + mean: the
+same bits in every run, though not those of another lowering, which adds in another order (the last place of fp32 may
+differ).
 """
 
 from __future__ import annotations
@@ -12,24 +13,25 @@ from dataclasses import replace
 
 from torch import float32, float64, fx
 
+from baoc_compile.core.errors import CannotEmit
 from baoc_compile.core.program_graph import Operand, ProgramGraph
 from baoc_compile.kernels.dialect.operations import name_of
-from baoc_compile.kernels.triton.emit import HEADER, TritonEmitter, indented, variable
-from baoc_compile.kernels.triton.expressions import CannotEmit, argument, widened
-from baoc_compile.kernels.triton.text import AVERAGE, HEAD
+from baoc_compile.kernels.triton.emit import HEADER, TritonEmitter, indented
+from baoc_compile.kernels.triton.expressions import argument, widened
+from baoc_compile.kernels.triton.text import AVERAGE
 
 #: Columns of a task; see `AverageTable`.
 TASK = ("tensor", "operand", "first_set", "first", "last", "piece", "pieces", "partials", "ticket")
 
 
 class TritonAverageEmitter(TritonEmitter):
-    """As for a step; see there."""
+    """As for a step; see there. The kernel is `average_tensors`."""
 
     def __init__(self, graph: ProgramGraph):
         super().__init__(_without_views(graph))
 
-    def _emit(self) -> str:
-        text = AVERAGE.format(
+    def _kernel(self) -> str:
+        return AVERAGE.format(
             row_length=self.row_length,
             header=HEADER,
             columns=len(TASK),
@@ -37,43 +39,35 @@ class TritonAverageEmitter(TritonEmitter):
             pointers=indented(self._addresses()),
             scalars=indented(self._scalars()),
             strided=len(self.strided),
-            arguments=", ".join(self._block_arguments()),
-            loads=indented(self._loads(), 2),
+            arguments=", ".join(self._tile_arguments()),
+            loads=indented(self._loaded_lanes(), 2),
             body=indented(self._lanes(), 2),
-            value=self._choice([argument(self.new_value[o.name], float32, variable) for o in self._averaged]),
-            pointer=self._choice([f"{o.name}_ptr" for o in self._averaged]),
-            decay=self._choice([argument(self.decays[o.name], float64, variable) for o in self._averaged]),
+            value=self._choice([argument(self.new_value[o.name], float32, self.variables) for o in self._averaged]),
+            pointer=self._choice([self.variable(o, "ptr") for o in self._averaged]),
+            decay=self._choice([argument(self.decays[o.name], float64, self.variables) for o in self._averaged]),
         )
-        return HEAD.format(title=self.graph.title) + "".join(self.calls.values()) + text
 
     @property
     def _averaged(self) -> list[Operand]:
         return [o for o in self.graph.shared if o.name in self.decays]
 
     def _choice(self, texts: list[str]) -> str:
-        """Of the operand that the program works on; `operand` is its number among the shared ones."""
+        """Of the operand that the program instance works on; `operand` is its number among the shared ones."""
         *others, last = [(self.graph.shared.index(o), text) for o, text in zip(self._averaged, texts, strict=True)]
         return "".join(f"{text} if operand == {k} else " for k, text in others) + last[1]
-
-    def _block_arguments(self) -> list[str]:
-        decays = [
-            variable(n) for n in self.decays.values() if n.op != "call_function" or name_of(n.target) != "scalar_tensor"
-        ]
-        return list(dict.fromkeys([*super()._block_arguments(), *decays]))
-
-    def _loads(self) -> list[str]:
-        return [line for line in super()._loads() if not line.startswith("groups_")]
 
     def _load(self, o: Operand) -> str:
         if o.source in ("index", "group_index"):
             raise CannotEmit("averages are not rounded, and know no random words")
-        if o.kind == "shared":
-            return f"tl.load({o.name}_ptr + index // {o.name}_run % {o.name}_cycle, mask=mask, other=0)"
-        if o.kind == "group":
-            return widened(f"tl.load({o.name}_ptr + index // {o.group_size}, mask=mask, other=0)", o.dtype)
+        pointer = self.variable(o, "ptr")
+        if o.per == "shared":
+            run, cycle = self.variable(o, "run"), self.variable(o, "cycle")
+            return f"tl.load({pointer} + index // {run} % {cycle}, mask=mask, other=0)"
+        if o.per == "group":
+            return widened(f"tl.load({pointer} + index // {o.group_size}, mask=mask, other=0)", o.dtype)
         if o.bits == 4:
-            return f"load_half_byte({o.name}_ptr, index, mask)"
-        return widened(f"load_element({o.name}_ptr, 0, index, mask, {self._layout(o)}, False, STRIDED)", o.dtype)
+            return f"load_half_byte({pointer}, index, mask)"
+        return widened(f"load_element({pointer}, 0, index, mask, {self._layout(o)}, False, STRIDED)", o.dtype)
 
 
 def _without_views(graph: ProgramGraph) -> ProgramGraph:

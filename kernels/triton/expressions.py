@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import fx
 
-from baoc_compile.kernels.cpp.expressions import is_constant, kind_of
-from baoc_compile.kernels.dialect.operations import PREDICATES, TRITON, bitcast, name_of
+from baoc_compile.core.errors import CannotEmit
+from baoc_compile.kernels.dialect.nodes import is_constant, meta_of, operand_dtypes, per_of, unwidened
+from baoc_compile.kernels.dialect.operations import OPERATIONS, bitcast, name_of
+from baoc_compile.kernels.dialect.variables import Names
 
 #: In memory. bfloat16 is read as its bits.
 MEMORY = {
@@ -27,14 +28,7 @@ MEMORY = {
 _SMALL = (torch.bfloat16, torch.int16, torch.int8, torch.uint8)
 #: In computations.
 TYPES = MEMORY | dict.fromkeys(_SMALL, "tl.int32") | {torch.bool: "tl.int1"}
-_SYMBOLS = {2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "square_root({0})", -1: "divide(1.0, {0})"}
-
-
-class CannotEmit(Exception):
-    """An operation that has no Triton equivalent."""
-
-
-Names = Callable[[fx.Node], str]
+_POWERS = {2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "square_root({0})", -1: "divide(1.0, {0})"}
 
 
 def widened(text: str, dtype: torch.dtype) -> str:
@@ -50,11 +44,11 @@ def narrowed(text: str, dtype: torch.dtype) -> str:
 
 
 def expression(node: fx.Node, names: Names) -> str:
-    """Raises CannotEmit."""
-    name, dtype = name_of(node.target), node.meta["dtype"]
+    """The value of a call, of the variables that `names` gives to its operands. Raises CannotEmit."""
+    name, dtype = name_of(node.target), meta_of(node).dtype
     if bitcast(node.target):
         source = names(node.args[0])
-        if torch.int16 in (dtype, node.args[0].meta["dtype"]):  # to or from bfloat16, both int32 here
+        if torch.int16 in (dtype, meta_of(node.args[0]).dtype):  # to or from bfloat16, both int32 here
             return source
         return f"{source}.to({TYPES[dtype]}, bitcast=True)"
     if name == "view":
@@ -62,20 +56,18 @@ def expression(node: fx.Node, names: Names) -> str:
     if name == "amax":
         return f"group_max({names(node.args[0])}, mask, FULL)"
     if name == "take":
-        return _take(node.args[0], _unwidened(node.args[1]), names)
+        return _take(node.args[0], unwidened(node.args[1]), names)
     if name == "_to_copy":
-        return converted(names(node.args[0]), node.args[0].meta["dtype"], dtype)
-    if name == "pow" and node.args[1] in _SYMBOLS:
-        return _SYMBOLS[node.args[1]].format(argument(node.args[0], dtype, names))
-    if name not in TRITON:
+        return converted(names(node.args[0]), meta_of(node.args[0]).dtype, dtype)
+    if name == "pow" and node.args[1] in _POWERS:
+        return _POWERS[node.args[1]].format(argument(node.args[0], dtype, names))
+    template = OPERATIONS[name].triton
+    if template is None:
         raise CannotEmit(f"{name} has no equivalent in Triton")
-    types = [_operand_type(node) if name in PREDICATES else dtype] * len(node.args)
-    if name == "where":
-        types = [torch.bool, dtype, dtype]
-    texts = [argument(a, t, names) for a, t in zip(node.args, types, strict=True)]
+    texts = [argument(a, t, names) for a, t in zip(node.args, operand_dtypes(node), strict=True)]
     if dtype == torch.float64 and not any(isinstance(a, fx.Node) for a in node.args[-2:]):
         texts = [texts[0], *(f"tl.full((), {text}, tl.float64)" for text in texts[1:])]
-    return TRITON[name].format(*texts)
+    return template.format(*texts)
 
 
 def converted(text: str, source: torch.dtype, target: torch.dtype) -> str:
@@ -96,31 +88,18 @@ def argument(value: object, dtype: torch.dtype, names: Names) -> str:
     if isinstance(value, fx.Node) and is_constant(value):
         value = value.args[0]
     if isinstance(value, fx.Node):
-        return converted(names(value), value.meta["dtype"], dtype)
+        return converted(names(value), meta_of(value).dtype, dtype)
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     return f"({value!r})" if isinstance(value, (int, float)) and value < 0 else repr(value)
 
 
-def _take(table: fx.Node, index: fx.Node, names: Names) -> str:
-    """Entries of a table, which may be computed from a stored one: they are computed anew for each look-up."""
-    if table.op == "placeholder":
-        return widened(f"tl.load({names(table)} + {names(index)})", table.meta["dtype"])
-    return f"({expression(table, lambda n: _take(n, index, names) if kind_of(n) == 'table' else names(n))})"
+def _take(codebook: fx.Node, index: fx.Node, names: Names) -> str:
+    """Entries of a codebook, which may be computed from a stored one: they are computed anew for each look-up."""
+    if codebook.op == "placeholder":
+        return widened(f"tl.load({names(codebook, 'ptr')} + {names(index)})", meta_of(codebook).dtype)
 
+    def entry(node: fx.Node, role: str = "") -> str:
+        return _take(node, index, names) if per_of(node) == "codebook" else names(node, role)
 
-def _unwidened(index: fx.Node) -> fx.Node:
-    """torch wants 64-bit indices; addresses are computed from what they were widened from."""
-    source = index.args[0] if name_of(index.target) == "_to_copy" else index
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _operand_type(node: fx.Node) -> torch.dtype:
-    """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
-    nodes = [a for a in node.args if isinstance(a, fx.Node)]
-    tensors = [a for a in nodes if kind_of(a) != "scalar"] or nodes
-    dtype = tensors[0].meta["dtype"]
-    for other in tensors[1:]:
-        dtype = torch.promote_types(dtype, other.meta["dtype"])
-    return dtype
+    return f"({expression(codebook, entry)})"

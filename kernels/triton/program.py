@@ -21,33 +21,34 @@ from baoc_compile.kernels.triton.emit_average import TASK, TritonAverageEmitter
 #: Of tensors that are not contiguous.
 MAX_DIMS = device_functions.MAX_DIMS.value
 
-#: Blocks of a set that one program sums.
+#: Tiles of a set that one program instance sums.
 PIECE = 64
 
 
 @dataclass(frozen=True)
 class LaunchShape:
-    """`block`: elements that a program computes at once. `blocks`: how many such blocks it takes, one after the other."""
+    """`tile`: elements that a program instance computes at once. `tiles`: how many such tiles it takes, one after the other."""
 
-    block: int
-    blocks: int
+    tile: int
+    tiles: int
     warps: int
 
 
 def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchShape:
     """A shape at which no target spills registers (docs/kernels.md), of 4 elements a thread: 16 bytes of fp32.
 
-    Steps that look values up need more registers, which fewer and larger programs leave them. `warp_size`: threads of a
+    Steps that look values up need more registers, which fewer and larger program instances leave them. `warp_size`: threads of a
     warp, by default of the GPUs that this torch is built for.
     """
-    looks_up = not graph.averages and any(o.kind in ("table", "shared") for o in graph.operands)
+    looks_up = not graph.averages and any(o.per in ("codebook", "shared") for o in graph.operands)
     threads = 512 if looks_up else 128
     return LaunchShape(4 * threads, 8192 // (4 * threads), threads // (warp_size or (64 if torch.version.hip else 32)))
 
 
 class TritonTable(LaunchTable):
-    """On the device: `rows` int64 [tensors, row_length], a row being {elements, first index, first program, programs, run and
-    cycle of each shared operand, addresses}; `on_device` float64 numbers; `programs` int32, the tensor of each program;
+    """On the device: `rows` int64 [tensors, row_length], a row being {elements, first index, first instance, instances, run
+    and cycle of each shared operand, addresses}; `on_device` float64 numbers; `instances` int32, the tensor of each program
+    instance;
     `tickets` int32, 0 between launches; `layouts` int64 [tensors, strided operands, 13].
     """
 
@@ -65,7 +66,7 @@ class TritonTable(LaunchTable):
             if tensor.device != self.device:
                 name = self.graph.pointers[k % len(self.graph.pointers)].name
                 raise StateError(f"{name} is on {tensor.device}, its parameter on {self.device}: move it there")
-        elements = shape.block * shape.blocks
+        elements = shape.tile * shape.tiles
         counts = np.maximum(1, -(-self.numel // elements))
         first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         sharing = self.sharing.reshape(len(batch), 2 * len(self.graph.shared))
@@ -74,7 +75,7 @@ class TritonTable(LaunchTable):
         strided = self._layouts(emitter)
         self.is_strided = bool(strided[..., 0].any())
         self.layouts = self._on_device(strided)
-        self.programs = self._on_device(np.repeat(np.arange(len(batch), dtype=np.int32), counts))
+        self.instances = self._on_device(np.repeat(np.arange(len(batch), dtype=np.int32), counts))
         self.tickets = torch.zeros(max(1, len(batch)), dtype=torch.int32, device=self.device)
         self.rows = self._on_device(self._rows())
         self.on_device = self._on_device(self.numbers.reshape(-1) if self.numbers.size else np.zeros(1))
@@ -120,7 +121,7 @@ class TritonTable(LaunchTable):
 
     def _is_aligned(self) -> bool:
         """Do the contiguous elements of all operands start at 16 bytes?"""
-        columns = [k for k, o in enumerate(self.graph.pointers) if o.kind == "element"]
+        columns = [k for k, o in enumerate(self.graph.pointers) if o.per == "element"]
         return not (self.at[:, columns] % 16).any()
 
     def _layouts(self, emitter: TritonEmitter) -> np.ndarray:
@@ -141,21 +142,22 @@ class TritonTable(LaunchTable):
 
 
 class AverageTable(TritonTable):
-    """`tasks` int64 [programs, 9], see `TASK`: tensor, number of the shared operand, first set, first and last element of the
-    sets, number of the piece and of the pieces that these sets are summed in, and where their sums and their ticket are."""
+    """`instances` int64 [program instances, 9] are tasks, see `TASK`: tensor, number of the shared operand, first set, first
+    and last element of the sets, number of the piece and of the pieces that these sets are summed in, and where their sums
+    and their ticket are."""
 
     def __init__(
-        self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], block: int
+        self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], tile: int
     ):
-        super().__init__(emitter, batch, varying, LaunchShape(block, 1, 1))
+        super().__init__(emitter, batch, varying, LaunchShape(tile, 1, 1))
         tasks, partials, tickets = [], 0, 0
         for tensor, arguments in enumerate(batch):
             for operand, (run, cycle) in enumerate(self.sharing[tensor] if arguments.numel else ()):
                 if emitter.graph.shared[operand].name not in emitter.graph.decays:
                     continue
-                sets = block if run == 1 else 16 if run < block else 1
+                sets = tile if run == 1 else 16 if run < tile else 1
                 each = arguments.numel // cycle
-                length = PIECE * block // sets
+                length = PIECE * tile // sets
                 pieces = -(-each // length)
                 for first_set in range(0, cycle, sets):
                     for piece in range(pieces):
@@ -163,7 +165,7 @@ class AverageTable(TritonTable):
                         tasks.append((tensor, operand, first_set, first, last, piece, pieces, partials, tickets))
                     partials += pieces * sets
                     tickets += 1
-        self.programs = self._on_device(np.array(tasks, dtype=np.int64).reshape(-1, len(TASK)))
+        self.instances = self._on_device(np.array(tasks, dtype=np.int64).reshape(-1, len(TASK)))
         self.partials = torch.empty(max(1, partials), dtype=torch.float64, device=self.device)
         self.tickets = torch.zeros(max(1, tickets), dtype=torch.int32, device=self.device)
 
@@ -181,17 +183,17 @@ class TritonProgram:
 
     def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TritonTable:
         if self.graph.averages:
-            return AverageTable(self.emitter, batch, varying, self.shape.block)
+            return AverageTable(self.emitter, batch, varying, self.shape.tile)
         return TritonTable(self.emitter, batch, varying, self.shape)
 
     def run(self, table: TritonTable) -> None:
-        if not len(table.programs):
+        if not len(table.instances):
             return
-        arrays = [table.rows, table.on_device, table.programs, table.tickets, table.layouts]
+        arrays = [table.rows, table.on_device, table.instances, table.tickets, table.layouts]
         if isinstance(table, AverageTable):
             arrays.append(table.partials)
         with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
-            self.kernel[(len(table.programs),)](
+            self.kernel[(len(table.instances),)](
                 *arrays,
                 **self.constants(table.aligned, table.is_strided),
                 num_warps=self.shape.warps,
@@ -202,8 +204,8 @@ class TritonProgram:
         """What the kernel is specialized on."""
         layouts = {"ALIGNED": aligned, "STRIDED": strided}
         if self.graph.averages:
-            return {"BLOCK": self.shape.block, **layouts}
-        return {"ROWS": max(1, self.shape.block // self.graph.width), "BLOCKS": self.shape.blocks, **layouts}
+            return {"BLOCK_SIZE": self.shape.tile, **layouts}
+        return {"ROWS": max(1, self.shape.tile // self.graph.width), "TILES": self.shape.tiles, **layouts}
 
     def __call__(self, batch: list[TensorArguments]) -> None:
         self.run(self.table(batch))

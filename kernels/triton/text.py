@@ -1,17 +1,18 @@
-"""The Triton that every kernel shares: the block of elements, and the program that walks over blocks."""
+"""The Triton that every kernel shares: the tile of elements, and the program instance that walks over tiles.
 
-HEAD = '''"""{title}"""
+A program instance is one of the many runs of a kernel that a launch consists of.
+"""
 
-import triton
+HEAD = """import triton
 import triton.language as tl
 
 from baoc_compile.kernels.triton.device_functions import *  # noqa: F403
 
 
-'''
+"""
 
-UPDATE = """@triton.jit
-def step_block({arguments}, start, count, first_index, layout, ROWS: tl.constexpr, FULL: tl.constexpr, STRIDED: tl.constexpr):
+TILE = """@triton.jit
+def step_tile({arguments}, start, count, first_index, layout, ROWS: tl.constexpr, FULL: tl.constexpr, STRIDED: tl.constexpr):
     lanes = tl.arange(0, ROWS)[:, None] * {width} + tl.arange(0, {width})[None, :]
     mask = lanes < count
 {loads}
@@ -23,11 +24,11 @@ def step_block({arguments}, start, count, first_index, layout, ROWS: tl.constexp
 
 STEP = """@triton.jit
 def step_tensors(
-    table, numbers, programs, tickets, layouts,
-    ROWS: tl.constexpr, BLOCKS: tl.constexpr, ALIGNED: tl.constexpr, STRIDED: tl.constexpr,
+    table, numbers, instances, tickets, layouts,
+    ROWS: tl.constexpr, TILES: tl.constexpr, ALIGNED: tl.constexpr, STRIDED: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    tensor = tl.load(programs + program)
+    instance = tl.program_id(0)
+    tensor = tl.load(instances + instance)
     row = table + tensor.to(tl.int64) * {row_length}
     numel = tl.load(row + NUMEL)
     first_index = tl.load(row + FIRST_INDEX)
@@ -35,15 +36,15 @@ def step_tensors(
     # scalars, in double
 {scalars}
     # elements
-    BLOCK: tl.constexpr = ROWS * {width}
+    BLOCK_SIZE: tl.constexpr = ROWS * {width}
     layout = layouts + tensor.to(tl.int64) * {strided} * LAYOUT
-    first = (program - tl.load(row + FIRST_PROGRAM)) * BLOCKS
-    for block in range(first, tl.minimum(first + BLOCKS, tl.cdiv(numel, BLOCK))):
-        start = block * BLOCK
-        if start + BLOCK <= numel:
-            step_block({arguments}, start, BLOCK, first_index, layout, ROWS, True, STRIDED)
+    first = (instance - tl.load(row + FIRST_INSTANCE)) * TILES
+    for tile in range(first, tl.minimum(first + TILES, tl.cdiv(numel, BLOCK_SIZE))):
+        start = tile * BLOCK_SIZE
+        if start + BLOCK_SIZE <= numel:
+            step_tile({arguments}, start, BLOCK_SIZE, first_index, layout, ROWS, True, STRIDED)
         else:
-            step_block({arguments}, start, (numel - start).to(tl.int32), first_index, layout, ROWS, False, STRIDED)
+            step_tile({arguments}, start, (numel - start).to(tl.int32), first_index, layout, ROWS, False, STRIDED)
 {counters}
 """
 
@@ -83,7 +84,8 @@ def finish(pointer, decay, sets, total, numel, cycle):
 
 @triton.jit
 def average_tensors(
-    table, numbers, tasks, tickets, layouts, partial_sums, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, STRIDED: tl.constexpr,
+    table, numbers, tasks, tickets, layouts, partial_sums,
+    BLOCK_SIZE: tl.constexpr, ALIGNED: tl.constexpr, STRIDED: tl.constexpr,
 ):
     task = tasks + tl.program_id(0).to(tl.int64) * {columns}
 {task}
@@ -101,60 +103,16 @@ def average_tensors(
     if run == 1:
         average(
             {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-            BLOCK, 1, STRIDED,
+            BLOCK_SIZE, 1, STRIDED,
         )
-    elif run < BLOCK:
+    elif run < BLOCK_SIZE:
         average(
             {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-            16, BLOCK // 16, STRIDED,
+            16, BLOCK_SIZE // 16, STRIDED,
         )
     else:
         average(
             {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-            1, BLOCK, STRIDED,
+            1, BLOCK_SIZE, STRIDED,
         )
 """
-
-#: Names that the texts above use, which values of a rule must not take.
-RESERVED = frozenset(
-    [
-        "table",
-        "numbers",
-        "programs",
-        "tickets",
-        "layouts",
-        "program",
-        "tensor",
-        "row",
-        "numel",
-        "first_index",
-        "layout",
-        "first",
-        "block",
-        "start",
-        "count",
-        "lanes",
-        "mask",
-        "triton",
-        "tl",
-        "step_block",
-        "step_tensors",
-        "task",
-        "tasks",
-        "operand",
-        "sets",
-        "element",
-        "index",
-        "total",
-        "value",
-        "piece",
-        "pieces",
-        "partials",
-        "ticket",
-        "run",
-        "cycle",
-        "average",
-        "finish",
-        "other",
-    ]
-)

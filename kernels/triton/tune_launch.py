@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from baoc_compile.core.codec import Sharing
 from baoc_compile.core.program_graph import Operand, ProgramGraph, TensorArguments
-from baoc_compile.kernels.build.compile_cpp import cache_dir
+from baoc_compile.kernels.build.cache import cache_folder
 from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram, default_shape
 
 log = logging.getLogger("baoc")
 
-#: Beside the one that is used unmeasured: elements of a block, blocks of a program, threads.
+#: Beside the one that is used unmeasured: elements of a tile, tiles of a program instance, threads.
 CANDIDATES = ((512, 4, 128), (1024, 8, 256), (1024, 8, 128), (2048, 4, 256))
 _ELEMENTS = 1 << 23
 _ROUNDS = 5
@@ -27,35 +23,26 @@ _ROUNDS = 5
 
 def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
     """The fastest of the candidates over 8 million elements of scratch memory (no more than 200 MB)."""
-    path = cache_dir() / "launch_shapes.json"
-    known = _known(path)
+    folder = cache_folder()
     source = TritonProgram(graph).source
     key = f"{torch.cuda.get_device_name(device)}/{hashlib.sha256(source.encode()).hexdigest()[:24]}"
-    if key not in known:
+    shape = _shape_of(folder.entries("launch_shapes.json").get(key))
+    if shape is None:
         warp = 64 if torch.version.hip else 32
-        others = (
-            LaunchShape(max(block, graph.width), blocks, threads // warp) for block, blocks, threads in CANDIDATES
-        )
+        others = (LaunchShape(max(tile, graph.width), tiles, threads // warp) for tile, tiles, threads in CANDIDATES)
         shapes = dict.fromkeys((default_shape(graph), *others))
         with torch.cuda.device(device):
             seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in shapes}
-        best = min(seconds, key=lambda shape: seconds[shape])
-        log.info("%s: %s, of %s", graph.title, best, seconds)
-        known[key] = [best.block, best.blocks, best.warps]
-        _write(path, _known(path) | known)
-    return LaunchShape(*known[key])
+        shape = min(seconds, key=lambda shape: seconds[shape])
+        log.info("%s: %s, of %s", graph.title, shape, seconds)
+        folder.add_entries("launch_shapes.json", {key: [shape.tile, shape.tiles, shape.warps]})
+    return shape
 
 
-def _known(path: Path) -> dict[str, Any]:
-    """What other processes may have written meanwhile, too."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(path: Path, known: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as text:
-        json.dump(known, text, indent=1)
-    os.replace(text.name, path)
+def _shape_of(entry: Any) -> LaunchShape | None:
+    """A remembered shape; None for what is not there, or is none."""
+    is_one = isinstance(entry, list) and len(entry) == 3 and all(type(n) is int and n > 0 for n in entry)
+    return LaunchShape(*entry) if is_one else None
 
 
 def _milliseconds(program: TritonProgram, device: torch.device) -> float:
@@ -76,14 +63,13 @@ def _scratch(graph: ProgramGraph, device: torch.device) -> TensorArguments:
     """One tensor with zeros for everything: the same instructions and bytes as real ones."""
 
     def entries(operand: Operand) -> tuple[int, ...]:
-        if operand.kind == "scalar":
+        if operand.per == "scalar":
             return ()
-        if operand.kind == "table":
-            slot, part = operand.key.rsplit(".", 1)
-            return (next(p.count for p in graph.configuration[slot].parts if p.name == part),)
-        if operand.kind == "shared":
+        if operand.per == "codebook" and operand.part is not None:
+            return (operand.part.count,)
+        if operand.per == "shared":
             return (1,)
-        return (_ELEMENTS // (operand.group_size if operand.kind == "group" else 8 // operand.bits),)
+        return (_ELEMENTS // (operand.group_size if operand.per == "group" else 8 // operand.bits),)
 
     tensors = {o.name: torch.zeros(entries(o), dtype=o.dtype, device=device) for o in graph.pointers}
     sharing = {o.name: Sharing(_ELEMENTS, 1) for o in graph.shared}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from baoc_compile.core.torch_private import schema_of
 from baoc_compile.passes.capture.torch_calls import operation
 
 MATMULS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot"}
@@ -53,7 +54,7 @@ def kind_of_use(name: str, slot: str, shape: tuple[int, ...], normalized: bool) 
 
 def named_arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
     """The tensors that a call takes, with the names of its arguments; those in a list are numbered."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     names = [argument.name for argument in schema.arguments] if schema is not None else []
     for i, argument in enumerate(node.args):
         yield from _tensors(names[i] if i < len(names) else str(i), argument)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +13,7 @@ from torch import Tensor
 from baoc_compile.core.block import Block
 from baoc_compile.core.errors import OptionError
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.blocks.parameter_roles import ParameterRole, parameter_roles
-from baoc_compile.passes.blocks.record_calls import ForwardGraph
+from baoc_compile.passes.blocks.parameter_roles import ParameterRole
 
 Grouping = Callable[[str, Tensor], Hashable] | Mapping[str, Hashable]
 
@@ -22,34 +22,33 @@ _BY_DIMENSIONS = ("number", "vector", "matrix")
 
 def group_blocks(
     table: ParameterTable,
-    kind_of: Mapping[int, Hashable],
-    forward: ForwardGraph | None = None,
+    must_agree: Mapping[int, Hashable],
+    roles: Mapping[int, ParameterRole] = MappingProxyType({}),
     grouping: Grouping | None = None,
 ) -> tuple[Block, ...]:
     """Every parameter of `table` in exactly one block; blocks in the order in which the model uses them.
 
-    Parameters are in one block if they agree in role (see `parameter_roles`), shape and `kind_of`. Parameters that are
-    not in `forward`, which is all of them without it, have their number of dimensions for a role. `grouping`, the option
-    `blocks`, replaces roles and shapes by labels of the user's: a function of a parameter's name and the parameter, or a
-    mapping of names.
+    Parameters are in one block if they agree in role, shape and `must_agree`.
+
+    must_agree: by index, whatever else the parameters of one block have in common.
+    roles: by index (see `roles_by_index`); parameters without one have their number of dimensions for a role.
+    grouping: the option `blocks`, which replaces roles and shapes by labels of the user's: a function of a parameter's name
+        and the parameter, or a mapping of names.
 
     Raises OptionError if `grouping` leaves a parameter without a label or mentions one that does not exist.
     """
     count = len(table.parameters)
     if grouping is not None:
         labels = _labels(table, grouping)
-        keys: list[tuple[Hashable, ...]] = [(labels[i], kind_of[i]) for i in range(count)]
+        keys: list[tuple[Hashable, ...]] = [(labels[i], must_agree[i]) for i in range(count)]
         titles = [(str(labels[i]), "") for i in range(count)]
         first_use = [0] * count
     else:
-        seen = dict(forward.placeholders_of(table.parameters)) if forward is not None else {}
-        found = parameter_roles(forward) if forward is not None and seen else {}
-        roles = [found.get(seen[i]) if i in seen else None for i in range(count)]
-        roles = [role or _unseen(parameter) for role, parameter in zip(roles, table.parameters, strict=True)]
+        every = [roles.get(i) or _unseen(parameter) for i, parameter in enumerate(table.parameters)]
         shapes = [tuple(parameter.shape) for parameter in table.parameters]
-        keys = [(roles[i].name, roles[i].surroundings, shapes[i], kind_of[i]) for i in range(count)]
-        titles = [(roles[i].name, "x".join(map(str, shapes[i]))) for i in range(count)]
-        first_use = [role.first_use for role in roles]
+        keys = [(every[i].name, every[i].surroundings, shapes[i], must_agree[i]) for i in range(count)]
+        titles = [(every[i].name, "x".join(map(str, shapes[i]))) for i in range(count)]
+        first_use = [role.first_use for role in every]
 
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i in sorted(range(count), key=lambda i: first_use[i]):

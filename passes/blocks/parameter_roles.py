@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
-from torch import fx
+from torch import Tensor, fx
 
 from baoc_compile.passes.blocks.parameter_graph import INPUT, OUTPUT, STREAM, Place, parameter_graph
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
@@ -34,6 +34,13 @@ class ParameterRole:
     name: str
     surroundings: tuple[str, ...]
     first_use: int
+
+
+def roles_by_index(forward: ForwardGraph, parameters: Sequence[Tensor]) -> dict[int, ParameterRole]:
+    """The roles of those `parameters` that the model uses, by their index."""
+    seen = dict(forward.placeholders_of(parameters))
+    found = parameter_roles(forward) if seen else {}
+    return {i: found[placeholder] for i, placeholder in seen.items() if placeholder in found}
 
 
 def parameter_roles(forward: ForwardGraph) -> dict[fx.Node, ParameterRole]:

@@ -14,9 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from baoc_compile.core.torch_private import (
+    FakeTensor,
+    FakeTensorMode,
+    current_dispatch_mode,
+    hint_of,
+    is_compiled,
+    uncompiled_module,
+)
 from baoc_compile.passes.blocks.record_calls import ForwardGraph, ForwardRecorder
 
 log = logging.getLogger("baoc")
@@ -53,7 +59,7 @@ class Watch:
         self._stop()  # of a call that was interrupted: hooks do not run after a KeyboardInterrupt
         if not model.training or not torch.is_grad_enabled() or torch.jit.is_tracing():
             return
-        if any(_is_compiled(module) for module in model.modules()):
+        if any(is_compiled(module) for module in model.modules()):
             log.info("the model is compiled in parts, so that its forward pass is not seen as a whole")
             self.remove()
             return
@@ -81,7 +87,7 @@ class Watch:
 
     def _stop(self) -> Any:
         recorder, self._recorder = self._recorder, None
-        if recorder is not None and _get_current_dispatch_mode() is recorder:
+        if recorder is not None and current_dispatch_mode() is recorder:
             recorder.__exit__(None, None, None)
         return recorder
 
@@ -92,11 +98,7 @@ def watch_forward(model: torch.nn.Module, on_graph: Callable[[ForwardGraph], Non
     A model that is compiled, wholly or in parts, is left alone. A call that raises is forgotten, and the next one
     recorded. `.remove()` of what is returned ends the watch early.
     """
-    return Watch(getattr(model, "_orig_mod", model), on_graph)
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+    return Watch(uncompiled_module(model), on_graph)
 
 
 def _is_number(value: Any) -> bool:
@@ -121,7 +123,7 @@ def record_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> ForwardGr
 
     def stand_in(value: Any) -> Any:
         if isinstance(value, torch.SymInt):
-            return value.node.hint
+            return hint_of(value)
         if not isinstance(value, Tensor):
             return value
         if id(value) not in stand_ins:

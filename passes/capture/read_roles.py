@@ -1,26 +1,31 @@
 """Is this graph an optimizer step, of which optimizer, and what is each of its inputs?
 
-Everything that leans on Dynamo's private interfaces is in this file: the sources of graph inputs, the frame being
-traced, and the dictionaries that the traced code will have changed when it returns.
+It asks Dynamo for the sources of graph inputs, for the frame being traced, and for the dictionaries that the traced code
+will have changed when it returns.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
-from torch._dynamo.source import GradSource
-from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from baoc_compile.core.step_graph import InputRole, ParameterTable
+from baoc_compile.core.torch_private import (
+    GradSource,
+    InstructionTranslator,
+    cached_traces,
+    forget_traces,
+    holders_of,
+    recompile_limit,
+    source_of,
+)
 from baoc_compile.passes.capture.torch_calls import operation, returned_nodes
-from baoc_compile.runtime.session import sessions
 
 log = logging.getLogger("baoc")
 
@@ -41,8 +46,11 @@ class TracedRoles:
     code: CodeType | None = None
 
 
-def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
-    """None when the graph is not an optimizer step (it then goes to the inner backend untouched)."""
+def read_roles(gm: fx.GraphModule, known: Iterable[Any] = ()) -> TracedRoles | None:
+    """None when the graph is not an optimizer step (it then goes to the inner backend untouched).
+
+    known: optimizers whose state a part of a step may change out of sight of its own frame.
+    """
     translator = InstructionTranslator.current_tx()
     if translator is None:
         return None
@@ -50,7 +58,6 @@ def read_roles(gm: fx.GraphModule) -> TracedRoles | None:
     candidates = list(_optimizers(inputs, translator))
     optimizer = next((o for o in candidates if _changes(_parameters(o), inputs)), None)
     if optimizer is None:
-        known = [o for session in sessions() if (o := session.optimizer()) is not None]
         partly = next((o for o in (*candidates, *known) if _changes(_state_tensors(o) | _parameters(o), inputs)), None)
         return None if partly is None else TracedRoles(False, ParameterTable.of(partly), {}, {})
     table = ParameterTable.of(optimizer)
@@ -69,8 +76,8 @@ def make_room_for_traces(code: CodeType) -> None:
     """Before a function is traced anew since its state was replaced. Dynamo keeps traces whose guards can never hold again
     and counts them, and runs a function that has been traced `recompile_limit` times eagerly from then on. All traces
     of the function go, when that is near; other optimizers that run the same code are traced once more."""
-    if len(_debug_get_cache_entry_list(code)) >= torch._dynamo.config.recompile_limit - 1:
-        reset_code(code)
+    if len(cached_traces(code)) >= recompile_limit() - 1:
+        forget_traces(code)
 
 
 def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any, Any]]:
@@ -79,7 +86,7 @@ def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any,
         if node.op == "get_attr" and node.users:
             yield node, getattr(gm, node.target, None), None
         elif node.op == "placeholder":
-            source = getattr(node, "_dynamo_source", None)
+            source = source_of(node)
             yield node, None if source is None else _evaluate(source, translator), source
 
 
@@ -187,7 +194,7 @@ def _dictionaries(side_effects: Any, translator: Any) -> Iterator[tuple[Any, lis
 def _entries(variable: Any) -> list[tuple[Any, Any]]:
     """(key variable, value variable) of a Dynamo dictionary, whatever class it has in this release."""
     variable = variable.realize() if hasattr(variable, "realize") else variable
-    for holder in (variable, getattr(variable, "_base_vt", None), getattr(variable, "_dict_vt", None)):
+    for holder in holders_of(variable):
         items = getattr(holder, "items", None)
         if isinstance(items, dict):
             return [(getattr(key, "vt", key), value) for key, value in items.items()]

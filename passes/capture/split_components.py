@@ -1,10 +1,11 @@
 """Rewrite: the flat step graph -> one piece per parameter, plus a prelude of what they share.
 
-Element nodes (tensors that depend on a parameter or gradient) are joined along their edges; edges that carry only a
-0-dim value are cut. What is left connected is exactly one parameter's update, as long as the optimizer is
-elementwise; an optimizer that mixes parameters gives a piece with several of them. Scalar nodes go with the piece
-that uses them (copied if several do); a scalar that is changed in place and used by several pieces, and reductions of
-the step's inputs such as a gradient norm, make up the prelude, which runs once before the pieces.
+Element nodes (tensors that depend on a parameter or gradient) are joined along their edges, and so are the inputs that
+belong to one parameter; edges that carry only a 0-dim value are cut. What is left connected is exactly one parameter's
+update, as long as the optimizer is elementwise; an optimizer that mixes parameters gives a piece with several of them.
+Scalar nodes go with the piece that uses them (copied if several do); a scalar that is changed in place and used by
+several pieces, and reductions of the step's inputs such as a gradient norm, make up the prelude, which runs once before
+the pieces.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def split_components(step: StepGraph) -> Split:
     for node in calls:
         if node in elements:
             pieces.union(node, *(i for i in node.all_input_nodes if i in elements))
+    first: dict[int, fx.Node] = {}  # what belongs to one parameter is one piece, even where no call joins it
+    for node, role in step.roles.items():
+        if node in elements and role.kind != "scalar":
+            pieces.union(first.setdefault(role.parameter, node), node)
 
     parameters: dict[fx.Node, set[int]] = defaultdict(set)  # of every piece, by its representative
     for node, role in step.roles.items():

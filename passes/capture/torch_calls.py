@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from baoc_compile.core.torch_private import COMPUTES_NOTHING, FOREACH
+
 _SPELLINGS = {
     "truediv": "div",
     "true_divide": "div",
@@ -28,9 +30,8 @@ _SPELLINGS = {
     "sym_max": "maximum",
     "sym_min": "minimum",
 }
-_IDENTITIES = {"item", "sym_float", "float", "detach", "_get_value", "sym_int"}
+_IDENTITIES = {"item", "sym_float", "float", "detach", "sym_int"}
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
-_IGNORED = {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_assert_scalar", "_assert_async"}
 
 
 def spelled(node: fx.Node) -> str:
@@ -67,12 +68,12 @@ def is_identity(node: fx.Node) -> bool:
 
 def is_ignored(node: fx.Node) -> bool:
     """The node has no bearing on values: gradient mode, assertions that Dynamo inserts."""
-    return operation(node)[0] in _IGNORED
+    return operation(node)[0] in COMPUTES_NOTHING
 
 
 def single_function(foreach_name: str) -> tuple[Callable[..., Any], bool]:
     """`_foreach_add_` -> (torch.add, True): the per-tensor function and whether the list form is in place."""
-    name = foreach_name.removeprefix("_foreach_")
+    name = foreach_name.removeprefix(FOREACH)
     base = name.rstrip("_")
     return _SINGLE.get(base) or getattr(torch, base), name.endswith("_")
 

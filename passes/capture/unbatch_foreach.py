@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from baoc_compile.core.torch_private import FOREACH
 from baoc_compile.passes.capture.torch_calls import is_ignored, operation, returned_nodes, single_function, spelled
 
 
@@ -42,7 +43,7 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
         unused = node.op == "get_attr" and not node.users  # torch has dropped the attribute already
         if unused or (node.op in ("call_function", "call_method") and is_ignored(node)):
             continue
-        if node.op == "call_function" and spelled(node).startswith("_foreach_"):
+        if node.op == "call_function" and spelled(node).startswith(FOREACH):
             flat[node] = _expand(graph, node, lookup(node.args), lookup(node.kwargs))
             latest |= {alias_root(new): new for new in flat[node]}
         elif node.target is operator.getitem and isinstance(flat.get(node.args[0]), list):

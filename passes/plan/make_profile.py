@@ -11,19 +11,19 @@ import torch
 from baoc_compile.core.block import Block
 from baoc_compile.core.codec import Codec
 from baoc_compile.core.configuration import Configuration
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.profile import BlockCandidate, BlockStatistics, Profile
 from baoc_compile.core.program_graph import Signature
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage
 from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_TENSOR, TimeModel
 from baoc_compile.passes.risk.assess_risk import Risk
 from baoc_compile.passes.risk.block_statistics import block_statistics
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.measure_risk import measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
-from baoc_compile.runtime.session import Session
-from baoc_compile.state.state_tensor import state_bytes
+from baoc_compile.state.entries import state_bytes
 
 #: Nats per unit of expected harm for a block that is the whole model: an order for blocks that were not sampled.
 NATS_PER_HARM = 1e-3
@@ -33,19 +33,19 @@ NATS_PER_HARM = 1e-3
 class Planned:
     """What may be planned: rules by parameter, and how each slot is stored now."""
 
-    session: Session
+    storage: Storage
     table: ParameterTable
     rules: Mapping[int, UpdateRule]
 
     def current(self, i: int) -> dict[str, Codec]:
-        decisions = self.session.decisions[self.table.parameters[i]]
-        return {slot.key: decisions[slot.key].codec for slot in self.rules[i].slots}
+        codecs = self.storage.of(i).codecs
+        return {slot.key: codecs[slot.key] for slot in self.rules[i].slots}
 
-    def kinds(self) -> dict[int, object]:
+    def must_agree(self) -> dict[int, object]:
         """What the parameters of one block have in common, besides their role."""
-        return {i: self._kind(i) for i in range(len(self.table.parameters))}
+        return {i: self._common(i) for i in range(len(self.table.parameters))}
 
-    def _kind(self, i: int) -> object:
+    def _common(self, i: int) -> object:
         parameter = self.table.parameters[i]
         stored = tuple(c.name for c in self.current(i).values()) if i in self.rules else ("as traced", i)
         rule = self.rules[i].key if i in self.rules else ""

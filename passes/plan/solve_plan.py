@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 
 from baoc_compile.core.allocation import Allocation, Candidate, total_risk
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
+from baoc_compile.core.errors import BudgetError
 from baoc_compile.core.profile import BlockCandidate, Profile
+from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
+from baoc_compile.kernels.codecs.catalogue import codec_named
+from baoc_compile.passes.solve.allocate import fastest_choice
 from baoc_compile.passes.solve.couple import allocate_coupled, coupled_frontier
 from baoc_compile.state.plan import ParameterPlan, Plan
 
@@ -42,6 +46,15 @@ class Solution:
         )
         return replace(self, allocation=allocation, chosen=tuple(now))
 
+    def stored(self, storage: Storage) -> Storage:
+        """`storage` with what was chosen for every block's parameters."""
+        changed = {}
+        for block, candidate in zip(self.profile.blocks, self.chosen, strict=True):
+            for i in block.parameters:
+                slots = {key: StoredSlot(codec_named(name)) for key, name in candidate.codecs.items()}
+                changed[i] = StoredParameter({**storage.of(i).slots, **slots}, block.name, candidate.update_scale)
+        return replace(storage.with_parameters(changed), certificate=self.allocation.certificate)
+
     def plan(self, base: Plan) -> Plan:
         """`base` with the entries of every block's parameters."""
         parameters: dict[int, ParameterPlan] = dict(base.parameters)
@@ -50,7 +63,7 @@ class Solution:
                 kept = dict(parameters[i].slots) if i in parameters else {}
                 slots = {**kept, **candidate.codecs}
                 parameters[i] = ParameterPlan(
-                    self.profile.names[i], self.profile.shapes[i], slots, candidate.update_scale
+                    self.profile.names[i], self.profile.shapes[i], slots, candidate.update_scale, block.name
                 )
         return replace(base, parameters=parameters, certificate=self.allocation.certificate)
 
@@ -70,22 +83,41 @@ def _item(candidate: BlockCandidate) -> Candidate:
 
 
 def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: TimeBudget | None = None) -> Solution:
-    """The plan of least risk within both budgets. Raises BudgetError that names the smallest budget that can be met.
+    """The plan of least risk within both budgets.
 
-    The certificate is of the blocks' choice when the launches of as many programs are set aside from the time budget.
+    Launches are shared, so they are no block's own: their time is set aside from the time budget, and the certificate is of
+    the blocks' choice within what is left. Where that leaves too little, the fastest plan is taken if it fits.
+
+    Raises BudgetError that names the smallest budget that can be met.
     """
     budget_bytes = memory_budget.in_bytes(profile.full_bytes, profile.numel)
     budget_ns = time_budget.in_ns(profile.full_ns) if time_budget is not None else None
     allowed = [[c for c in candidates if _is_allowed(c)] for candidates in profile.candidates]
-    spared = 0.0
-    while True:
-        left_ns = budget_ns - spared if budget_ns is not None else None
-        allocation = allocate_coupled(items_of(profile), budget_bytes, left_ns)
+
+    def solution_of(allocation: Allocation) -> Solution:
         chosen = tuple(candidates[j] for candidates, j in zip(allowed, allocation.choice, strict=False))
-        solution = Solution(profile, allocation, chosen, budget_bytes, budget_ns)
-        if budget_ns is None or solution.time_ns <= budget_ns:
+        return Solution(profile, allocation, chosen, budget_bytes, budget_ns)
+
+    items, spared, bound = items_of(profile), 0.0, -math.inf
+    while budget_ns is not None:
+        try:
+            allocation = allocate_coupled(items, budget_bytes, budget_ns - spared)
+        except BudgetError:
+            break
+        bound = allocation.lower_bound if spared == 0.0 else bound
+        solution = solution_of(allocation)
+        if solution.time_ns <= budget_ns:
             return solution
-        spared = max(launch_ns(chosen), spared * 1.05)  # launches are shared, so they are no block's own
+        spared = max(launch_ns(solution.chosen), spared * 1.05)
+    if budget_ns is None:
+        return solution_of(allocate_coupled(items, budget_bytes))
+    fastest = solution_of(Allocation.of(items, fastest_choice(items, budget_bytes), bound))
+    if fastest.time_ns <= budget_ns:
+        return fastest
+    raise BudgetError(
+        f"time_budget: {budget_ns:.0f} ns is too small: the fastest plan within the memory budget of {budget_bytes} bytes "
+        f"takes {fastest.time_ns:.0f} ns, launches included; raise it to {math.ceil(fastest.time_ns)} ns"
+    )
 
 
 def risk_of(profile: Profile, chosen: Sequence[BlockCandidate]) -> float:

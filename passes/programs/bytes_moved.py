@@ -23,19 +23,16 @@ def bytes_moved(rule: UpdateRule, codecs: Mapping[str, Codec], parameter: torch.
     element = parameter.numel() * parameter.element_size()
     total = 0
     for launch in (*reduced.averages, reduced.update):
-        written = {i.key for i in launch.inputs if i.name in launch.outputs} | set(launch.outputs)
         for rule_input in launch.inputs:
             reads = any(n.target == rule_input.name and n.users for n in launch.gm.graph.nodes if n.op == "placeholder")
-            touches = int(reads) + int(rule_input.name in launch.outputs)
+            touches = int(reads) + int(rule_input.name in launch.replaced)
             if rule_input.kind == "param":
                 total += touches * (element + sizes.get(WEIGHT_KEY, 0))
             elif rule_input.kind == "grad":
                 total += touches * element
             elif rule_input.kind == "slot":
                 total += touches * sizes[rule_input.key]
-        total += sum(
-            2 * sizes[key] for key in by_mechanism["sharing"] if key in written and launch is not reduced.update
-        )
+        total += sum(2 * sizes[key] for key in launch.averaged)
     return total
 
 

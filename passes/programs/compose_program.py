@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from baoc_compile.core.codec import CLOCK_DTYPE, WEIGHT_KEY, Codec, Part
-from baoc_compile.core.program_graph import Kind, Operand, OperandSource, ProgramGraph, Signature
-from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, weight_entry
+from baoc_compile.core.names import identifier
+from baoc_compile.core.program_graph import Operand, ProgramGraph, Signature
+from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule
+from baoc_compile.kernels.dialect.nodes import ValueMeta, meta_of, set_meta
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, traced_decode, traced_encode, traced_words
 from baoc_compile.passes.programs.build_graph import GraphBuilder
-from baoc_compile.passes.rules.reduce_state import DECAY_OF, decay_name, reduce_state
+from baoc_compile.passes.rules.reduce_state import reduce_state
+
+Place = tuple[str, str, str]
 
 #: Elements per group when no codec of the configuration forms groups.
 FREE_WIDTH = 256
@@ -46,40 +50,39 @@ def program_width(codecs: Iterable[Codec]) -> int:
     return sizes[-1] if sizes else FREE_WIDTH
 
 
-def _group_index(size: int) -> str:
-    return f"group_index_{size}"
-
-
 class _Composer(GraphBuilder):
+    """Operands are known by their `place`; what they are called says nothing."""
+
     def __init__(self, rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature, width: int):
         super().__init__(signature.compute_dtype, width)
         self.rule, self.configuration, self.signature = rule, configuration, signature
+        self.weight = weight_entry(configuration)
         self.operands: dict[str, Operand] = {}
-        self.nodes: dict[str, fx.Node] = {}  # operand -> its placeholder
+        self.nodes: dict[Place, fx.Node] = {}  # the placeholders
         self.written: dict[str, fx.Node] = {}  # operand -> its new value
         self.values: dict[str, fx.Node] = {}  # rule input -> its value
         self.decays: dict[str, fx.Node] = {}  # averaged operand -> its decay
 
     def compose(self) -> ProgramGraph:
         self._declare_operands()
-        self.values = {i.name: self._read(i.name, i.kind, i.key) for i in self.rule.inputs}
+        self.values = {i.name: self._read(i) for i in self.rule.inputs}
         returned = self.inline(self.rule.gm.graph, self.values, as_compute=True)
         new = dict(zip(self.rule.outputs, returned, strict=True))
-        for name, value in new.items():
-            if decay_name(name) in new:
-                self._average(name, value, new[decay_name(name)])
-            elif not name.startswith(DECAY_OF):
-                self._write(name, value)
+        for output, value in new.items():
+            if output.kind == "increment":
+                self._average(output.key, value, new[RuleOutput("decay", key=output.key)])
+            elif output.kind != "decay":
+                self._write(output, value)
         outputs, decays = tuple(self.written), list(self.decays)
         self.graph.output((*self.written.values(), *self.decays.values()))
         self.graph.eliminate_dead_code()
-        used = {name for name, node in self.nodes.items() if node.users}
         operands = []
-        for name, operand in self.operands.items():
-            if name in used or name in self.written:
-                operands.append(replace(operand, written=name in self.written, read=name in used))
+        for name, node in zip(self.operands, self.nodes.values(), strict=True):
+            is_read, is_written = bool(node.users), name in self.written
+            if is_read or is_written:
+                operands.append(replace(self.operands[name], written=is_written, read=is_read))
             else:
-                self.graph.erase_node(self.nodes[name])
+                self.graph.erase_node(node)
         positions = {name: position for position, name in enumerate(decays)}
         return ProgramGraph(
             self.rule,
@@ -92,101 +95,100 @@ class _Composer(GraphBuilder):
             positions,
         )
 
-    def _operand(
-        self,
-        name: str,
-        kind: Kind,
-        dtype: torch.dtype,
-        source: OperandSource,
-        key: str = "",
-        bits: int = 8,
-        group_size: int = 0,
-    ) -> None:
-        node = self.graph.placeholder(name)
-        node.meta = {"kind": "element" if kind == "shared" else kind, "dtype": dtype, "group_size": group_size}
-        self.operands[name] = Operand(name, kind, dtype, source, key, bits=bits, group_size=group_size)
-        self.nodes[name] = node
-
     def _declare_operands(self) -> None:
-        signature = self.signature
-        self._operand("param", "element", signature.param_dtype, "param")
-        self._operand("grad", "element", signature.grad_dtype, "grad")
+        """The rule's inputs keep their names; the others get names that are free."""
+        signature, taken = self.signature, {"param", "grad", *(i.name for i in self.rule.inputs)}
+
+        def declare(operand: Operand) -> None:
+            node = self.graph.placeholder(operand.name)
+            per = "element" if operand.per == "shared" else operand.per
+            set_meta(node, ValueMeta(per, operand.dtype, operand.group_size))
+            taken.add(operand.name)
+            self.operands[operand.name], self.nodes[operand.place] = operand, node
+
+        def free(name: str) -> str:
+            return identifier(name, taken)
+
+        declare(Operand("param", "element", signature.param_dtype, "param"))
+        declare(Operand("grad", "element", signature.grad_dtype, "grad"))
         for key, codec in self.configuration.items():
             for part in codec.stored_parts:
-                name, source_key = f"{key}_{part.name}", f"{key}.{part.name}"
                 size = codec.group_size or 0 if part.per == "group" else 0
-                self._operand(name, part.per, part.dtype, "part", source_key, part.bits, size)
+                declare(Operand(free(f"{key}_{part.name}"), part.per, part.dtype, "part", key, part, group_size=size))
             if codec.stochastic:
-                self._operand(f"{key}_clock", "scalar", CLOCK_DTYPE, "clock", key)
-                self._operand(f"{key}_salt", "scalar", CLOCK_DTYPE, "salt", key)
+                declare(Operand(free(f"{key}_clock"), "scalar", CLOCK_DTYPE, "clock", key))
+                declare(Operand(free(f"{key}_salt"), "scalar", CLOCK_DTYPE, "salt", key))
         counter_dtypes = dict(signature.counter_dtypes)
-        for rule_input in self.rule.inputs_of("counter"):
-            self._operand(rule_input.name, "scalar", counter_dtypes[rule_input.name], "counter", rule_input.key)
-        for rule_input in self.rule.inputs_of("scalar"):
-            self._operand(rule_input.name, "scalar", torch.float64, "scalar", rule_input.name)
+        for counter in self.rule.inputs_of("counter"):
+            declare(Operand(counter.name, "scalar", counter_dtypes[counter.name], "counter", input=counter))
+        for scalar in self.rule.inputs_of("scalar"):
+            declare(Operand(scalar.name, "scalar", torch.float64, "scalar", input=scalar))
         if signature.has_update_scale:
-            self._operand("update_scale", "scalar", torch.float64, "update_scale")
-        self._operand("index", "element", torch.int32, "index")
+            declare(Operand(free("update_scale"), "scalar", torch.float64, "update_scale"))
+        declare(Operand(free("index"), "element", torch.int32, "index"))
         for size in sorted({codec.group_size or self.width for codec in self.configuration.values()}):
-            self._operand(_group_index(size), "group", torch.int32, "group_index", group_size=size)
+            name = free(f"group_index_{size}")
+            declare(Operand(name, "group", torch.int32, "group_index", group_size=size))
 
-    def _read(self, name: str, kind: str, key: str) -> fx.Node:
-        key = WEIGHT_KEY if kind == "param" else key
-        if kind == "slot" or (kind == "param" and key in self.configuration):
+    def _read(self, rule_input: RuleInput) -> fx.Node:
+        key = self.weight if rule_input.kind == "param" else rule_input.key if rule_input.kind == "slot" else None
+        if key is not None:
             codec = self.configuration[key]
-            parts = [self._part(key, part) for part in codec.parts]
+            parts = [self.nodes[self._place(key, part)] for part in codec.parts]
             (value,) = self.inline_codec(codec, "decode", traced_decode, parts, key)
-            return self.cast(value, self.compute_dtype, f"{key}_value")
-        target = torch.float64 if kind in ("counter", "scalar") else self.compute_dtype
-        return self.cast(self.nodes[name], target, f"{name}_value")
+            return self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
+        is_number = rule_input.kind in ("counter", "scalar")
+        node = self.nodes[rule_input.kind, rule_input.name if is_number else "", ""]
+        return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
 
-    def _part(self, key: str, part: Part) -> fx.Node:
-        """A part's placeholder; that of the first part of a weight codec is the parameter."""
-        return self.nodes[self._part_name(key, part)]
-
-    def _part_name(self, key: str, part: Part) -> str:
-        codec = self.configuration[key]
-        return f"{key}_{part.name}" if part in codec.stored_parts else "param"
+    def _place(self, key: str, part: Part) -> Place:
+        """Of a part; the first part of a weight codec is the parameter."""
+        return ("part", key, part.name) if part in self.configuration[key].stored_parts else ("param", "", "")
 
     def _average(self, key: str, increment: fx.Node, decay: fx.Node) -> None:
         """shared = decay * shared + mean of the increments."""
         for part in self.configuration[key].parts:
-            name = f"{key}_{part.name}"
-            self.written[name] = self.cast(increment, part.dtype, f"{key}_increment")
+            name = self._name(("part", key, part.name))
+            self.written[name] = self.cast(increment, part.dtype, f"{identifier(key)}_increment")
             self.decays[name] = decay
 
-    def _write(self, name: str, value: fx.Node) -> None:
-        key = next((i.key for i in self.rule.inputs if i.name == name and i.kind == "slot"), name)
-        codec = self.configuration.get(key)
-        if name == "param" and self.signature.has_update_scale:
-            value = self._with_update_scale(value)
-        if codec is None:
-            self.written[name] = self.cast(value, self.operands[name].dtype, f"{name}_new")
+    def _write(self, output: RuleOutput, value: fx.Node) -> None:
+        replaced = next((i for i in self.rule.inputs if output.kind == "new" and i.name == output.name), None)
+        key = output.key if replaced is None else replaced.key if replaced.kind == "slot" else None
+        if replaced is not None and replaced.kind == "param":
+            key = self.weight
+            if self.signature.has_update_scale:
+                value = self._with_update_scale(value)
+        if key is None:
+            self.written[output.name] = self.cast(value, self.operands[output.name].dtype, f"{output.name}_new")
             return
+        codec, name = self.configuration[key], identifier(key)
         stored_dtype = next(
             (p.dtype for p in codec.parts if p.name == "values" and not codec.stochastic), torch.float32
         )
         words: list[Any] = [0, 0]
         if codec.stochastic:
             size = codec.group_size or self.width
-            inputs = [self.nodes[n] for n in (f"{key}_salt", f"{key}_clock", "index", _group_index(size))]
+            places = ("salt", key, ""), ("clock", key, ""), ("index", "", ""), ("group_index", str(size), "")
+            inputs = [self.nodes[place] for place in places]
             *words, clock = self.inline_codec(codec, "words", lambda _, width: traced_words(width), inputs, key)
-            self.written[f"{key}_clock"] = clock
-        value = self.cast(value, stored_dtype, f"{key}_new")
-        tables = [self._part(key, part) for part in codec.parts if part.per == "table"]
-        stored = self.inline_codec(codec, "encode", traced_encode, [value, *words, *tables], key)
+            self.written[self._name(("clock", key, ""))] = clock
+        value = self.cast(value, stored_dtype, f"{name}_new")
+        codebooks = [self.nodes[self._place(key, part)] for part in codec.parts if part.per == "codebook"]
+        stored = self.inline_codec(codec, "encode", traced_encode, [value, *words, *codebooks], key)
         for part, node in zip(encoded_parts(codec), stored, strict=True):
-            self.written[self._part_name(key, part)] = node
+            self.written[self._name(self._place(key, part))] = node
+
+    def _name(self, place: Place) -> str:
+        return str(self.nodes[place].target)
 
     def _with_update_scale(self, value: fx.Node) -> fx.Node:
         """param + update_scale * (new - param)."""
         old = self.values["param"]
         for target, other in (
             (torch.ops.aten.sub.Tensor, old),
-            (torch.ops.aten.mul.Tensor, self.nodes["update_scale"]),
+            (torch.ops.aten.mul.Tensor, self.nodes["update_scale", "", ""]),
             (torch.ops.aten.add.Tensor, old),
         ):
-            meta = dict(value.meta)
-            value = self.graph.call_function(target, (value, other))
-            value.meta = meta
+            value = set_meta(self.graph.call_function(target, (value, other)), meta_of(value))
         return value

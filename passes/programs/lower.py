@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 
 import torch
 
-from baoc_compile.core.errors import BaocWarning
+from baoc_compile.core.errors import CannotEmit, CompilerMissing, warn_once
 from baoc_compile.core.program_graph import Executable, ProgramGraph
-from baoc_compile.kernels.build.compile_cpp import CompilerMissing
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.kernels.launch import addresses
-from baoc_compile.kernels.triton.expressions import CannotEmit
 
 log = logging.getLogger("baoc")
 
@@ -24,24 +20,27 @@ log = logging.getLogger("baoc")
 def start_lowering(graphs: Sequence[ProgramGraph]) -> list[Future[Executable]]:
     """`lower`, in the background, with the compilers running side by side. An interpreter that ends meanwhile waits."""
     pool = ThreadPoolExecutor(len(graphs) + 1)
-    pool.submit(addresses.compiled)
+    pool.submit(addresses.try_again)
     found = [pool.submit(lower, graph) for graph in graphs]
     pool.shutdown(wait=False)
     return found
 
 
 def lower(graph: ProgramGraph) -> Executable:
-    """Never fails: what can't be compiled runs in torch, slower, and a warning says why, once."""
+    """Never fails: what can't be compiled now runs in torch, slower, and a warning says why, once."""
+    about: object = None
     try:
         if graph.signature.device_type == "cpu":
             return CppProgram(graph)
         if graph.signature.device_type == "cuda":  # that of AMD's GPUs, too
             return _for_gpu(graph)
         reason = f"there are no kernels for devices of type {graph.signature.device_type}"
-    except (CompilerMissing, CannotEmit, ImportError) as error:
+    except CompilerMissing as error:
+        reason, about = str(error), CompilerMissing  # a compiler's messages vary
+    except (CannotEmit, ImportError) as error:
         reason = str(error)
     log.warning("%s runs as torch operations: %s", graph.title, reason)
-    _warn_once(reason)
+    warn_once(f"baoc runs optimizer steps without compiled code, which is slow: {reason}", about)
     return TorchProgram(graph)
 
 
@@ -53,10 +52,3 @@ def _for_gpu(graph: ProgramGraph) -> Executable:
     if graph.averages:
         return TritonProgram(graph)
     return TritonProgram(graph, choose_shape(graph, torch.device(graph.signature.device)))
-
-
-@cache
-def _warn_once(reason: str) -> None:
-    warnings.warn(
-        f"baoc runs optimizer steps without compiled code, which is slow: {reason}", BaocWarning, stacklevel=2
-    )

@@ -15,11 +15,12 @@ from baoc_compile.core.codec import WEIGHT_KEY, Codec
 from baoc_compile.core.program_graph import Executable, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.catalogue import full_precision
+from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.lower import start_lowering
 from baoc_compile.passes.rules.extract_rules import RuleClass, Slice
-from baoc_compile.runtime.session import Session
 from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
@@ -38,18 +39,17 @@ class Need:
         return dict(self.codecs)
 
 
-def need_of(step: StepGraph, session: Session, rule: UpdateRule, piece: Slice) -> Need:
+def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -> Need:
     """The state has to be there: raises KeyError for a counter that is not."""
     index = piece.component.parameters[0]
     parameter, state = step.table.parameters[index], step.table.state(index)
     grads = [n for n in piece.inputs if step.roles.get(n) and step.roles[n].kind == "grad"]
     grad_dtype = grads[0].meta["example_value"].dtype if grads else parameter.dtype
     counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
-    has_update_scale = session.update_scale(parameter) != 1.0
-    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, has_update_scale)
+    known = storage.of(index)
+    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, known.update_scale != 1.0)
 
-    decisions = session.decisions.get(parameter, {})
-    configuration = {slot.key: decisions[slot.key].codec for slot in rule.slots}
+    configuration = {slot.key: known.slots[slot.key].codec for slot in rule.slots}
     weight = state.get(WEIGHT_KEY)
     if isinstance(weight, StateTensor) and weight.codec.mechanism == "weight":
         configuration[WEIGHT_KEY] = weight.codec
@@ -57,15 +57,20 @@ def need_of(step: StepGraph, session: Session, rule: UpdateRule, piece: Slice) -
     return Need(rule, tuple(configuration.items()), signature)
 
 
+#: What was made in this process. What failed, or runs as torch operations, stays there only until the next compilation.
 _PROGRAMS: dict[Need, list[tuple[ProgramGraph, Future[Executable]]]] = {}
 
 
-def start_programs(step: StepGraph, session: Session, classes: list[RuleClass]) -> None:
+def start_programs(step: StepGraph, storage: Storage, classes: list[RuleClass]) -> None:
     """Starts the compilers of what the step will need, as far as its state is there. Never fails: what does is tried
     again, and told of, when the step runs."""
     try:
         pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
-        _start({need_of(step, session, rule, piece): None for rule, piece in pieces})
+        needs = dict.fromkeys(need_of(step, storage, rule, piece) for rule, piece in pieces)
+        for need in needs:
+            if any(_fell_back(executable) for _, executable in _PROGRAMS.get(need, ())):
+                del _PROGRAMS[need]
+        _start(needs)
     except Exception as reason:
         log.info("programs are compiled at the first step: %r", reason)
 
@@ -79,6 +84,15 @@ def programs_of(needs: Iterable[Need]) -> list[list[tuple[ProgramGraph, Executab
 
 def _start(needs: Iterable[Need]) -> None:
     for need in needs:
-        if need not in _PROGRAMS:
+        if need not in _PROGRAMS or any(_failed(executable) for _, executable in _PROGRAMS[need]):
             graphs = compose_step(need.rule, need.configuration, need.signature)
             _PROGRAMS[need] = list(zip(graphs, start_lowering(graphs), strict=True))
+
+
+def _failed(made: Future[Executable]) -> bool:
+    return made.done() and (made.cancelled() or made.exception() is not None)
+
+
+def _fell_back(made: Future[Executable]) -> bool:
+    """What kept it from being compiled may be gone."""
+    return made.done() and not _failed(made) and isinstance(made.result(), TorchProgram)

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Codec, Part
+from baoc_compile.core.codec import Codec
+from baoc_compile.core.errors import CannotEmit, CompilerMissing
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.kernels.build.compile_cpp import CompilerMissing, compiler
+from baoc_compile.kernels.build.compile_cpp import compiler
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.codecs.counter_hash import slot_salt
 from baoc_compile.kernels.codecs.sharing import Shared
 from baoc_compile.kernels.cpp.emit import CppEmitter
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
-from baoc_compile.kernels.triton.expressions import CannotEmit
 from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.make_programs import Need, programs_of
@@ -212,17 +212,17 @@ def synthetic_step(
     device = torch.device(signature.device)
     params = [_normal(shape, signature.param_dtype, device) for _ in range(count)]
     grads = [_normal(shape, signature.grad_dtype, device) for _ in range(count)]
-    stored: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    stored: list[dict[tuple[str, str, str], Tensor]] = [{} for _ in range(count)]
     launches = []
     for graph, executable in made:
         launch = Launch(graph, executable)
         for own in stored:  # programs of one step share their operands
-            own |= {o.name: _first(o, codecs, shape, device) for o in launch.state_operands if o.name not in own}
-        sharing = {o.name: _codec(o, codecs).sharing(_part(o, codecs), shape) for o in graph.shared}
-        numbers = {o.name: _number(o, graph.rule) for o in graph.numbers}
+            own |= {o.place: _first(o, codecs, shape, device) for o in launch.state_operands if o.place not in own}
+        sharing = {o.name: codecs[o.slot].sharing(o.part, shape) for o in graph.shared if o.part is not None}
+        numbers = {o.name: _number(o) for o in graph.numbers}
         launch.parameters, launch.shapes, launch.varying = ["synthetic"] * count, [shape] * count, [{}] * count
         launch.numbers, launch.sharing = [numbers] * count, [sharing] * count
-        launches.append(BoundLaunch(launch, params, [own[o.name] for own in stored for o in launch.state_operands]))
+        launches.append(BoundLaunch(launch, params, [own[o.place] for own in stored for o in launch.state_operands]))
 
     def step() -> None:
         for bound in launches:
@@ -238,24 +238,16 @@ def _normal(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tens
     return few.repeat(-(-numel // len(few)))[:numel].view(shape)
 
 
-def _number(operand: Operand, rule: UpdateRule) -> float:
+def _number(operand: Operand) -> float:
     """A half, where the rule's interval allows it: no decay to what the processor computes slowly, and no growth."""
     if operand.source == "salt":
-        return float(slot_salt(0, operand.key))
-    bounds = next((i.bounds for i in rule.inputs if i.name == operand.name), (0.0, 1.0))
+        return float(slot_salt(0, operand.slot))
+    bounds = operand.input.bounds if operand.input else (0.0, 1.0)
     return min(max(0.5, bounds[0]), bounds[1]) if bounds[1] > 0.0 else max(-0.5, bounds[0])
 
 
 def _first(operand: Operand, codecs: Mapping[str, Codec], shape: torch.Size, device: torch.device) -> Tensor:
-    if operand.source == "part":
-        return _codec(operand, codecs).initial(_part(operand, codecs), shape, device)
+    if operand.part is not None:
+        return codecs[operand.slot].initial(operand.part, shape, device)
     count = 0 if operand.source == "clock" else 100
     return torch.full((), count, dtype=operand.dtype, device=device)
-
-
-def _codec(operand: Operand, codecs: Mapping[str, Codec]) -> Codec:
-    return codecs[operand.key.rsplit(".", 1)[0]]
-
-
-def _part(operand: Operand, codecs: Mapping[str, Codec]) -> Part:
-    return next(p for p in _codec(operand, codecs).parts if p.name == operand.key.rsplit(".", 1)[1])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from baoc_compile.kernels.build.compile_cpp import cache_dir
+from baoc_compile.kernels.build.cache import Folder, cache_folder
 
 
 @dataclass(frozen=True)
@@ -68,20 +65,17 @@ def fit(samples: Sequence[Sample]) -> tuple[float, float, float]:
 
 
 class RememberedTimes:
-    """Costs and other numbers by key, in a JSON file beside the compiled programs that all processes of a user share.
+    """Costs and other numbers by key, in a JSON file that all processes of a user share.
 
-    A file that is missing, damaged or unreadable counts as empty; one that can't be written stays as it is.
+    `folder`: where the file lies; the cache folder by default. A file that is missing, damaged or unreadable counts as
+    empty; one that can't be written stays as it is.
     """
 
-    def __init__(self, path: Path | None = None):
-        self.path = path or cache_dir() / "step_times.json"
+    def __init__(self, folder: Folder | None = None):
+        self.folder = folder or cache_folder()
 
     def read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return self.folder.entries("step_times.json")
 
     def has(self, beginning: str) -> bool:
         """Is there an entry whose key begins so?"""
@@ -105,13 +99,7 @@ class RememberedTimes:
     def keep(self, key: str, value: Cost | float) -> None:
         """Replaces the file as a whole. What other processes have written meanwhile stays in it."""
         entry = asdict(value) if isinstance(value, Cost) else float(value)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".tmp", delete=False) as text:
-                json.dump(self.read() | {key: entry}, text, indent=1)
-            os.replace(text.name, self.path)
-        except OSError:
-            return
+        self.folder.add_entries("step_times.json", {key: entry})
 
 
 def device_name(device: torch.device) -> str:

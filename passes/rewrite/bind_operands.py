@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from baoc_compile.core.codec import Codec, Sharing
+from baoc_compile.core.names import identifier
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.launch.fused_update import Launch
-from baoc_compile.passes.migrate.migrate_state import fresh, storage_tensors
 from baoc_compile.passes.rules.extract_rules import Slice
-from baoc_compile.runtime.session import Session
+from baoc_compile.state.entries import fresh, storage_tensors
 from baoc_compile.state.state_tensor import StateTensor
 
 
@@ -28,12 +29,13 @@ class OperandBinder:
     produce.
     """
 
-    def __init__(self, step: StepGraph, session: Session):
-        self.step, self.session = step, session
+    def __init__(self, step: StepGraph, storage: Storage):
+        self.step, self.storage = step, storage
         self.graph = fx.Graph()
         self.root = torch.nn.Module()
         self.nodes: dict[Any, Any] = {}
         self.attributes: dict[int, fx.Node] = {}
+        self.taken = {*dir(self.root), *dir(fx.GraphModule)}  # names of attributes
         self.bound: dict[fx.Node, Any] = {}
         self.results: dict[fx.Node, Any] = {}
 
@@ -57,13 +59,13 @@ class OperandBinder:
     def attribute_name(self, role: Any, node: fx.Node) -> str:
         if role.parameter < 0:
             return node.name
-        return "_".join(filter(None, (self.step.table.short_name(role.parameter), role.key)))
+        return f"{self.step.table.short_name(role.parameter)}_{role.key}"
 
     def attribute(self, value: Any, name: str) -> fx.Node:
+        """`name`: what the attribute should be called, as far as that is an identifier and free."""
         if id(value) not in self.attributes:
-            name = f"p_{name}" if not name[:1].isalpha() else name
-            while hasattr(self.root, name):
-                name += "_"
+            name = identifier(name, self.taken)
+            self.taken.add(name)
             object.__setattr__(self.root, name, value)
             self.attributes[id(value)] = self.graph.get_attr(name)
         return self.attributes[id(value)]
@@ -84,40 +86,35 @@ class OperandBinder:
             if role is not None and role.kind == "grad":
                 nodes["grad"] = self.input(node)
         created = {key: self._created(piece, key, parameter, graph.configuration[key]) for key in rule.created}
-        by_position = {f"input {i}": node for i, node in enumerate(piece.inputs)}
-        constants = {f"constant {i}": value for i, value in enumerate(piece.constants)}
-        keys = {i.name: i.key for i in rule.inputs}
         for operand in graph.operands:
-            key = operand.key
-            if operand.source == "part" and key.rsplit(".", 1)[0] in created:
-                nodes[operand.name] = created[key.rsplit(".", 1)[0]]
-            elif operand.source == "part":
-                slot, part = key.rsplit(".", 1)
+            slot, part, rule_input = operand.slot, operand.part, operand.input
+            if part is not None and slot in created:
+                nodes[operand.name] = created[slot]
+            elif part is not None:
                 codec = graph.configuration[slot]
-                tensor = storage_tensors(live_state[slot], codec)[part]
-                nodes[operand.name] = self.attribute(tensor, f"{name}_{slot}_{part}")
-                if operand.kind == "shared":
-                    described = next(p for p in codec.parts if p.name == part)
-                    sharing[operand.name] = codec.sharing(described, parameter.shape)
+                tensor = storage_tensors(live_state[slot], codec)[part.name]
+                nodes[operand.name] = self.attribute(tensor, f"{name}_{slot}_{part.name}")
+                if operand.per == "shared":
+                    sharing[operand.name] = codec.sharing(part, parameter.shape)
             elif operand.source == "clock":
-                nodes[operand.name] = self.attribute(live_state[key].parts["clock"], f"{name}_{key}_clock")
+                nodes[operand.name] = self.attribute(live_state[slot].parts["clock"], f"{name}_{slot}_clock")
             elif operand.source == "salt":
-                numbers[operand.name] = float(live_state[key].salt)
+                numbers[operand.name] = float(live_state[slot].salt)
             elif operand.source == "update_scale":
-                numbers[operand.name] = self.session.update_scale(parameter)
-            elif operand.source == "counter":
-                nodes[operand.name] = self.attribute(live_state[key], f"{name}_{key}")
-            elif operand.source == "scalar" and keys[operand.name] in constants:
-                numbers[operand.name] = constants[keys[operand.name]]
-            elif operand.source == "scalar":
-                scalar = self._scalar(by_position[keys[operand.name]])
+                numbers[operand.name] = self.storage.of(index).update_scale
+            elif operand.source == "counter" and rule_input is not None:
+                nodes[operand.name] = self.attribute(live_state[rule_input.key], f"{name}_{rule_input.key}")
+            elif rule_input is not None and rule_input.origin == "constant":
+                numbers[operand.name] = piece.constants[rule_input.position]
+            elif rule_input is not None:
+                scalar = self._scalar(piece.inputs[rule_input.position])
                 varying[operand.name] = scalars.setdefault(scalar, len(scalars))
         for node, role in piece.component.new_state.items():
             if role.key not in rule.created and not graph.averages:
                 self.results[node] = self.attribute(live_state[role.key], f"{name}_{role.key}")
         launch.parameters.append(self.step.table.names[index])
         launch.indices.append(index)
-        launch.blocks.append(self.session.blocks.get(parameter, ""))
+        launch.blocks.append(self.storage.of(index).block)
         launch.shapes.append(parameter.shape)
         launch.numbers.append(numbers)
         launch.varying.append(varying)
@@ -130,7 +127,7 @@ class OperandBinder:
         dtype = node.meta["example_value"].dtype
         like = self.attribute(parameter, self.step.table.short_name(piece.component.parameters[0]))
         entry = self.graph.call_function(
-            new_entry, (like, dtype, codec.name, key, self.session.seed), name=f"new_{key}"
+            new_entry, (like, dtype, codec.name, key, self.storage.seed), name=f"new_{identifier(key)}"
         )
         self.results[node] = entry
         return self.graph.call_function(stored_values, (entry,))

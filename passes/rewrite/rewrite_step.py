@@ -10,12 +10,12 @@ import torch
 from torch import fx
 
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.fused_update import Launch
 from baoc_compile.passes.programs.make_programs import Need, need_of, programs_of
 from baoc_compile.passes.rewrite.bind_operands import OperandBinder
 from baoc_compile.passes.rewrite.run_fallback import Fallback
 from baoc_compile.passes.rules.extract_rules import RuleClass, Slice, slice_component
-from baoc_compile.runtime.session import Session
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Rewritten:
 
 
 def rewrite_step(
-    step: StepGraph, prelude: list[fx.Node], classes: list[RuleClass], session: Session, inner_backend: Any
+    step: StepGraph, prelude: list[fx.Node], classes: list[RuleClass], storage: Storage, inner_backend: Any
 ) -> Rewritten:
     """Binds to the tensors that are in `optimizer.state` now: state must have been adopted before."""
-    return _Rewriter(step, session, inner_backend).rewrite(prelude, classes)
+    return _Rewriter(step, storage, inner_backend).rewrite(prelude, classes)
 
 
 class _Rewriter(OperandBinder):
-    def __init__(self, step: StepGraph, session: Session, inner_backend: Any):
-        super().__init__(step, session)
+    def __init__(self, step: StepGraph, storage: Storage, inner_backend: Any):
+        super().__init__(step, storage)
         self.inner_backend = inner_backend
 
     def rewrite(self, prelude: list[fx.Node], classes: list[RuleClass]) -> Rewritten:
@@ -54,7 +54,7 @@ class _Rewriter(OperandBinder):
                 if rule_class.rule is None:
                     traced.append(self._fallback(rule_class, piece))
                 else:
-                    groups[need_of(self.step, self.session, rule_class.rule, piece)].append(piece)
+                    groups[need_of(self.step, self.storage, rule_class.rule, piece)].append(piece)
         launches = [
             self._call(Launch(graph, executable), pieces)
             for pieces, made in zip(groups.values(), programs_of(groups), strict=True)

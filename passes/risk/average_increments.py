@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.rule import RuleOutput, UpdateRule
 from baoc_compile.passes.rules.find_recurrence import NoRecurrence
-from baoc_compile.passes.rules.reduce_state import decay_name, reduce_state
+from baoc_compile.passes.rules.reduce_state import reduce_state
 
 #: Elements of which f is computed at a time.
 CHUNK_ELEMENTS = 1 << 18
@@ -67,9 +67,9 @@ class IncrementMeans:
             chunk = {"param": p[start : start + height].float(), "grad": g[start : start + height].float()}
             values = [scalars[i.name] if i.name in scalars else chunk[i.kind] for i in self.averages.inputs]
             returned = dict(zip(self.averages.outputs, self.averages.gm(*values), strict=True))
-            increment = returned[self.key].expand_as(chunk["param"])
+            increment = returned[RuleOutput("increment", key=self.key)].expand_as(chunk["param"])
             of_rows.append(increment.mean(1, dtype=torch.float64))
             of_columns += increment.sum(0, dtype=torch.float64)
-            decay = float(returned[decay_name(self.key)])
+            decay = float(returned[RuleOutput("decay", key=self.key)])
         by_row = torch.cat(of_rows)
         return Means(by_row.float(), (of_columns / rows).float(), by_row.mean().float(), decay)

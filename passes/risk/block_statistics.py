@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.profile import BlockStatistics
 from baoc_compile.kernels.codecs.catalogue import GROUP
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 
 
 def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:

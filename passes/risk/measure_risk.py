@@ -11,11 +11,11 @@ from torch import Tensor
 from baoc_compile.core.block import Block
 from baoc_compile.core.codec import Codec
 from baoc_compile.core.configuration import Configuration
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.passes.risk.assess_risk import Assessment, Reference, Risk, assess, curvature
 from baoc_compile.passes.risk.estimate_rates import estimate_rates
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.shadow_run import Samples, reference_run, shadow_updates
 
 

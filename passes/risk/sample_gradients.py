@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.gradient_stream import GradientStream, SharedIncrements
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import GROUP
 from baoc_compile.kernels.codecs.sharing import as_matrix
 from baoc_compile.kernels.launch.fused_update import Launch
 from baoc_compile.passes.risk.average_increments import IncrementMeans
+from baoc_compile.passes.risk.gradient_stream import GradientStream, SharedIncrements
 from baoc_compile.passes.risk.slot_values import moments_of, values_at
 
 if TYPE_CHECKING:

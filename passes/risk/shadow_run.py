@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Random
-from baoc_compile.core.gradient_stream import GradientStream
 from baoc_compile.core.program_graph import Operand, Signature
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import GROUP, full_precision
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode, with_exact_roots
 from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.risk.gradient_stream import GradientStream
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ class ShadowRun:
         self.gm = with_exact_roots(self.graph.graph)
         self.width = max((c.group_size or 0 for c in codecs.values()), default=0) or GROUP
         self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, self.width)
-        self.salts: dict[str, Tensor] = {}
-        self.stored: dict[str, Tensor] = {
-            i.name: torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
+        self.salts: dict[str, Tensor] = {}  # by slot
+        #: By `Operand.place`, as are the places of the graph's outputs.
+        self.stored: dict[tuple[str, str, str], Tensor] = {
+            ("counter", i.name, ""): torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
         }
+        places = {o.name: o.place for o in self.graph.operands}
+        self.outputs = [places[name] for name in self.graph.outputs]
         for key, codec in codecs.items():
             self._start(key, codec, slot_salt(seed, key))
 
@@ -77,23 +80,23 @@ class ShadowRun:
         if codec.mechanism == "sharing":
             for part in codec.parts:
                 means = [s.shared[key].start[_mean_name(codec, part.name)] for s in self.samples.streams]
-                self.stored[f"{key}_{part.name}"] = self._spread(means)
+                self.stored["part", key, part.name] = self._spread(means)
             return
         if codec.mechanism == "dropping":
             return
         width = codec.group_size or self.width
         index = self.lanes.view(-1, width)
         clock = torch.zeros((), dtype=CLOCK_DTYPE)
-        self.salts[f"{key}_salt"] = torch.tensor(salt, dtype=CLOCK_DTYPE)
-        word_key = step_key(self.salts[f"{key}_salt"], clock)
+        self.salts[key] = torch.tensor(salt, dtype=CLOCK_DTYPE)
+        word_key = step_key(self.salts[key], clock)
         random = Random(element_words(word_key, index), group_words(word_key, index[:, :1]))
-        tables = {p.name: codec.initial(p, torch.Size(), clock.device) for p in codec.parts if p.per == "table"}
-        encoded = exact_encode(codec, self.samples.slot(key).view(-1, width), random, tables)
+        codebooks = {p.name: codec.initial(p, torch.Size(), clock.device) for p in codec.parts if p.per == "codebook"}
+        encoded = exact_encode(codec, self.samples.slot(key).view(-1, width), random, codebooks)
         for part in encoded_parts(codec):
             shape = (-1, 1) if part.per == "group" else self.lanes.shape
-            self.stored[f"{key}_{part.name}"] = encoded[part.name].view(shape)
-        self.stored |= {f"{key}_{name}": table for name, table in tables.items()}
-        self.stored[f"{key}_clock"] = clock + 1
+            self.stored["part", key, part.name] = encoded[part.name].view(shape)
+        self.stored |= {("part", key, name): codebook for name, codebook in codebooks.items()}
+        self.stored["clock", key, ""] = clock + 1
 
     def _spread(self, means: Sequence[Tensor]) -> Tensor:
         """Means of each stream, as its elements see them."""
@@ -110,17 +113,17 @@ class ShadowRun:
                 self._average(t, key, codec)
         given = {"param": param.view(self.lanes.shape), "grad": grad.view(self.lanes.shape)}
         values = [self._value(o, given, numbers) if o.read else None for o in self.graph.operands]
-        new = dict(zip(self.graph.outputs, self.gm(*values), strict=True))
-        update = new.pop("param").expand_as(given["param"]) - given["param"]
-        self.stored |= {name: value for name, value in new.items()}
+        new = dict(zip(self.outputs, self.gm(*values), strict=True))
+        update = new.pop(("param", "", "")).expand_as(given["param"]) - given["param"]
+        self.stored |= new
         return update.reshape(-1)
 
     def _average(self, t: int, key: str, codec: Codec) -> None:
         for part in codec.parts:
-            name = f"{key}_{part.name}"
+            place = "part", key, part.name
             increments = [s.shared[key] for s in self.samples.streams]
             added = self._spread([i.added[t][_mean_name(codec, part.name)] for i in increments])
-            self.stored[name] = increments[0].decays[t] * self.stored[name] + added
+            self.stored[place] = increments[0].decays[t] * self.stored[place] + added
 
     def _value(self, operand: Operand, given: Mapping[str, Tensor], numbers: Mapping[str, float]) -> Tensor:
         if operand.source == "index":
@@ -128,10 +131,10 @@ class ShadowRun:
         if operand.source == "group_index":
             return self.lanes.view(-1, min(operand.group_size, self.width))[:, :1]
         if operand.source == "salt":
-            return self.salts[operand.name]
+            return self.salts[operand.slot]
         if operand.source == "scalar":
             return torch.tensor(numbers[operand.name], dtype=torch.float64)
-        return given[operand.name] if operand.name in given else self.stored[operand.name]
+        return given[operand.source] if operand.source in given else self.stored[operand.place]
 
 
 def _mean_name(codec: Codec, part: str) -> str:

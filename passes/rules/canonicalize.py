@@ -9,25 +9,23 @@ computed, the program in which precision. Casts between floating types in the us
 
 from __future__ import annotations
 
-from functools import cache
+import math
 from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from baoc_compile.core.codec import Slot
-from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
+from baoc_compile.core.names import identifier
+from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule, bounds_of
 from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.kernels.dialect.nodes import ValueMeta, has_meta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
 from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
 from baoc_compile.passes.capture.unbatch_foreach import alias_root
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
-
-_KEPT_WHOLE = {torch.ops.aten.lerp.Tensor, torch.ops.aten.lerp.Scalar, torch.ops.aten.sign.default}
+from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
 _VIEWS = {
@@ -58,12 +56,6 @@ class NotElementwise(Exception):
     """The slice is not a pure elementwise function; the message says which operation is to blame."""
 
 
-@cache
-def _decompositions() -> dict[Any, Any]:
-    """torch looks through all its operators for them."""
-    return {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
-
-
 def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     """Traces `piece` (a Slice) once. Raises NotElementwise."""
     if len(piece.component.parameters) != 1:
@@ -71,6 +63,12 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     parameter = step.table.parameters[piece.component.parameters[0]]
     if parameter.is_complex() or parameter.is_sparse:
         raise NotElementwise("complex and sparse parameters are stepped as traced")
+    roles = [*filter(None, map(step.roles.get, piece.inputs)), *piece.new_state]
+    odd = next((role.key for role in roles if not isinstance(role.key, str)), None)
+    if odd is not None:
+        raise NotElementwise(
+            f"it keeps state under the key {odd!r}; only state whose key is a string can be compressed"
+        )
     shape = tuple(parameter.shape) or (1,)
     inputs = _rule_inputs(step, piece, tuple(parameter.shape))
 
@@ -81,15 +79,11 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
                 raise NotElementwise(f"it writes through a view ({operation(root)[0]})")
     runner = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph))
 
-    with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True):
-        examples = [
-            torch.empty(shape if i.kind in ("param", "grad", "slot") else (), dtype=_traced_dtype(i)) for i in inputs
-        ]
-        try:
-            with torch.no_grad():
-                gm = make_fx(runner.run, decomposition_table=_decompositions())(*examples)
-        except Exception as error:
-            raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
+    examples = [(shape if i.kind in ("param", "grad", "slot") else (), _traced_dtype(i)) for i in inputs]
+    try:
+        gm = trace_core_aten(runner.run, examples)
+    except Exception as error:
+        raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
     return _as_rule(gm, inputs, [role.key for role in piece.new_state], shape)
 
 
@@ -98,34 +92,43 @@ def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
 
 
 def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[RuleInput]:
+    """Names are identifiers that tell the inputs apart, whatever the keys; they are the same in every process."""
     found: list[RuleInput] = []
+    taken = {"param", "grad"}
+
+    def named(text: str) -> str:
+        name = identifier(text, taken)
+        taken.add(name)
+        return name
+
     for position, node in enumerate(piece.inputs):
         role = step.roles.get(node)
         node_shape = tuple(getattr(node.meta.get("example_value"), "shape", ()))
         if role is None or role.kind == "scalar":
             if node_shape:
                 raise NotElementwise(f"{node.name!r} of shape {node_shape} belongs to no parameter")
-            found.append(RuleInput(_unique(role.key if role else node.name, found), "scalar", f"input {position}"))
+            name = named(role.key if role else node.name)
+            found.append(RuleInput(name, "scalar", bounds=_guarded_bounds(node), origin="input", position=position))
         elif role.kind == "state" and node_shape != shape:
             if node_shape:
                 raise NotElementwise(f"state {role.key!r} has shape {node_shape}, the parameter {shape}")
-            found.append(RuleInput(_unique(role.key, found), "counter", role.key))
+            found.append(RuleInput(named(role.key), "counter", role.key))
         elif role.kind == "state":
             is_counter = node not in piece.component.element_inputs
-            found.append(RuleInput(_unique(role.key, found), "counter" if is_counter else "slot", role.key))
+            found.append(RuleInput(named(role.key), "counter" if is_counter else "slot", role.key))
         else:
             found.append(RuleInput(role.kind, role.kind))
     for position, value in enumerate(piece.constants):
-        found.append(RuleInput(_unique("c", found), "scalar", f"constant {position}", bounds_of(value)))
+        name = named(f"c{position}")
+        found.append(RuleInput(name, "scalar", origin="constant", position=position, bounds=bounds_of(value)))
     return found
 
 
-def _unique(name: str, taken: list[RuleInput]) -> str:
-    name = name if name.isidentifier() else "".join(c if c.isalnum() else "_" for c in f"s_{name}")
-    names = {i.name for i in taken}
-    if name not in names and name != "c":
-        return name
-    return next(f"{name}{i}" for i in range(len(taken) + 1) if f"{name}{i}" not in names)
+def _guarded_bounds(node: fx.Node) -> tuple[float, float]:
+    """The interval of a number that was traced as a symbol (`dynamic=True`). To ask is to guard: torch traces anew when the
+    number leaves it."""
+    symbols = (user.meta.get("example_value") for user in node.users if is_identity(user))
+    return next((bounds_of(s) for s in symbols if isinstance(s, torch.SymFloat)), (-math.inf, math.inf))
 
 
 class _SliceRunner(fx.Interpreter):
@@ -156,7 +159,7 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             placeholders.append(copied[node])
         elif node.op == "call_function":
             copied[node] = _copy_call(graph, node, copied, shape)
-            if "kind" in copied[node].meta:  # an alias of a node that is already there
+            if has_meta(copied[node]):  # an alias of a node that is already there
                 continue
         elif node.op == "get_attr":
             value = getattr(gm, node.target)
@@ -167,38 +170,34 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             )
         else:
             continue
-        kind, dtype = _kind(node, shape), node.meta["val"].dtype
-        if dtype.is_floating_point:  # whatever type the user's code gave it
-            dtype = torch.float32 if kind == "element" else torch.float64
-        copied[node].meta = {"kind": kind, "dtype": dtype}
+        set_meta(copied[node], _meta(node, shape))
     (returned,) = gm.graph.output_node().args
-    names, values = [], []
+    outputs: list[RuleOutput] = []
+    values: list[fx.Node] = []
     returned_inputs = len(returned) - len(created)  # constants are not returned
     for placeholder, value in zip(placeholders, returned[:returned_inputs], strict=False):
         if copied[value] is not placeholder:
-            names.append(placeholder.target)
+            outputs.append(RuleOutput("new", placeholder.target))
             values.append(copied[value])
+    known = {i.key: i.name for i in inputs if i.kind == "slot"}
     for key, value in zip(created, returned[returned_inputs:], strict=True):
-        if key in (i.key for i in inputs if i.kind == "slot"):  # state[key] = f(state[key]): the slot is replaced
-            position = next(k for k, i in enumerate(inputs) if i.kind == "slot" and i.key == key)
-            if inputs[position].name in names:
-                if values[names.index(inputs[position].name)] is copied[value]:
-                    continue
-                raise NotElementwise(f"state {key!r} is changed in place and replaced in the same step")
-            names.append(inputs[position].name)
-        else:
-            names.append(key)
+        # state[key] = f(state[key]) replaces the slot
+        output = RuleOutput("new", known[key]) if key in known else RuleOutput("created", key=key)
+        if output in outputs:
+            if values[outputs.index(output)] is copied[value]:
+                continue
+            raise NotElementwise(f"state {key!r} is changed in place and replaced in the same step")
+        outputs.append(output)
         values.append(copied[value])
     graph.output(tuple(values))
     graph.eliminate_dead_code()
     _drop_unused(graph, inputs)
     kept = tuple(i for i in inputs if any(n.target == i.name for n in graph.nodes if n.op == "placeholder"))
     canonical = fx.GraphModule(torch.nn.Module(), graph)
-    new = tuple(key for key in created if key not in {i.key for i in inputs if i.kind == "slot"})
     keys = [i.key for i in kept if i.kind == "slot"]
-    slots = prove_signs(canonical, kept, tuple(names), [Slot(key) for key in keys])
-    slots = prove_recurrences(canonical, kept, tuple(names), slots)
-    return UpdateRule(canonical, kept, tuple(names), slots, new)
+    slots = prove_signs(canonical, kept, outputs, [Slot(key) for key in keys])
+    slots = prove_recurrences(canonical, kept, outputs, slots)
+    return UpdateRule(canonical, kept, tuple(outputs), slots)
 
 
 def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], shape: tuple[int, ...]) -> fx.Node:
@@ -220,15 +219,20 @@ def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], s
         constant = node.args[1]
     if constant is not None:
         call = graph.call_function(torch.ops.aten.scalar_tensor.default, (constant,), {"dtype": torch.float64})
-        call.meta = {"kind": "scalar", "dtype": torch.float64}
-        return call
+        return set_meta(call, ValueMeta("scalar", torch.float64))
     if not is_supported(node.target):
         raise NotElementwise(unsupported_reason(node.target))
     return graph.node_copy(node, lambda old: copied[old])
 
 
-def _kind(node: fx.Node, shape: tuple[int, ...]) -> str:
-    return "element" if tuple(node.meta["val"].shape) == shape else "scalar"
+def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:
+    """Floating-point values are computed in the rule's types, whatever type the user's code gave them."""
+    value = node.meta["val"]
+    is_element = tuple(value.shape) == shape
+    dtype = value.dtype
+    if dtype.is_floating_point:
+        dtype = torch.float32 if is_element else torch.float64
+    return ValueMeta("element" if is_element else "scalar", dtype)
 
 
 def _drop_unused(graph: fx.Graph, inputs: list[RuleInput]) -> None:

@@ -9,7 +9,7 @@ training starts. The second step is recorded operation by operation and read lik
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from baoc_compile.core.codec import Slot
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import InputRole, ParameterTable, StepGraph
+from baoc_compile.core.torch_private import hooks_of
 from baoc_compile.kernels.dialect.recorder import CallRecorder
 from baoc_compile.passes.capture.split_components import split_components
 from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
@@ -51,7 +52,8 @@ class StateSchema:
         """The slots to decide on: the rule's, or every filled tensor of a step that runs as traced."""
         if self.rule is not None:
             return self.rule.slots
-        return tuple(Slot(key) for key, entry in (self.first or {}).items() if isinstance(entry, Filled))
+        entries = (self.first or {}).items()
+        return tuple(Slot(key) for key, entry in entries if isinstance(entry, Filled) and isinstance(key, str))
 
 
 def discover_state(table: ParameterTable) -> list[StateSchema]:
@@ -126,9 +128,8 @@ def _miniature(optimizer: Any, group: int, value: Tensor, grad: Tensor, state: A
     if "foreach" in options:
         options["foreach"] = False
     small.param_groups = [{**options, "params": [parameter]}]
-    for name, hooks in vars(optimizer).items():
-        if name.endswith("_hooks"):
-            setattr(small, name, OrderedDict() if isinstance(hooks, OrderedDict) else type(hooks)())
+    for name, hooks in hooks_of(optimizer).items():
+        setattr(small, name, type(hooks)())
     return small, parameter
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from baoc_compile.core.codec import Slot
-from baoc_compile.core.rule import RuleInput
+from baoc_compile.core.rule import RuleInput, RuleOutput
+from baoc_compile.kernels.dialect.nodes import is_constant, meta_of, per_of, set_meta
 from baoc_compile.kernels.dialect.operations import name_of
 
 aten = torch.ops.aten
@@ -44,13 +45,13 @@ class Recurrence:
 
 
 def prove_recurrences(
-    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: Sequence[Slot]
+    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], slots: Sequence[Slot]
 ) -> tuple[Slot, ...]:
     """`slots` with `why_not_shared` and `why_not_dropped` filled in."""
     return tuple(_proven(gm, inputs, outputs, slot) for slot in slots)
 
 
-def _proven(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slot: Slot) -> Slot:
+def _proven(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], slot: Slot) -> Slot:
     try:
         recurrence = find_recurrence(gm, inputs, outputs, slot.key)
     except NoRecurrence as why:
@@ -64,15 +65,18 @@ def _proven(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[s
     return replace(slot, why_not_shared="", why_not_dropped=reason)
 
 
-def find_recurrence(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], key: str) -> Recurrence:
+def find_recurrence(
+    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], key: str
+) -> Recurrence:
     """Raises NoRecurrence."""
     name = next(i.name for i in inputs if i.kind == "slot" and i.key == key)
-    new_value = new_values(gm, outputs).get(name)
+    output = RuleOutput("new", name)
+    new_value = new_values(gm, outputs).get(output)
     if new_value is None:
         raise NoRecurrence("is read but never written by the rule")
     placeholder = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.target == name)
     affected = _reachable(placeholder, new_value)
-    others = {value for output, value in new_values(gm, outputs).items() if output != name}
+    others = {value for other, value in new_values(gm, outputs).items() if other != output}
     if affected & others:
         raise NoRecurrence("is used by the step with its old value, not only through its new one")
     if new_value in others:
@@ -81,24 +85,26 @@ def find_recurrence(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Se
     decay, increment = affine.of(new_value)
     if decay is None:
         raise NoRecurrence("is replaced without its old value")
-    if increment is None or increment.meta["kind"] != "element":
+    if increment is None or per_of(increment) != "element":
         raise NoRecurrence("is not driven by the gradient")
     affine.graph.output((decay, increment))
     affine.graph.eliminate_dead_code()
     return Recurrence(affine.graph, decay, increment)
 
 
-def new_values(gm: fx.GraphModule, outputs: Sequence[str]) -> dict[str, fx.Node]:
-    """Output name -> the node that computes it."""
+def new_values(gm: fx.GraphModule, outputs: Sequence[RuleOutput]) -> dict[RuleOutput, fx.Node]:
+    """Output -> the node that computes it."""
     (returned,) = gm.graph.output_node().args
     return dict(zip(outputs, returned, strict=True))
 
 
-def step_counters(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str]) -> list[str]:
+def step_counters(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput]) -> list[str]:
     """Names of the counters whose new value is the old one plus 1."""
     found = []
     for rule_input in inputs:
-        value = new_values(gm, outputs).get(rule_input.name) if rule_input.kind == "counter" else None
+        value = (
+            new_values(gm, outputs).get(RuleOutput("new", rule_input.name)) if rule_input.kind == "counter" else None
+        )
         if value is not None and value.op == "call_function" and name_of(value.target) == "add":
             terms = [_number(a) if _number(a) is not None else getattr(a, "target", None) for a in value.args]
             if terms in ([rule_input.name, 1.0], [1.0, rule_input.name]):
@@ -107,7 +113,7 @@ def step_counters(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequ
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, fx.Node) and value.op == "call_function" and name_of(value.target) == "scalar_tensor":
+    if isinstance(value, fx.Node) and is_constant(value):
         value = value.args[0]
     return float(value) if isinstance(value, (int, float)) else None
 
@@ -142,8 +148,7 @@ class _Affine:
         self.known: dict[fx.Node, tuple[Scalar, fx.Node | None]] = {slot: (1.0, None)}
         for node in source.nodes:
             if node.op == "placeholder" and node is not slot:
-                self.known[node] = None, self.graph.node_copy(node)
-                self.known[node][1].meta = dict(node.meta)
+                self.known[node] = None, set_meta(self.graph.node_copy(node), meta_of(node))
 
     def of(self, value: Any) -> tuple[Scalar, Any]:
         if not isinstance(value, fx.Node):
@@ -154,8 +159,7 @@ class _Affine:
                 copy = self.graph.create_node(
                     "call_function", value.target, tuple(rest for _, rest in terms), dict(value.kwargs)
                 )
-                copy.meta = dict(value.meta)
-                self.known[value] = None, copy
+                self.known[value] = None, set_meta(copy, meta_of(value))
             else:
                 self.known[value] = self._dependent(value, terms)
         return self.known[value]
@@ -184,7 +188,7 @@ class _Affine:
     @staticmethod
     def _is_scalar(term: tuple[Scalar, Any]) -> bool:
         decay, rest = term
-        return decay is None and (not isinstance(rest, fx.Node) or rest.meta["kind"] == "scalar")
+        return decay is None and (not isinstance(rest, fx.Node) or per_of(rest) == "scalar")
 
     def _sum(self, a: tuple[Scalar, Any], b: tuple[Scalar, Any]) -> tuple[Scalar, Any]:
         return tuple(self._call(aten.add.Tensor, x, y) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
@@ -208,13 +212,9 @@ class _Affine:
                 target, a, b = aten.rsub.Scalar, b, a
             else:
                 a, b = b, a
-        node = self.graph.call_function(target, (a, b))
         nodes = [x for x in (a, b) if isinstance(x, fx.Node)]
-        like = next((x for x in nodes if x.meta["kind"] == "element"), nodes[0])
-        node.meta = dict(like.meta)
-        return node
+        like = next((x for x in nodes if per_of(x) == "element"), nodes[0])
+        return set_meta(self.graph.call_function(target, (a, b)), meta_of(like))
 
     def _call_one(self, target: Any, a: fx.Node) -> fx.Node:
-        node = self.graph.call_function(target, (a,))
-        node.meta = dict(a.meta)
-        return node
+        return set_meta(self.graph.call_function(target, (a,)), meta_of(a))

@@ -5,6 +5,10 @@ of every other such slot or step counter) is: the greatest fixpoint of that stat
 slot proves nothing about it. A slot must stay exact if the rule takes a
 square root, logarithm or power of a difference that is >= 0 only because exact states agree with each other
 (centered RMSprop's E[g^2] - E[g]^2): a rounding error there turns into NaN.
+
+An interval contains every value that the program computes, whether in float32 or in float64. Its bounds are float32
+numbers, rounded outward: rounding keeps order, so a value that is rounded stays on its side of them. NaN lies in every
+interval, and so does what follows from a division by 0, whose sign would be that of a zero.
 """
 
 from __future__ import annotations
@@ -14,22 +18,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import fx
 
 from baoc_compile.core.codec import Slot
-from baoc_compile.core.rule import RuleInput
+from baoc_compile.core.rule import RuleInput, RuleOutput
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
 NONNEGATIVE: Interval = (0.0, math.inf)
 
+#: Bounds are not told apart beyond these: float32 differences of larger ones overflow, and GPUs may flush smaller ones.
+LARGEST, SMALLEST = 2.0**100, 2.0**-126
+
 
 def prove_signs(
-    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[str], slots: list[Slot]
+    gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], slots: list[Slot]
 ) -> tuple[Slot, ...]:
     """`slots` with `nonnegative` and `why_exact` filled in."""
     (returned,) = gm.graph.output_node().args
-    new_value = dict(zip(outputs, returned, strict=True))
+    new_value = {o.name: value for o, value in zip(outputs, returned, strict=True) if o.kind == "new"}
     names = {i.key: i.name for i in inputs if i.kind == "slot"}
     proven = {i.name for i in inputs if i.kind in ("slot", "counter") and i.name in new_value}
     while True:
@@ -48,14 +57,29 @@ def _intervals(gm: fx.GraphModule, known: dict[str, Interval]) -> dict[fx.Node, 
         if node.op == "placeholder":
             intervals[node] = known[node.target]
         elif node.op == "call_function":
-            intervals[node] = _interval(node, [_of(a, intervals) for a in node.args])
+            intervals[node] = _outward(_interval(node, [_of(a, intervals) for a in node.args]))
     return intervals
 
 
 def _of(argument: Any, intervals: dict[fx.Node, Interval]) -> Interval:
     if isinstance(argument, fx.Node):
         return intervals[argument]
-    return (float(argument), float(argument)) if isinstance(argument, (int, float)) else ANY
+    return _outward((float(argument), float(argument))) if isinstance(argument, (int, float)) else ANY
+
+
+def _outward(interval: Interval) -> Interval:
+    """The smallest interval of float32 bounds that contains it."""
+    return _below(interval[0]), -_below(-interval[1])
+
+
+def _below(bound: float) -> float:
+    """The largest bound that is not greater; of NaN, -inf."""
+    if math.isnan(bound) or bound < -LARGEST:
+        return -math.inf
+    if abs(bound) < SMALLEST:
+        return -SMALLEST if bound < 0 else 0.0
+    nearest = np.float32(min(bound, LARGEST))
+    return float(nearest if float(nearest) <= bound else np.nextafter(nearest, np.float32(-math.inf)))
 
 
 def _interval(node: fx.Node, args: list[Interval]) -> Interval:
@@ -64,6 +88,8 @@ def _interval(node: fx.Node, args: list[Interval]) -> Interval:
         return NONNEGATIVE
     if name == "pow" and isinstance(node.args[1], (int, float)) and node.args[1] % 2 == 0:
         return NONNEGATIVE
+    if name == "_to_copy" and not node.kwargs.get("dtype", torch.float32).is_floating_point:
+        return ANY
     rule = _RULES.get(name)
     return ANY if rule is None else rule(*args)
 

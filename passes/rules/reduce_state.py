@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.rule import RuleOutput, UpdateRule
+from baoc_compile.kernels.dialect.nodes import ValueMeta, meta_of, set_meta
 from baoc_compile.passes.rules.find_recurrence import Recurrence, find_recurrence, new_values, step_counters
 
 aten = torch.ops.aten
@@ -21,18 +22,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ReducedRule:
-    """`averages`: rules to run first, in order. Each returns, for every shared slot that it computes, the increment
-    under the slot's key and the decay under `decay_name(key)`. `update`: reads the new shared values as its slots."""
+    """`averages`: rules to run first, in order. Each returns, for every shared slot that it computes, the increment and the
+    decay. `update`: reads the new shared values as its slots."""
 
     averages: tuple[UpdateRule, ...]
     update: UpdateRule
-
-
-DECAY_OF = "decay of "
-
-
-def decay_name(key: str) -> str:
-    return f"{DECAY_OF}{key}"
 
 
 def reduce_state(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> ReducedRule:
@@ -59,10 +53,8 @@ def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
     def steady(graph: fx.Graph, placeholders: dict[str, fx.Node]) -> fx.Node:
         decay, increment = _inlined(graph, recurrence, placeholders)
 
-        def scalar(target: Any, *args: Any) -> fx.Node:
-            node = graph.call_function(target, args)
-            node.meta = {"kind": "scalar", "dtype": torch.float64}
-            return node
+        def scalar(target: Any, *args: Any, dtype: torch.dtype = torch.float64) -> fx.Node:
+            return set_meta(graph.call_function(target, args), ValueMeta("scalar", dtype))
 
         steps: Any = None
         if counters:
@@ -76,50 +68,51 @@ def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
             if steps is not None:
                 reached = scalar(aten.rsub.Scalar, scalar(aten.pow.Tensor_Tensor, decay, steps), 1.0)
                 geometric = scalar(aten.mul.Tensor, reached, geometric)
-                grows = scalar(aten.eq.Scalar, decay, 1.0)
-                grows.meta["dtype"] = torch.bool
+                grows = scalar(aten.eq.Scalar, decay, 1.0, dtype=torch.bool)
                 geometric = scalar(aten.where.self, grows, steps, geometric)
             weight = geometric
-        node = graph.call_function(aten.mul.Tensor, (increment, weight))
-        node.meta = dict(increment.meta)
-        return node
+        return set_meta(graph.call_function(aten.mul.Tensor, (increment, weight)), meta_of(increment))
 
     name = _input_name(rule, key)
     graph = _substituted(rule, name, steady, keep_input=False)
-    return _as_rule(rule, graph, written=tuple(o for o in rule.outputs if o != name), without=key)
+    return _as_rule(rule, graph, _without(rule, name), without=key)
 
 
 def _given(rule: UpdateRule, key: str) -> UpdateRule:
     """The slot's input now stands for its new value, which the rule no longer writes."""
     name = _input_name(rule, key)
     graph = _substituted(rule, name, lambda graph, placeholders: placeholders[name], keep_input=True)
-    return _as_rule(rule, graph, written=tuple(o for o in rule.outputs if o != name))
+    return _as_rule(rule, graph, _without(rule, name))
 
 
 def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRule:
     graph = fx.Graph()
     placeholders = _placeholders(graph, rule)
-    returned: dict[str, Any] = {}
+    returned: dict[RuleOutput, Any] = {}
     for key, recurrence in recurrences.items():
         decay, increment = _inlined(graph, recurrence, placeholders)
         if not isinstance(decay, fx.Node):
             decay = graph.call_function(aten.scalar_tensor.default, (decay,))
-            decay.meta = {"kind": "scalar", "dtype": torch.float64}
-        returned |= {key: increment, decay_name(key): decay}
+            set_meta(decay, ValueMeta("scalar", torch.float64))
+        returned |= {RuleOutput("increment", key=key): increment, RuleOutput("decay", key=key): decay}
     graph.output(tuple(returned.values()))
-    return replace(_as_rule(rule, graph, written=()), outputs=tuple(returned), created=())
+    return _as_rule(rule, graph, tuple(returned))
 
 
 def _input_name(rule: UpdateRule, key: str) -> str:
     return next(i.name for i in rule.inputs if i.kind == "slot" and i.key == key)
 
 
+def _without(rule: UpdateRule, name: str) -> tuple[RuleOutput, ...]:
+    """The rule's outputs but for the new value of an input."""
+    return tuple(o for o in rule.outputs if o != RuleOutput("new", name))
+
+
 def _placeholders(graph: fx.Graph, rule: UpdateRule) -> dict[str, fx.Node]:
     found = {}
     for node in rule.gm.graph.nodes:
         if node.op == "placeholder":
-            found[node.target] = graph.node_copy(node)
-            found[node.target].meta = dict(node.meta)
+            found[node.target] = set_meta(graph.node_copy(node), meta_of(node))
     return found
 
 
@@ -129,8 +122,7 @@ def _inlined(graph: fx.Graph, recurrence: Recurrence, placeholders: dict[str, fx
         if node.op == "placeholder":
             copied[node] = placeholders[node.target]
         elif node.op == "call_function":
-            copied[node] = graph.node_copy(node, lambda old: copied[old])
-            copied[node].meta = dict(node.meta)
+            copied[node] = set_meta(graph.node_copy(node, lambda old: copied[old]), meta_of(node))
     decay = copied[recurrence.decay] if isinstance(recurrence.decay, fx.Node) else recurrence.decay
     return decay, copied[recurrence.increment]
 
@@ -139,15 +131,14 @@ def _substituted(rule: UpdateRule, name: str, value_of: Any, keep_input: bool) -
     """The rule's graph with the new value of the slot `name` computed by `value_of(graph, placeholders)`, not returned."""
     graph = fx.Graph()
     placeholders = _placeholders(graph, rule)
-    new = new_values(rule.gm, rule.outputs)
+    new, replaced = new_values(rule.gm, rule.outputs), RuleOutput("new", name)
     copied = {n: placeholders[n.target] for n in rule.gm.graph.nodes if n.op == "placeholder"}
     for node in rule.gm.graph.nodes:
-        if node is new[name]:
+        if node is new[replaced]:
             copied[node] = value_of(graph, placeholders)
         elif node.op == "call_function":
-            copied[node] = graph.node_copy(node, lambda old: copied[old])
-            copied[node].meta = dict(node.meta)
-    graph.output(tuple(copied[value] for output, value in new.items() if output != name))
+            copied[node] = set_meta(graph.node_copy(node, lambda old: copied[old]), meta_of(node))
+    graph.output(tuple(copied[value] for output, value in new.items() if output != replaced))
     graph.eliminate_dead_code()
     _merge_equal_calls(graph)
     if not keep_input:
@@ -166,20 +157,25 @@ def _merge_equal_calls(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _as_rule(rule: UpdateRule, graph: fx.Graph, written: tuple[str, ...], without: str = "") -> UpdateRule:
-    """`rule` with another graph, which writes the inputs and slots `written`. Other inputs that nothing reads any more
-    go, but for the parameter."""
+def _as_rule(
+    rule: UpdateRule, graph: fx.Graph, outputs: tuple[RuleOutput, ...], without: str | None = None
+) -> UpdateRule:
+    """`rule` with another graph, which returns `outputs`, and without the slot `without`. Inputs that nothing reads or
+    replaces any more go, but for the parameter."""
     graph.eliminate_dead_code()
+    replaced = {o.name for o in outputs if o.kind == "new"}
     inputs = []
     for rule_input in rule.inputs:
         node = next((n for n in graph.nodes if n.op == "placeholder" and n.target == rule_input.name), None)
         if node is None:
             continue
-        if not node.users and rule_input.kind != "param" and rule_input.name not in written:
+        if not node.users and rule_input.kind != "param" and rule_input.name not in replaced:
             graph.erase_node(node)
         else:
             inputs.append(rule_input)
-    slots = tuple(s for s in rule.slots if s.key != without and any(i.key == s.key for i in inputs))
+    slots = tuple(
+        s for s in rule.slots if s.key != without and any(i.kind == "slot" and i.key == s.key for i in inputs)
+    )
     return replace(
-        rule, gm=fx.GraphModule(torch.nn.Module(), graph), inputs=tuple(inputs), outputs=written, slots=slots
+        rule, gm=fx.GraphModule(torch.nn.Module(), graph), inputs=tuple(inputs), outputs=outputs, slots=slots
     )

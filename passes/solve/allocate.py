@@ -72,6 +72,15 @@ def relaxed(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: 
     )
 
 
+def fastest_choice(items: Sequence[Sequence[Candidate]], budget_bytes: int) -> list[int]:
+    """The candidates of least time within the memory budget. Raises BudgetError if none fit."""
+    table = Instance.of(items)
+    choice = _least(table, table.time_ns, budget_bytes, None).choice
+    if choice is None:
+        raise _refusal(table, budget_bytes, None, _ends(table, budget_bytes, None)[0], None)
+    return table.original(choice)
+
+
 def _fits(table: Instance, choice: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> bool:
     return (budget_bytes is None or table.bytes_of(choice) <= budget_bytes) and (
         budget_ns is None or table.time_of(choice) <= budget_ns

@@ -1,0 +1,77 @@
+"""The request: what the user asked for, in `prepare` or in the options of `torch.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from baoc_compile.core.budget import DEFAULT_BUDGET, MemoryBudget
+from baoc_compile.core.errors import OptionError
+from baoc_compile.core.planner_options import PlannerOptions
+from baoc_compile.state.plan import Plan, as_plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """A plan or a memory budget, and how plans are made.
+
+    memory_budget: the limit on optimizer state; None if none was named.
+    plan: the configuration itself, which overrides a budget; None if none was named.
+    seed: of the stochastic rounding and of what is sampled; None takes that of the plan, or 0.
+    planner: how and when plans are made.
+    """
+
+    memory_budget: MemoryBudget | None = None
+    plan: Plan | None = None
+    seed: int | None = None
+    planner: PlannerOptions = field(default_factory=PlannerOptions)
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        return {"memory_budget", "plan", "seed"} | PlannerOptions.names()
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Request:
+        """From options by name; None counts as not given. Raises OptionError that names the option, and PlanError."""
+        given = {name: value for name, value in given.items() if value is not None}
+        unknown = sorted(set(given) - cls.option_names())
+        if unknown:
+            raise OptionError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(cls.option_names()))}")
+        budget, plan, seed = (given.pop(name, None) for name in ("memory_budget", "plan", "seed"))
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise OptionError(f"seed: expected an integer, got {seed!r}")
+        return cls(
+            MemoryBudget.parse(budget) if budget is not None else None,
+            as_plan(plan) if plan is not None else None,
+            seed,
+            PlannerOptions.parse(given),
+        )
+
+    @property
+    def is_explicit(self) -> bool:
+        """Did the user name a plan or a budget?"""
+        return self.memory_budget is not None or self.plan is not None
+
+    @property
+    def budget(self) -> MemoryBudget | None:
+        """The budget in force: the default if nothing was named; None under a named plan."""
+        if self.plan is not None:
+            return None
+        return self.memory_budget or MemoryBudget.parse(DEFAULT_BUDGET)
+
+    @property
+    def seed_in_force(self) -> int:
+        if self.seed is not None:
+            return self.seed
+        return self.plan.seed if self.plan is not None else 0
+
+    def or_else(self, later: Request, *, is_settled: bool) -> Request:
+        """The request in force after `later` was made as well.
+
+        A named plan or budget stays. One that is named later replaces a default. Another default counts only before
+        anything `is_settled`.
+        """
+        if self.is_explicit or (is_settled and not later.is_explicit):
+            return self
+        return later

@@ -1,0 +1,158 @@
+"""Choice: how the slots of new parameters are stored, before anything is measured.
+
+A named plan says it. Within a budget it is the uniform configuration of least expected harm that fits; below the smallest of
+these, a plan by block (`start_by_block.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from baoc_compile.core.budget import MemoryBudget
+from baoc_compile.core.codec import Slot
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
+from baoc_compile.kernels.codecs.catalogue import AUTOMATIC, full_precision
+from baoc_compile.passes.plan.start_by_block import start_by_block
+from baoc_compile.state.entries import bytes_of
+from baoc_compile.state.plan import Plan
+from baoc_compile.state.request import Request
+from baoc_compile.state.state_tensor import StateTensor
+
+log = logging.getLogger("baoc")
+
+SlotsOf = Mapping[int, tuple[Slot, ...]]  # by parameter index
+
+
+def choose_storage(
+    request: Request, storage: Storage, table: ParameterTable, slots_of: SlotsOf, bytes_to_come: int = 0
+) -> Storage:
+    """`storage` with a codec for every slot in `slots_of`. What was decided stays.
+
+    slots_of: the slots of every parameter that is stepped, by index.
+    bytes_to_come: of counters that do not exist yet; they count against the budget.
+
+    Raises BudgetError that names the smallest budget that can be met, and PlanError.
+    """
+    if not storage.parameters:
+        storage = replace(storage, seed=request.seed_in_force)
+    if not request.is_explicit:
+        storage = _with_loaded(storage, table, slots_of)
+    new = {i: tuple(s for s in slots if not storage.has(i, s.key)) for i, slots in slots_of.items()}
+    new = {i: slots for i, slots in new.items() if slots}
+    if not new:
+        return storage
+    plan = request.plan or _Fit(request, storage, table, new, bytes_to_come).plan()
+    chosen = replace(
+        storage,
+        default=plan.default,
+        update_scale=plan.update_scale,
+        memory_budget=plan.memory_budget,
+        certificate="" if storage.parameters else plan.certificate,
+    )
+    return chosen.with_parameters({i: _extended(storage, plan, table, i, slots) for i, slots in new.items()})
+
+
+def _extended(
+    storage: Storage, plan: Plan, table: ParameterTable, index: int, slots: tuple[Slot, ...]
+) -> StoredParameter:
+    known = storage.parameters.get(index)
+    if known is None:
+        known = StoredParameter({}, plan.block_of(index), plan.update_scale_of(index, table.parameters[index]))
+    return replace(known, slots={**known.slots, **_stored(plan, table, index, slots)})
+
+
+def _stored(plan: Plan, table: ParameterTable, index: int, slots: tuple[Slot, ...]) -> dict[str, StoredSlot]:
+    return {s.key: StoredSlot(*plan.codec(table, index, s)) for s in slots}
+
+
+def _with_loaded(storage: Storage, table: ParameterTable, slots_of: SlotsOf) -> Storage:
+    """State that is already compressed (a checkpoint) keeps its codec where the user asked for nothing else."""
+    changed = {}
+    for index, slots in slots_of.items():
+        state, known = table.state(index), storage.of(index)
+        loaded = {
+            s.key: StoredSlot(state[s.key].codec, "as loaded")
+            for s in slots
+            if s.key not in known.slots and isinstance(state.get(s.key), StateTensor)
+        }
+        if loaded:
+            changed[index] = replace(known, slots={**known.slots, **loaded})
+    return storage.with_parameters(changed) if changed else storage
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The search for a uniform plan within a budget. `new`: the slots to decide on, by parameter."""
+
+    request: Request
+    storage: Storage
+    table: ParameterTable
+    new: SlotsOf
+    bytes_to_come: int
+
+    def plan(self) -> Plan:
+        """The plan of least expected harm that fits, then of fewest bytes; parameters that join later follow the others
+        where that fits."""
+        budget = self.request.budget
+        assert budget is not None, "only a named plan has no budget"
+        limit, fixed = self._limit(budget), self._settled_bytes() + self._counter_bytes()
+        keys = sorted({slot.key for slots in self.new.values() for slot in slots if slot.weight_dtype is None})
+        plans = [
+            Plan({**dict(zip(keys, choice, strict=True)), "*": choice[-1] if choice else "fp32"})
+            for choice in itertools.product(AUTOMATIC, repeat=len(keys))
+        ]
+        if self.storage.default is not None:
+            plans.insert(0, Plan(self.storage.default, update_scale=self.storage.update_scale))
+        ranked = {}
+        for order, plan in enumerate(plans):
+            stored = {i: _stored(plan, self.table, i, slots) for i, slots in self.new.items()}
+            harm = sum(max(s[k].codec.expected_harm for s in stored.values() if k in s) for k in keys)
+            follows = self.storage.default is not None and order == 0
+            ranked[not follows, harm, fixed + self._bytes(stored), order] = plan
+        fitting = [rank for rank in ranked if rank[2] <= limit]
+        if not fitting and not self.request.is_explicit:  # nobody asked for this budget: come as close as possible
+            smallest = min(rank[2] for rank in ranked)
+            log.info("the default budget of %s is out of reach; the smallest plan takes %d", budget.text, smallest)
+            fitting = [rank for rank in ranked if rank[2] == smallest]
+        if fitting:
+            return replace(ranked[min(fitting)], memory_budget=budget.text)
+        base = replace(plans[0], memory_budget=budget.text)
+        return start_by_block(base, self.table, self.new, fixed + self._weight_bytes(base), limit)
+
+    def _limit(self, budget: MemoryBudget) -> int:
+        """The budget in bytes: percentages are of all slots, old and new, in full precision, and of counters."""
+        full, numel = self._counter_bytes(), 0
+        for index in {*self.new, *self.storage.parameters}:
+            parameter = self.table.parameters[index]
+            planned = [s for s in self.new.get(index, ()) if s.weight_dtype is None]
+            count = len(planned) + len(self.storage.of(index).slots)
+            full += full_precision(parameter.dtype).storage_bytes(parameter.shape) * count
+            numel += parameter.numel()
+        return budget.in_bytes(full, numel)
+
+    def _settled_bytes(self) -> int:
+        return self._bytes({i: stored.slots for i, stored in self.storage.parameters.items()})
+
+    def _bytes(self, slots_of: Mapping[int, Mapping[str, StoredSlot]]) -> int:
+        return sum(
+            slot.codec.storage_bytes(self.table.parameters[i].shape)
+            for i, slots in slots_of.items()
+            for slot in slots.values()
+        )
+
+    def _counter_bytes(self) -> int:
+        """State that is no slot, there or to come."""
+        total = self.bytes_to_come
+        for index in range(len(self.table.parameters)):
+            slots = {s.key for s in self.new.get(index, ())} | self.storage.of(index).slots.keys()
+            total += sum(bytes_of(value) for key, value in self.table.state(index).items() if key not in slots)
+        return total
+
+    def _weight_bytes(self, plan: Plan) -> int:
+        """What weight codecs take, which no budget chooses."""
+        weights = {i: tuple(s for s in slots if s.weight_dtype is not None) for i, slots in self.new.items()}
+        return self._bytes({i: _stored(plan, self.table, i, slots) for i, slots in weights.items()})

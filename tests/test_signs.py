@@ -1,0 +1,172 @@
+"""Interval arithmetic over rules: every value that a rule computes lies in the interval that was derived for it.
+
+NaN lies in every interval: it is stored as NaN whatever the codec. No claim is made about what comes of a division by 0,
+whose sign would be that of a zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from optimizers import CASES
+from random_optimizers import DrawnOptimizer, recipes
+from torch import Tensor, fx
+
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.rules import prove_signs as signs
+from baoc_compile.passes.rules.discover_state import discover_state
+
+aten = torch.ops.aten
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 1e-30, 1e-45, -1e-38, 1e30, -3e38, math.inf, -math.inf, math.nan]
+LANES = 64
+
+
+def values_in(interval: signs.Interval, generator: torch.Generator, is_element: bool) -> Tensor:
+    """Values in an interval, its ends and special ones among them: float32 elements, or one float64 number."""
+    low, high = interval
+    drawn = torch.randn(LANES, generator=generator, dtype=torch.float64)
+    drawn = drawn * 10.0 ** torch.randint(-3, 3, (LANES,), generator=generator)
+    special = torch.tensor([*SPECIAL, low, high], dtype=torch.float64)
+    drawn[: len(special)] = special
+    drawn = drawn.float().double() if is_element else drawn
+    drawn = torch.where((drawn >= low) & (drawn <= high) | drawn.isnan(), drawn, drawn.abs() % 1.0)
+    drawn = torch.where((drawn >= low) & (drawn <= high) | drawn.isnan(), drawn, low if low > -math.inf else high)
+    drawn = drawn[torch.randperm(LANES, generator=generator)]
+    return drawn.float() if is_element else drawn[~drawn.isnan()][0]
+
+
+def check_intervals(
+    gm: fx.GraphModule, known: Mapping[str, signs.Interval], elements: set[str], seed: int
+) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+    """Node -> its value, and where no claim is made about it."""
+    intervals = signs._intervals(gm, dict(known))
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            value = values_in(known[node.target], generator, node.target in elements)
+            found[node] = value, torch.zeros_like(value, dtype=torch.bool)
+        elif node.op == "call_function":
+            args = [found[a][0] if isinstance(a, fx.Node) else a for a in node.args]
+            value = node.target(*args, **node.kwargs)
+            free = torch.zeros_like(value, dtype=torch.bool)
+            for operand in node.all_input_nodes:
+                free = free | found[operand][1]
+            found[node] = value, free | divides_by_zero(node, args)
+        else:
+            continue
+        low, high = intervals[node]
+        value, free = found[node]
+        inside = (value.double() >= low) & (value.double() <= high) | value.isnan() | free
+        assert inside.all(), f"{node.format_node()}: {value[~inside] if value.ndim else value} not in {low}..{high}"
+    return found
+
+
+def divides_by_zero(node: fx.Node, args: list[Any]) -> Any:
+    name = node.target.overloadpacket.__name__
+    if name == "div":
+        return torch.as_tensor(args[1]) == 0
+    if name in ("reciprocal", "rsqrt"):
+        return args[0] == 0
+    return (torch.as_tensor(args[0]) == 0) & (torch.as_tensor(args[1]) < 0) if name == "pow" else False
+
+
+def check_rule(rule: UpdateRule, seed: int) -> None:
+    """Slots that are proven to be >= 0 are when the step begins, and so are counters; then they are when it ends."""
+
+    def known(rule_input: Any) -> signs.Interval:
+        is_proven = rule_input.kind == "slot" and rule.slot(rule_input.key).nonnegative
+        return signs.NONNEGATIVE if is_proven or rule_input.kind == "counter" else rule_input.bounds
+
+    elements = {i.name for i in rule.inputs if i.kind in ("param", "grad", "slot")}
+    found = check_intervals(rule.gm, {i.name: known(i) for i in rule.inputs}, elements, seed)
+    (returned,) = rule.gm.graph.output_node().args
+    for name, node in zip(rule.outputs, returned, strict=True):
+        rule_input = next((i for i in rule.inputs if i.name == name), None)
+        if rule_input is not None and rule_input.kind == "slot" and rule.slot(rule_input.key).nonnegative:
+            value, free = found[node]
+            assert ((value >= 0) | value.isnan() | free).all(), name
+
+
+def rule_of(optimizer: Any) -> UpdateRule:
+    (schema,) = discover_state(ParameterTable.of(optimizer))
+    assert schema.rule is not None, schema.reason
+    return schema.rule
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_known_optimizers(name):
+    case = CASES[name]
+    rule = rule_of(case.make([torch.nn.Parameter(torch.zeros(3, 4))], **case.options))
+    for seed in range(10):
+        check_rule(rule, seed)
+
+
+@given(recipe=recipes(), seed=st.integers(0, 999))
+def test_random_optimizers(recipe, seed):
+    rule = rule_of(DrawnOptimizer([torch.nn.Parameter(torch.zeros(3, 4))], recipe))
+    note(str(rule))
+    check_rule(rule, seed)
+
+
+UNARY = [aten.neg.default, aten.abs.default, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default]
+UNARY += [aten.exp.default, aten.sigmoid.default, aten.tanh.default, aten.sign.default, aten.floor.default]
+BINARY = [
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.maximum.default,
+    aten.minimum.default,
+]
+BINARY += [aten.pow.Tensor_Tensor, aten.add.Tensor, aten.sub.Tensor]
+numbers = st.one_of(st.sampled_from([*SPECIAL[:-1], 0.1, 0.7, 2.0, 1e-60, 1e300]), st.floats(-3, 3))
+INTERVALS = [signs.ANY, signs.NONNEGATIVE, (0.0, 1.0), (-math.inf, 0.0), (1.0, math.inf), (-1.0, 1.0)]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[fx.GraphModule, dict[str, signs.Interval], set[str]]:
+    """Any operations that intervals are known of, over elements and numbers; their intervals; which are elements."""
+    graph = fx.Graph()
+    known = {f"x{i}": draw(st.sampled_from(INTERVALS)) for i in range(4)}
+    nodes = [graph.placeholder(name) for name in known]
+    values = st.deferred(lambda: st.sampled_from(nodes))
+    for _ in range(draw(st.integers(1, 8))):
+        arity = draw(st.sampled_from([0, 1, 2, 2, 2, 3, 4]))
+        if arity == 0:
+            node = graph.call_function(aten.scalar_tensor.default, (draw(numbers),), {"dtype": torch.float64})
+        elif arity == 1:
+            node = graph.call_function(draw(st.sampled_from(UNARY)), (draw(values),))
+        elif arity == 2:
+            node = graph.call_function(draw(st.sampled_from(BINARY)), (draw(values), draw(values)))
+            if node.target in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor) and draw(st.booleans()):
+                node.args = (node.args[0], draw(numbers))
+        elif arity == 3:
+            condition = graph.call_function(aten.gt.Scalar, (draw(values), draw(numbers)))
+            node = graph.call_function(aten.where.self, (condition, draw(values), draw(values)))
+        else:
+            node = graph.call_function(aten.pow.Tensor_Scalar, (draw(values), draw(numbers)))
+        nodes.append(node)
+    weight = draw(values)
+    same = graph.call_function(aten._to_copy.default, (nodes[-1],), {"dtype": torch.float32})
+    start, end = (graph.call_function(aten.mul.Tensor, (x, 1.0)) for x in (nodes[0], nodes[1]))
+    weight = graph.call_function(aten._to_copy.default, (weight,), {"dtype": torch.float32})
+    graph.call_function(aten.lerp.Tensor, (start, end, weight))
+    graph.call_function(aten._to_copy.default, (same,), {"dtype": torch.int32})
+    graph.output(())
+    return fx.GraphModule(torch.nn.Module(), graph), known, {"x0", "x1"}
+
+
+@settings(max_examples=10 * settings.default.max_examples)
+@given(graphs(), st.integers(0, 999))
+def test_any_graph(drawn, seed):
+    gm, known, elements = drawn
+    note(gm.code)
+    check_intervals(gm, known, elements, seed)

@@ -1,0 +1,328 @@
+"""Private names of torch and CPython: each does what the package relies on.
+
+A test's docstring says what breaks without the name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from baoc_compile.core import torch_private as private
+
+aten = torch.ops.aten
+
+
+def test_fake_tensors_have_a_shape_and_no_memory():
+    """Without FakeTensorMode, forward passes are read with their memory; without FakeTensor, tracing stores state."""
+    with private.FakeTensorMode():
+        huge = torch.ones(10**9, 10**6) * 2
+    assert isinstance(huge, private.FakeTensor) and huge.shape == (10**9, 10**6)
+    assert not isinstance(torch.ones(1), private.FakeTensor)
+
+
+def test_from_tensor_makes_stand_ins_that_keep_shapes():
+    """A compiled model's graph is run on stand-ins of its inputs."""
+    stand_in = private.FakeTensorMode().from_tensor(torch.ones(2, 3), static_shapes=True)
+    assert isinstance(stand_in, private.FakeTensor) and stand_in.shape == (2, 3)
+
+
+def test_unset_fake_temporarily():
+    """Codecs are traced while torch traces: their constants would be fake."""
+    with private.FakeTensorMode(), private.unset_fake_temporarily():
+        assert torch.ones(2).tolist() == [1.0, 1.0]
+
+
+def test_decompositions_lead_to_core_aten():
+    """Rules would be made of operators that no emitter knows."""
+    addcmul = private.core_aten_decompositions()[aten.addcmul.default]
+    with Sees() as sees:
+        result = addcmul(torch.ones(3), torch.full((3,), 2.0), torch.full((3,), 2.0), value=0.5)
+    assert set(sees.calls) - {aten.ones.default, aten.full.default} == {aten.mul.Tensor, aten.add.Tensor}
+    assert torch.equal(result, torch.full((3,), 3.0))
+
+
+def test_dynamo_holds_its_lock_while_it_calls_a_backend():
+    """Threads would trace at once; a lock of our own, taken in another order than Dynamo's, would never be released."""
+    free = []
+
+    def backend(gm, inputs):
+        other = threading.Thread(target=lambda: free.append(private.dynamo_lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+        with private.dynamo_lock:  # reentrant
+            return gm.forward
+
+    assert torch.equal(torch.compile(torch.sin, backend=backend)(torch.zeros(2)), torch.zeros(2))
+    assert free == [False]
+
+
+def test_disable_proxy_modes_tracing():
+    """What is computed while somebody else traces would become part of that graph."""
+
+    def step(x):
+        with private.disable_proxy_modes_tracing():
+            torch.ones(3).sin()
+        return x.cos()
+
+    gm = make_fx(step)(torch.ones(3))
+    assert [n.target for n in gm.graph.nodes if n.op == "call_function"] == [aten.cos.default]
+
+
+class Sees(private.TorchDispatchMode):
+    """Writes down what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_every_operator_and_the_innermost_is_known():
+    """Neither steps nor forward passes could be recorded; a recorder left behind by an exception would stay for ever."""
+    assert private.current_dispatch_mode() is None
+    with Sees() as outer:
+        with Sees() as inner:
+            assert private.current_dispatch_mode() is inner
+            torch._foreach_mul_([torch.ones(2)], 2.0)
+        assert private.current_dispatch_mode() is outer
+    assert inner.calls[-1] is aten._foreach_mul_.Scalar
+    assert inner.calls == outer.calls
+
+
+def test_trees():
+    """Arguments in lists and dictionaries would be missed."""
+    nested = {"a": [1, (2, 3.0)]}
+    assert private.tree_map(lambda x: x + 1, nested) == {"a": [2, (3, 4.0)]}
+    assert private.tree_map_only(float, lambda x: -x, nested) == {"a": [1, (2, -3.0)]}
+    assert private.tree_leaves(nested) == [1, 2, 3.0]
+
+
+def test_schema_of_says_what_an_operator_writes_and_views():
+    """Operations in place on compressed state would change nothing."""
+
+    def writes(func):
+        return [a.alias_info is not None and a.alias_info.is_write for a in private.schema_of(func).arguments]
+
+    assert writes(aten.add_.Tensor) == [True, False, False]
+    assert writes(aten.add.Tensor) == [False, False, False]
+    assert [a.name for a in private.schema_of(aten.add.Tensor).arguments] == ["self", "other", "alpha"]
+    (view,) = private.schema_of(aten.select.int).returns
+    assert view.alias_info is not None and not view.alias_info.is_write
+    assert private.schema_of(len) is None
+
+
+def test_hint_of_a_symbol_is_the_size_it_stood_for():
+    """Forward graphs under `dynamic=True` would have no shapes."""
+    seen = []
+
+    def backend(gm, inputs):
+        seen.extend(private.hint_of(i) for i in inputs if isinstance(i, torch.SymInt))
+        return gm.forward
+
+    torch.compile(lambda x: x * x.shape[0], backend=backend, dynamic=True)(torch.ones(7))
+    assert seen == [7]
+
+
+@pytest.mark.parametrize("name", ["add_", "mul", "sqrt_", "lerp", "addcdiv_"])
+def test_foreach_functions_are_the_prefix_and_the_name_for_one_tensor(name):
+    """Steps with `foreach=True` would not be read."""
+    assert hasattr(torch, private.FOREACH + name)
+    assert hasattr(Tensor, name)
+
+
+def test_calls_that_compute_nothing():
+    """Traced steps would be full of calls that no rule may contain."""
+    graphs = []
+
+    def backend(gm, inputs):
+        graphs.append(gm)
+        return gm.forward
+
+    def step(x):
+        with torch.no_grad(), torch.autocast("cpu"):
+            torch._assert_async(x.sum() > 0)
+            return x * 2
+
+    torch.compile(step, backend=backend)(torch.ones(2, requires_grad=True))
+    names = {getattr(n.target, "__name__", n.target) for n in graphs[0].graph.nodes if n.op == "call_function"}
+    assert {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_assert_async"} <= names
+    assert {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_assert_async"} < private.COMPUTES_NOTHING
+    assert hasattr(torch, "_assert_scalar") and "_assert_scalar" in private.COMPUTES_NOTHING
+
+
+class Wrapped(Tensor):
+    """A tensor that owns no memory."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return private.wrapper_tensor(cls, shape, torch.float32, torch.device("cpu"))
+
+    __torch_function__ = private.no_torch_function
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(torch.ones(a.shape) if isinstance(a, cls) else a for a in args), **(kwargs or {}))
+
+
+def test_a_wrapper_tensor_has_a_shape_and_no_memory_and_results_are_not_wrapped():
+    """There would be no StateTensor; without `no_torch_function` every result of one would be one again."""
+    wrapped = Wrapped((10**6, 10**6))
+    assert wrapped.shape == (10**6, 10**6) and wrapped.dtype == torch.float32
+    small = Wrapped((2, 3))
+    assert type(small + 1) is Tensor and torch.equal(small + 1, torch.full((2, 3), 2.0))
+
+
+def test_batch_normalization_is_the_base_of_all_its_forms():
+    """`cast_model` would round the weights of some normalizations."""
+    for module in (nn.BatchNorm1d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2)):
+        assert isinstance(module, private.BatchNormalization)
+    assert not isinstance(nn.Linear(2, 2), private.BatchNormalization)
+
+
+def test_lookup_backend_finds_by_name():
+    """`inner_backend="inductor"` would find nothing."""
+    gm = fx.symbolic_trace(nn.ReLU())
+    assert private.lookup_backend("eager")(gm, [torch.ones(1)])(torch.tensor(-1.0)) == 0
+
+
+def test_compiled_modules_are_known_and_lead_to_the_original():
+    """The forward pass of a compiled model would be watched, and never be seen."""
+    module, in_place = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert not private.is_compiled(module) and private.uncompiled_module(module) is module
+    wrapper = torch.compile(module, backend="eager")
+    assert private.is_compiled(wrapper) and private.uncompiled_module(wrapper) is module
+    in_place.compile(backend="eager")
+    assert private.is_compiled(in_place)
+
+
+def test_compiled_functions_lead_to_the_original():
+    """`inspect` would not find the optimizer of a compiled step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    compiled = torch.compile(optimizer.step, backend="eager")
+    assert private.uncompiled_function(compiled).__self__ is optimizer
+    assert private.uncompiled_function(len) is len
+
+
+@pytest.mark.parametrize("name", ["eager", "baoc"])
+def test_running_backends_of_compiled_functions(name):
+    """A fused optimizer that is compiled with baoc would keep its state as it is, without a word."""
+    seen = []
+
+    @torch.compiler.disable
+    def look():
+        seen.extend(getattr(backend, "compiler_name", "") for backend in private.running_backends())
+
+    def step(x):
+        look()
+        return x + 1
+
+    torch.compile(step, backend=name)(torch.ones(2))
+    assert name in seen
+    assert not list(private.running_backends())
+
+
+def test_what_dynamo_says_of_a_step_while_it_traces():
+    """Steps could not be told from other code, nor gradients from other inputs."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    found = {}
+
+    def backend(gm, inputs):
+        translator = private.InstructionTranslator.current_tx()
+        sources = [private.source_of(n) for n in gm.graph.nodes if n.op == "placeholder"]
+        found["code"] = translator.f_code
+        found["gradients"] = [type(s) is private.GradSource for s in sources]
+        assert translator.f_locals["self"] is optimizer and translator.f_globals
+        assert private.holders_of(3) == (3, None, None)
+        return gm.forward
+
+    torch.compile(optimizer.step, backend=backend)()
+    assert True in found["gradients"]
+    assert len(private.cached_traces(found["code"])) == 1 < private.recompile_limit()
+    private.forget_traces(found["code"])
+    assert len(private.cached_traces(found["code"])) == 0
+
+
+def test_fused_steps_are_what_fused_optimizers_call(monkeypatch):
+    """Nobody would be told that torch.compile leaves `fused=True` alone."""
+    steps = list(private.fused_steps())
+    makers = {"_fused_adam": torch.optim.AdamW, "_fused_sgd": torch.optim.SGD, "_fused_adagrad": torch.optim.Adagrad}
+    assert {name for _, name in steps} == makers.keys()
+    called: list[str] = []
+    for module, name in steps:
+        monkeypatch.setattr(module, name, lambda *args, name=name, **kwargs: called.append(name))
+        parameter = nn.Parameter(torch.ones(2))
+        parameter.grad = torch.ones(2)
+        makers[name]([parameter], lr=0.1, fused=True).step()
+        assert called[-1:] == [name]
+
+
+def test_hooks_of_an_optimizer():
+    """A miniature step would run the user's hooks once more than steps are taken."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    calls = []
+    for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+        register(lambda *_: calls.append(1))
+    optimizer.step()
+    assert len(calls) == 2
+    found = private.hooks_of(optimizer)
+    assert sum(map(len, found.values())) == 2
+    for name, hooks in found.items():
+        setattr(optimizer, name, type(hooks)())
+    optimizer.step()
+    assert len(calls) == 2
+
+
+def test_functions_over_tensors():
+    """Looking at hundreds of tensors before a launch would take longer than the rest of the host's work."""
+    functions = private.tensor_functions()
+    data_ptr = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(functions.data_ptr)
+    is_contiguous = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool))(
+        functions.is_contiguous
+    )
+    bump_version = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions.bump_version)
+    for tensor in (torch.ones(3, 4), nn.Parameter(torch.ones(3, 4)), torch.ones(4, 3).T, torch.ones(8)[::2]):
+        assert data_ptr(tensor) == tensor.data_ptr()
+        answer = ctypes.c_bool()
+        assert is_contiguous(id(tensor) + functions.offset, ctypes.byref(answer)) == 0
+        assert answer.value == tensor.is_contiguous()
+        version = tensor._version
+        bump_version(id(tensor) + functions.offset)
+        assert tensor._version == version + 1
+
+
+def test_a_tensor_is_found_in_its_object():
+    """Functions would be given something else than a tensor, and crash."""
+
+    class Derived(Tensor):
+        __slots__ = ("more",)
+
+    offset = private.tensor_offset(torch.empty(0))
+    for tensor in (torch.ones(3), nn.Parameter(torch.ones(3)), torch.ones(3).as_subclass(Derived)):
+        assert ctypes.c_void_p.from_address(id(tensor) + offset).value == tensor._cdata
+        assert private.object_at(id(tensor)) is tensor
+
+
+@pytest.mark.parametrize("name", ["DATA_PTR", "IS_CONTIGUOUS", "BUMP_VERSION"])
+def test_a_missing_function_is_a_lookup_error(name, monkeypatch):
+    """The first launch would fail on a torch that has renamed it, instead of asking tensor by tensor."""
+    monkeypatch.setattr(private, name, "no_such_function")
+    with pytest.raises(LookupError, match="no_such_function"):
+        private.tensor_functions()
+
+
+def test_a_library_with_pythons_lock():
+    """Lists of tensors would be read while another thread changes them."""
+    library = private.with_python_lock(ctypes.CDLL(None))
+    library.PyErr_SetString.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    with pytest.raises(KeyError, match="seen only with the lock"):
+        library.PyErr_SetString(KeyError, b"seen only with the lock")
