@@ -276,8 +276,8 @@ def all_at_once(results: Mapping[str, dict[str, Any]]) -> list[str]:
     lines = [
         "## All blocks at once",
         "Uniform configurations (tensors under 4,096 elements stay fp32). *Sum of forks*: of the damages of single blocks. "
-        "*Whole training*: the gap to fp32 at the end, from [learning.md](learning.md), where gains are 1 unless the name "
-        "says otherwise. Gains of single blocks do not add up, and damage that lasts is not seen in a fork: the "
+        "*Whole training*: the gap to fp32 at the end, from [learning.md](learning.md), where update scales are 1 unless the "
+        "name says otherwise. Gains of single blocks do not add up, and damage that lasts is not seen in a fork: the "
         "risk that the solver minimizes is to order whole trainings.",
     ]
     for name, result in results.items():
