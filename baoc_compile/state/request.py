@@ -69,9 +69,27 @@ class Request:
     def or_else(self, later: Request, *, is_settled: bool) -> Request:
         """The request in force after `later` was made as well.
 
-        A named plan or budget stays. One that is named later replaces a default. Another default counts only before
-        anything `is_settled`.
+        A named plan or budget stays; one that is named later replaces a default. Another default counts only before
+        anything `is_settled`. Raises OptionError if both name something, and not the same.
         """
+        if self.is_explicit and later.is_explicit and self._named != later._named:
+            raise OptionError(
+                f"this optimizer was prepared for {self.wish} before, and now for {later.wish}: name the same, or make a new "
+                "optimizer"
+            )
         if self.is_explicit or (is_settled and not later.is_explicit):
             return self
         return later
+
+    @property
+    def _named(self) -> tuple[str | None, Plan | None]:
+        return self.memory_budget.text if self.memory_budget is not None else None, self.plan
+
+    @property
+    def wish(self) -> str:
+        """The plan or budget that was named, in words."""
+        if self.plan is not None:
+            default = ", ".join(f"{slot}: {choice}" for slot, choice in sorted(self.plan.default.items()))
+            entries = f" and {len(self.plan.parameters)} entries" if self.plan.parameters else ""
+            return f"the plan {{{default}}}{entries}"
+        return f"the memory budget {self.budget.text!r}" if self.budget is not None else "nothing"
