@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot, weight_slots
+from baoc_compile.core.codec import Codec, Slot, weight_entry, weight_slots
 from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
@@ -117,6 +117,7 @@ def bytes_moved(rule: UpdateRule, codecs: dict[str, Codec], parameter: torch.Ten
     of_kind = {k: tuple(s for s, c in codecs.items() if c.mechanism == k) for k in ("dropping", "sharing")}
     reduced = _reduced(rule, of_kind["dropping"], of_kind["sharing"])
     sizes = {key: codec.storage_bytes(parameter.shape) for key, codec in codecs.items()}
+    beside_weight = sum(sizes[key] for key in codecs if key == weight_entry(codecs))
     element = parameter.numel() * parameter.element_size()
     total = 0
     for launch in (*reduced.averages, reduced.update):
@@ -124,7 +125,7 @@ def bytes_moved(rule: UpdateRule, codecs: dict[str, Codec], parameter: torch.Ten
             reads = any(n.target == rule_input.name and n.users for n in launch.gm.graph.nodes if n.op == "placeholder")
             touches = int(reads) + int(rule_input.name in launch.replaced)
             if rule_input.kind == "param":
-                total += touches * (element + sizes.get(WEIGHT_KEY, 0))
+                total += touches * (element + beside_weight)
             elif rule_input.kind == "grad":
                 total += touches * element
             elif rule_input.kind == "slot":

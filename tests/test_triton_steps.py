@@ -236,4 +236,4 @@ def test_without_triton_a_gpu_runs_torch_operations(monkeypatch):
         warnings.simplefilter("always")
         program = lower.lower(program_graph(lambda p, g: p - g, "cuda"))
     assert isinstance(program, TorchProgram)
-    assert any(issubclass(w.category, BaocWarning) and "triton_program" in str(w.message) for w in caught)
+    assert any(issubclass(w.category, BaocWarning) and "triton.program" in str(w.message) for w in caught)

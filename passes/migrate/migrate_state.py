@@ -50,7 +50,8 @@ def migrate_weights(session: Session, table: ParameterTable) -> int:
     changed = 0
     for index, parameter in enumerate(table.parameters):
         decisions, state = session.decisions.get(parameter, {}), table.state(index)
-        codec, old = decisions[WEIGHT_KEY].codec if WEIGHT_KEY in decisions else None, state.get(WEIGHT_KEY)
+        decided = [d.codec for d in decisions.values() if d.codec.mechanism == "weight"]  # a slot may have its key
+        codec, old = decided[0] if decided else None, state.get(WEIGHT_KEY)
         is_early = not state and any(d.codec.mechanism != "weight" for d in decisions.values())
         if codec is None or is_early or (isinstance(old, StateTensor) and old.codec is codec):
             continue
