@@ -65,8 +65,8 @@ WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
 
 
 def known_choices(slot: str) -> tuple[str, ...]:
-    """What a plan may say for a slot; N stands for a size."""
-    formats = WEIGHT_FORMATS if slot == WEIGHT_KEY else FORMATS
+    """What a plan may say for a slot; N stands for a size. The weight's key may be that of a slot, too."""
+    formats = (*WEIGHT_FORMATS, *FORMATS) if slot == WEIGHT_KEY else FORMATS
     return tuple(dict.fromkeys((*formats, *CODECS, *(f"{form}:N" for form in SIZED))))
 
 
@@ -101,7 +101,15 @@ def full_precision(parameter_dtype: torch.dtype) -> Codec:
 
 
 def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch.dtype) -> tuple[Codec, str]:
-    """The codec that realizes a format, or a codec's own name, for `slot`; full precision and the reason if refused."""
+    """The codec that realizes a format, or a codec's own name, for `slot`; full precision and the reason if refused.
+
+    Raises PlanError for a format of weights.
+    """
+    if choice in WEIGHT_FORMATS and choice not in CODECS:
+        raise PlanError(
+            f"{choice!r} is a format of weights, but {slot.key!r} is state that the optimizer keeps: choose one of "
+            f"{', '.join(FORMATS)}"
+        )
     reasons = []
     for name in FORMATS.get(choice, (choice,)):
         codec = codec_named(name) if name not in ("fp32", "fp64") else full_precision(parameter_dtype)
@@ -113,7 +121,15 @@ def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch
 
 
 def weight_codec_for(choice: str, slot: Slot, shape: torch.Size) -> tuple[Codec, str]:
-    """The codec that realizes a weight format, or a codec's own name; "nearest" and why, if none does."""
+    """The codec that realizes a weight format, or a codec's own name; "nearest" and why, if none does.
+
+    Raises PlanError for a format of state.
+    """
+    if choice in FORMATS and choice not in CODECS:
+        raise PlanError(
+            f"{choice!r} is a format of state, but {slot.key!r} is the weight itself: choose one of "
+            f"{', '.join(WEIGHT_FORMATS)}"
+        )
     reason = ""
     for name in WEIGHT_FORMATS.get(choice, (choice,)):
         codec = codec_named(name)

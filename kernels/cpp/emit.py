@@ -110,7 +110,7 @@ class CppEmitter(CppStages):
         for n in self.nodes:
             if per_of(n) != "codebook":
                 continue
-            entries, operand = self.variables(n, "codebook"), self.value_of(n)
+            entries, operand = self.variables(n, "codebook"), self.operand_of(n)
             if operand is not None:
                 lines.append(f"  const {MEMORY[operand.dtype]}* const {entries} = {self.data(operand)};")
             else:

@@ -36,7 +36,7 @@ class CppStages(Emitter):
         self.stages = range(max(self.stage.values(), default=0) + 1)
 
     def value(self, node: fx.Node) -> str:
-        operand = self.value_of(node)
+        operand = self.operand_of(node)
         if operand is None:
             return expression(node, self.variables)
         if operand.source == "index":
@@ -83,7 +83,7 @@ class CppStages(Emitter):
             if per_of(node) == "group" and self._outlives(node):
                 values, groups = self.variables(node, "of"), self._groups(node)
                 lines.append(f"    {type_of(node)} {values}[{groups}];")
-                operand = self.value_of(node)
+                operand = self.operand_of(node)
                 if reduces(node):
                     lines.append(f"    for (int32_t& value : {values}) value = INT32_MIN;")
                 elif operand is not None and operand.in_memory:
@@ -128,7 +128,7 @@ class CppStages(Emitter):
         return lines
 
     def _is_loaded(self, node: fx.Node) -> bool:
-        operand = self.value_of(node)
+        operand = self.operand_of(node)
         return operand is not None and operand.in_memory
 
     def _lane_loop(self, stage: int) -> list[str]:

@@ -62,7 +62,7 @@ class Emitter(ABC):
         """The graph's, as a comment of one line may hold it."""
         return ascii(self.graph.title)[1:-1]
 
-    def value_of(self, node: fx.Node) -> Operand | None:
+    def operand_of(self, node: fx.Node) -> Operand | None:
         """The operand that a placeholder stands for."""
         return self.operand[str(node.target)] if node.op == "placeholder" else None
 

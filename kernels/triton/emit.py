@@ -79,7 +79,7 @@ class TritonEmitter(Emitter):
         return [f"{self.variables(node)} = {self._scalar(node)}" for node in self.scalars]
 
     def _scalar(self, node: fx.Node) -> str:
-        operand = self.value_of(node)
+        operand = self.operand_of(node)
         if operand is None:
             return expression(node, self.variables)
         if operand.in_memory:
@@ -130,7 +130,7 @@ class TritonEmitter(Emitter):
     def _loaded_lanes(self) -> list[str]:
         lines = []
         for node in self.nodes:
-            operand = self.value_of(node)
+            operand = self.operand_of(node)
             if operand is not None and operand.read and operand.per in ("element", "group", "shared"):
                 lines.append(f"{self.variables(node)} = {self._load(operand)}")
         return lines

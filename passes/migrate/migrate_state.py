@@ -50,7 +50,8 @@ def migrate_weights(storage: Storage, table: ParameterTable) -> int:
     changed = 0
     for index, parameter in enumerate(table.parameters):
         codecs, state = storage.of(index).codecs, table.state(index)
-        codec, old = codecs.get(WEIGHT_KEY), state.get(WEIGHT_KEY)
+        decided = [c for c in codecs.values() if c.mechanism == "weight"]  # a slot may have its key
+        codec, old = decided[0] if decided else None, state.get(WEIGHT_KEY)
         is_early = not state and any(c.mechanism != "weight" for c in codecs.values())
         if codec is None or is_early or (isinstance(old, StateTensor) and old.codec is codec):
             continue

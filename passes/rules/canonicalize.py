@@ -64,10 +64,10 @@ def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
     if parameter.is_complex() or parameter.is_sparse:
         raise NotElementwise("complex and sparse parameters are stepped as traced")
     roles = [*filter(None, map(step.roles.get, piece.inputs)), *piece.new_state]
-    odd = next((role.key for role in roles if not isinstance(role.key, str)), None)
-    if odd is not None:
+    odd = [role.key for role in roles if not isinstance(role.key, str)]
+    if odd:
         raise NotElementwise(
-            f"it keeps state under the key {odd!r}; only state whose key is a string can be compressed"
+            f"it keeps state under the key {odd[0]!r}; only state whose key is a string can be compressed"
         )
     shape = tuple(parameter.shape) or (1,)
     inputs = _rule_inputs(step, piece, tuple(parameter.shape))
