@@ -2,7 +2,7 @@
 
 A codec is a pair of functions over groups of elements, written in the few torch operations listed in
 `kernels/dialect/operations.py`. They are the specification, the reference and, traced once, the device code: the emitters
-turn the same traced graph into C++ and Triton. A codec is added by adding one file in `kernels/`.
+turn the same traced graph into C++ and Triton. A codec is added by adding one file in `kernels/codecs/`.
 
 There are four kinds, and a test says which it checks:
 

@@ -102,6 +102,8 @@ def relative(magnitude: Tensor, largest: Tensor, scale: Tensor, lower: Tensor, t
     A scale that is rounded down clips the magnitudes above it. In return one that is rounded up, which happens with
     chance p, raises the magnitudes x above its lower neighbour to lower + (x - lower) / p, and so the largest to the
     scale itself.
+
+    `top` / scale has to be finite: a scale may be as small as 2^-126, so `top` is below 4.
     """
     inverse = top / scale
     return _raised(magnitude * inverse, largest * inverse, lower * inverse, scale > lower, top)
