@@ -63,7 +63,7 @@ class StateSchema:
 
 
 def discover_state(table: ParameterTable) -> list[StateSchema]:
-    """Return one schema for each parameter; parameters of one group, rank, type and device share one.
+    """Return one schema for each parameter; those of one group, rank, type and device share one.
 
     Raises UnsupportedStep if the miniature's step fails.
     """

@@ -167,7 +167,7 @@ def _map_numbers(argument: Any, lift: Any, position: int | str) -> Any:
 
 
 def _describe(argument: Any, number: dict[fx.Node, int]) -> Hashable:
-    """Describe an argument as a hashable value: nodes by number, lifted numbers by a mark, the rest by type and repr."""
+    """Describe an argument as a hashable value: nodes by number, lifted numbers by a mark, others by type and repr."""
     if isinstance(argument, fx.Node):
         return ("node", number[argument]) if argument in number else ("constant",)
     if isinstance(argument, (list, tuple)):

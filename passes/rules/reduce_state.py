@@ -24,7 +24,7 @@ aten = torch.ops.aten
 class ReducedRule:
     """A rule split at its shared slots.
 
-    averages: rules to run first, in order; each returns the increment and the decay of the shared slots that it computes.
+    averages: rules to run first, in order; each returns the increments and decays of the slots that it averages.
     update: the remaining rule, which reads the new shared values as its slots.
     """
 
