@@ -1,4 +1,4 @@
-"""Bytes that a step reads and writes: what bounds its time where it computes less than it moves."""
+"""Count the bytes that a step reads and writes, which bound its time if memory and not arithmetic limits it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from baoc_compile.passes.rules.reduce_state import ReducedRule, reduce_state
 
 
 def bytes_moved(rule: UpdateRule, codecs: Mapping[str, Codec], parameter: torch.Tensor) -> int:
-    """Bytes that one step of one tensor reads and writes: what each launch reads, and what it writes.
+    """Return the bytes that one step of one tensor reads and writes, over all its launches.
 
-    The gradient has the parameter's type.
+    rule: the tensor's update rule.
+    codecs: the codec of every slot, and of the weight if it has one.
+    parameter: gives the shape and the type; the gradient counts as of the same type.
     """
     by_mechanism = {m: tuple(s for s, c in codecs.items() if c.mechanism == m) for m in ("dropping", "sharing")}
     reduced = _reduced(rule, by_mechanism["dropping"], by_mechanism["sharing"])

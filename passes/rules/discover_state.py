@@ -1,9 +1,9 @@
-"""Discovery: which state an optimizer will create for a parameter, with which first values, by which rule.
+"""Discover which state an optimizer creates for a parameter, its first values, and the update rule.
 
-A miniature of the optimizer (same class, same hyperparameters, parameters of a few elements) takes one step from
-empty state; a dictionary that records first assignments tells what each entry started as. A second miniature starts
-from exactly that and takes the same step: only if both end alike is the state known, and may be filled in before
-training starts. The second step is recorded operation by operation and read like a traced one.
+A miniature of the optimizer (same class, same hyperparameters, one parameter of a few elements) takes one step from
+empty state, and a dictionary records the first value assigned to each entry. A second miniature starts from these
+values and takes the same step. Only if both end in the same state may the state be filled in before training starts.
+The second step is recorded operation by operation and read like a traced step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ from baoc_compile.passes.rules.extract_rules import extract_rules
 
 @dataclass(frozen=True)
 class Filled:
-    """A tensor of the parameter's shape, every element `value`."""
+    """A tensor of the parameter's shape with every element equal.
+
+    value: the value of every element.
+    dtype: the tensor's type.
+    """
 
     value: float
     dtype: torch.dtype
@@ -37,10 +41,12 @@ class Filled:
 
 @dataclass
 class StateSchema:
-    """`first`: key -> first value: `Filled`, or the entry itself (a counter, a Python number).
+    """The state of one parameter, as discovered.
 
-    None if the step from that state differs from a step from empty state, so that it must not be filled in.
-    `rule`: None if the step is not elementwise.
+    first: state key -> first value: `Filled`, or the entry itself (a counter, a Python number). None if a step from
+        these values differs from a step from empty state, so that they must not be filled in.
+    rule: the update rule; None if the step is not elementwise.
+    reason: why there is no rule; may be empty.
     """
 
     first: dict[str, Any] | None
@@ -49,7 +55,7 @@ class StateSchema:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The slots to decide on: the rule's, or every filled tensor of a step that runs as traced."""
+        """Slots that need a codec: the rule's, or every filled tensor of a step that is not elementwise."""
         if self.rule is not None:
             return self.rule.slots
         entries = (self.first or {}).items()
@@ -57,12 +63,15 @@ class StateSchema:
 
 
 def discover_state(table: ParameterTable) -> list[StateSchema]:
-    """One schema per parameter (parameters that are alike share one). Raises UnsupportedStep if a step can't be tried."""
+    """Return one schema for each parameter; those of one group, rank, type and device share one.
+
+    Raises UnsupportedStep if the miniature's step fails.
+    """
     found: dict[Any, StateSchema] = {}
     schemas = []
     for index, parameter in enumerate(table.parameters):
         group = table.groups[index]
-        shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, no two sizes alike
+        shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, all sizes different
         kind = (group, shape, parameter.dtype, parameter.device)
         if kind not in found:
             found[kind] = _discover(table.optimizer, group, shape, parameter)
@@ -71,7 +80,7 @@ def discover_state(table: ParameterTable) -> list[StateSchema]:
 
 
 class _FirstAssignments(dict):
-    """A state dictionary that remembers the first value of every key, as it was then."""
+    """A state dictionary that keeps a copy of the first value of every key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,10 +125,10 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
 
 
 def _miniature(optimizer: Any, group: int, value: Tensor, grad: Tensor, state: Any) -> tuple[Any, Tensor]:
-    """The optimizer with one small parameter of one of its groups; shares nothing that a step changes."""
+    """Copy the optimizer with one small parameter in one of its groups; the copy shares nothing that a step changes."""
     parameter = torch.nn.Parameter(value.clone())
     parameter.grad = grad
-    small = object.__new__(type(optimizer))  # copy.copy would lose attributes: torch pickles only state and groups
+    small = object.__new__(type(optimizer))  # copy.copy would lose attributes: torch copies only state and groups
     small.__dict__ |= {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(optimizer).items()}
     small.state = state
     options = {
@@ -140,7 +149,10 @@ def _step(optimizer: Any) -> None:
 
 
 def _first_values(assigned: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Tensors of the parameter's shape become the one number they hold; 0 where they hold several (a copied gradient)."""
+    """Replace tensors of the parameter's shape by the one number that they hold.
+
+    A tensor that holds several numbers (a copied gradient) becomes 0.
+    """
     first: dict[str, Any] = {}
     for key, value in assigned.items():
         if isinstance(value, Tensor) and tuple(value.shape) == shape:
@@ -166,7 +178,7 @@ def _same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def _read_rule(
     recorder: CallRecorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
 ) -> tuple[UpdateRule | None, str]:
-    """`before`: the state's entries as the step found them."""
+    """Return the rule of a recorded step, or the reason why there is none. `before`: the state before the step."""
     table = ParameterTable.of(optimizer)
     known = {id(parameter): InputRole("param", 0), id(grad): InputRole("grad", 0)}
     known |= {id(v): InputRole("state", 0, k) for k, v in before.items() if isinstance(v, Tensor)}
