@@ -23,7 +23,7 @@ LOWEST_ROOT = 1 / 32
 #: Elements that a histogram samples.
 SAMPLE_ELEMENTS = 1 << 20
 
-#: 8-bit roots always have this level, so tiny positive values read as at most this, relative to the group's largest root.
+#: 8-bit roots always have this level, so tiny positive values read as at most this times the group's largest root.
 LOWEST_ROOT_8 = 1 / 256
 
 #: Fraction of values that may lie below the lowest level of a codebook without level 0.
@@ -111,7 +111,7 @@ def density(codec: Leveled, codes: Tensor, levels: Floats) -> Floats:
 
 
 def expected_error(codec: Leveled, weights: Floats, levels: Floats) -> float:
-    """Return the mean squared error of stochastic rounding to `levels`, relative to the group's largest value (root)."""
+    """Return the mean squared error of stochastic rounding to `levels`, with the group's largest value or root as 1."""
     return stochastic_error(grid_points(codec), weights, levels)
 
 
