@@ -15,7 +15,7 @@ from baoc_compile.kernels.dialect.variables import Variables
 
 
 class Emitter(ABC):
-    """Turn a program graph into source text.
+    """Base class of the emitters, which turn a program graph into source text.
 
     graph: the program's graph.
     nodes: its nodes in order, without the output node.
