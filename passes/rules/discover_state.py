@@ -25,6 +25,7 @@ from baoc_compile.kernels.dialect.recorder import CallRecorder
 from baoc_compile.passes.capture.split_components import split_components
 from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
 from baoc_compile.passes.rules.extract_rules import extract_rules
+from baoc_compile.state.state_tensor import StateTensor
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def discover_state(table: ParameterTable) -> list[StateSchema]:
         shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, all sizes different
         kind = (group, shape, parameter.dtype, parameter.device)
         if kind not in found:
-            found[kind] = _discover(table.optimizer, group, shape, parameter)
+            found[kind] = _discover(table.optimizer, group, shape, parameter, table.state(index))
         schemas.append(found[kind])
     return schemas
 
@@ -91,14 +92,27 @@ class _FirstAssignments(dict):
         super().__setitem__(key, value)
 
 
-def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Tensor) -> StateSchema:
+def _discover(
+    optimizer: Any, group: int, shape: tuple[int, ...], parameter: Tensor, present: dict[str, Any]
+) -> StateSchema:
+    """`present`: the parameter's state. A step that needs it, since the constructor made it, is tried from its like."""
     generator = torch.Generator().manual_seed(0)
     value, grad = (
         torch.randn(shape, generator=generator).to(dtype=parameter.dtype, device=parameter.device) for _ in range(2)
     )
     try:
         empty, tried = _miniature(optimizer, group, value, grad, defaultdict(_FirstAssignments))
-        _step(empty)
+        try:
+            _step(empty)
+        except Exception:
+            if not present:
+                raise
+            if not parameter.ndim:  # a counter of several elements would be none
+                shape, value, grad = (), value[0], grad[0]
+            empty, tried = _miniature(optimizer, group, value, grad, defaultdict(_FirstAssignments))
+            for key, entry in _first_values(present, tuple(parameter.shape)).items():
+                empty.state[tried][key] = _materialize(entry, value)
+            _step(empty)
         recorded = empty.state.get(tried, _FirstAssignments())
         if not isinstance(recorded, _FirstAssignments):  # the step made the dictionary itself
             return StateSchema(None, None)
@@ -151,11 +165,13 @@ def _step(optimizer: Any) -> None:
 def _first_values(assigned: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """Replace tensors of the parameter's shape by the one number that they hold.
 
-    A tensor that holds several numbers (a copied gradient) becomes 0.
+    A tensor that holds several numbers (a copied gradient), or is stored by a codec, becomes 0.
     """
     first: dict[str, Any] = {}
     for key, value in assigned.items():
-        if isinstance(value, Tensor) and tuple(value.shape) == shape:
+        if isinstance(value, StateTensor):
+            first[key] = Filled(0.0, value.dtype)
+        elif isinstance(value, Tensor) and tuple(value.shape) == shape:
             flat = value.detach().reshape(-1)
             first[key] = Filled(float(flat[0]) if bool((flat == flat[0]).all()) else 0.0, value.dtype)
         else:
