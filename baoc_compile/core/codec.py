@@ -63,9 +63,9 @@ class Sharing(NamedTuple):
     run: int
     cycle: int
 
-    def of(self, lanes: Tensor) -> Tensor:
-        """Return the number of the shared value of each element in `lanes`, which holds row-major indices."""
-        return lanes // max(self.run, 1) % max(self.cycle, 1)
+    def of(self, index: Tensor) -> Tensor:
+        """Return the number of the shared value of each element in `index`, which holds row-major indices."""
+        return index // max(self.run, 1) % max(self.cycle, 1)
 
 
 @dataclass(frozen=True)

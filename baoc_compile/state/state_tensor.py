@@ -90,8 +90,8 @@ class StateTensor(EagerState):
         self._refuse_weight()
         if self.codec.mechanism == "dropping":
             return torch.zeros(len(index), device=self.device)
-        lanes = index.to(self.device)
-        return self.codec.decode({p.name: self._at(p, lanes) for p in self.codec.parts}).reshape(-1)
+        here = index.to(self.device)
+        return self.codec.decode({p.name: self._at(p, here) for p in self.codec.parts}).reshape(-1)
 
     def decode_weight(self, weight: Tensor) -> Tensor:
         """Return the fp32 value of `weight`, whose weight codec stores this tensor."""
@@ -142,11 +142,11 @@ class StateTensor(EagerState):
         width = self.codec.group_size or 1
         for start, stop in spans:
             chunk = read(start, stop)
-            lanes = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
-            lanes = lanes.clamp(max=stop - 1)
-            random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
+            index = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
+            index = index.clamp(max=stop - 1)
+            random = _random(self.salt, clock, index, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, codebooks)
+            encoded = exact_encode(self.codec, chunk.to(target)[index - start].view(-1, width), random, codebooks)
             for part in encoded_parts(self.codec):
                 count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
                 new = encoded[part.name].reshape(-1)[:count]
@@ -185,16 +185,16 @@ class StateTensor(EagerState):
         for part in encoded_parts(self.codec):
             self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
 
-    def _at(self, part: Part, lanes: Tensor) -> Tensor:
+    def _at(self, part: Part, index: Tensor) -> Tensor:
         """Return a part as the codec's functions see it, each lane as a group of one element."""
         stored = self.parts[part.name]
         if part.per == "codebook":
             return stored
         if part.per == "group":
-            return stored[lanes // (self.codec.group_size or 1)].view(-1, 1)
+            return stored[index // (self.codec.group_size or 1)].view(-1, 1)
         if part.per == "shared":
-            return stored[self.codec.sharing(part, self.shape).of(lanes)].view(-1, 1)
-        return (unpacked(stored, lanes) if part.bits == 4 else stored[lanes]).view(-1, 1)
+            return stored[self.codec.sharing(part, self.shape).of(index)].view(-1, 1)
+        return (unpacked(stored, index) if part.bits == 4 else stored[index]).view(-1, 1)
 
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
         """Return the same state with `change` applied to every stored part."""
@@ -247,10 +247,10 @@ class StateTensor(EagerState):
         return decode_run_encode(func, args, kwargs)
 
 
-def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
+def _random(salt: int, clock: Tensor, index: Tensor, width: int) -> Random:
     key = step_key(torch.tensor(salt, dtype=CLOCK_DTYPE, device=clock.device), clock)
-    index = fold_index(lanes).view(-1, width)
-    return Random(element_words(key, index), group_words(key, index[:, :1]))
+    counters = fold_index(index).view(-1, width)
+    return Random(element_words(key, counters), group_words(key, counters[:, :1]))
 
 
 _NO_RANDOM = Random(torch.empty(0), torch.empty(0))

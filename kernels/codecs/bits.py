@@ -148,6 +148,6 @@ def packed(codes: Tensor) -> Tensor:
     return torch.bitwise_or(pairs[:, 0], torch.bitwise_left_shift(pairs[:, 1], 4))
 
 
-def unpacked(stored: Tensor, lanes: Tensor) -> Tensor:
-    """Return the codes of elements `lanes` from `packed` storage."""
-    return torch.bitwise_and(torch.bitwise_right_shift(stored[lanes // 2], (lanes % 2 * 4).to(torch.uint8)), 15)
+def unpacked(stored: Tensor, index: Tensor) -> Tensor:
+    """Return the codes of elements `index` from `packed` storage."""
+    return torch.bitwise_and(torch.bitwise_right_shift(stored[index // 2], (index % 2 * 4).to(torch.uint8)), 15)
