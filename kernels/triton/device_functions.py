@@ -181,7 +181,10 @@ def fold_index(index, lanes, rows):
 
 @triton.jit
 def set_index(start, lanes, run, cycle, BLOCK_SIZE: tl.constexpr):
-    """Return (index // run) % cycle of elements start + lanes, in 32 bits: long runs have one boundary at most per tile."""
+    """Return (index // run) % cycle of elements start + lanes, in 32 bits.
+
+    A tile meets at most one boundary of runs that are at least as long as the tile.
+    """
     run = tl.maximum(run, 1)
     first = (start // run) % tl.maximum(cycle, 1)
     done = start % run
@@ -281,7 +284,7 @@ def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
 
 @triton.jit
 def is_last(ticket, instances):
-    """Tell whether this program instance is the last of a tensor to arrive; if so, reset the ticket for the next step."""
+    """Tell whether this program instance is the last of a tensor to arrive; if so, reset the ticket to 0."""
     tl.debug_barrier()
     last = tl.atomic_add(ticket, 1) == instances - 1
     if last:
