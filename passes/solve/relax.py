@@ -77,8 +77,9 @@ class _Dual:
     cost: float = field(default=np.inf, init=False)
 
     def minimize(self, prices: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Minimize prices @ totals over fractional choices with totals[1..kinds] at most 1; return all prices and
-        totals.
+        """Minimize prices @ totals over fractional choices with totals[1..kinds] at most 1.
+
+        Return all prices, and the totals of that choice.
 
         Along one price the dual is concave and piecewise linear, and every fractional choice is a line above it. The
         next price to try is where the line of a choice that takes too much crosses that of one that takes too little,
