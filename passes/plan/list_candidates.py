@@ -24,7 +24,7 @@ SAME_SIZE = 0.01
 def list_candidates(
     slots: Sequence[Slot], shape: torch.Size, dtype: torch.dtype, current: Mapping[str, Codec]
 ) -> list[Configuration]:
-    """Return the candidates of a block, by falling size, then by expected harm.
+    """Return the candidates of a block: full precision first, then by falling size.
 
     slots: the slots of the block's parameters.
     shape: the shape of each of these parameters.

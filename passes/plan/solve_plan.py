@@ -40,7 +40,7 @@ class Solution:
         return self.allocation.time_ns + launch_ns(self.chosen)
 
     def kept(self) -> Solution:
-        """Return the same for the plan that is in force now."""
+        """Return the solution that keeps the plan in force."""
         now = current_choice(self.profile)
         risk = risk_of(self.profile, now)
         allocation = Allocation(
@@ -160,7 +160,8 @@ def frontier_of(profile: Profile) -> list[tuple[int, float]]:
 def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
     """Return (codecs, bytes, risk) of one configuration for all blocks, for each candidate of the largest block.
 
-    A block without that candidate takes its candidate of least risk with no more bytes per element.
+    A block without that candidate takes its candidate of least risk with no more bytes per element, or
+    its smallest one if none is that small.
     """
     sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
     if not sizes:
