@@ -1,8 +1,10 @@
 """baoc: optimizers whose memory is a budget you set.
 
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-baoc_compile.prepare(optimizer, memory_budget="28%")
-step = torch.compile(optimizer.step, backend="baoc")
+The lines that a training script needs:
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    baoc_compile.prepare(optimizer, model=model, memory_budget="28%")
+    step = torch.compile(optimizer.step, backend="baoc")
 """
 
 from baoc_compile import _checkout  # noqa: F401  (first: it finds passes/ and kernels/)

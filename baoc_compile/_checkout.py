@@ -1,8 +1,8 @@
-"""Find `passes/` and `kernels/`, which a checkout has beside this package and an installed package inside.
+"""Find `passes/` and `kernels/`: beside this package in a checkout, inside it once installed.
 
-Each becomes a subpackage through a module spec of its own, rather than through an entry in the package's `__path__`: that
-would make every folder of the checkout (`tests/`, and this package a second time) importable as a subpackage.
-Runs when it is imported, which `baoc_compile/__init__.py` does first.
+Importing this module makes each a subpackage, with a module spec of its own. An entry in the package's `__path__` would
+do more: every folder of the checkout (`tests/`, and this package a second time) would become importable as a
+subpackage. `baoc_compile/__init__.py` imports this module first.
 """
 
 from __future__ import annotations

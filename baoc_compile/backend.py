@@ -1,4 +1,4 @@
-"""`torch.compile(step, backend="baoc")`: the whole pipeline, in the order in which it runs."""
+"""The backend of `torch.compile(step, backend="baoc")`: the whole pipeline, in the order in which it runs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ from baoc_compile.state.entries import state_bytes
 def baoc(
     gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """The backend. `options`: see `Options`.
+    """Compile a traced optimizer step; hand every other graph to the inner backend untouched.
 
-    A graph that is not an optimizer step goes to the inner backend untouched. Raises OptionError, BudgetError and
-    PlanError while compiling, before anything is changed.
+    gm: the graph that Dynamo traced.
+    example_inputs: its inputs.
+    options: the options of `torch.compile`; see `Options`.
+
+    Raises OptionError, BudgetError and PlanError while compiling, before anything is changed.
     """
     parsed = Options.parse(options)
     traced = read_roles(gm, filter(None, (session.optimizer() for session in sessions())))
@@ -49,7 +52,7 @@ def baoc(
     refuse_untraceable(optimizer)
     if not traced.is_step:
         notice(optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
-        return gm.forward  # eager, which works on compressed state too
+        return gm.forward  # runs eagerly, which works on compressed state too
     session = session_of(optimizer)
     refuse_overlap(session.table())
     storage = session.storage
@@ -78,10 +81,10 @@ def baoc(
 
 
 def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
-    """The traced graph as a flat step graph with roles."""
+    """Return the traced graph as a flat step graph with roles."""
     flat = unbatch_foreach(gm)
     roles = {flat.inputs[node]: role for node, role in traced.roles.items()}
-    # parameters and state are looked up in the optimizer: the graph must not keep them alive
+    # scalars only: parameters and state are looked up in the optimizer, and the graph must not keep them alive
     scalars = [str(n.target) for n, role in roles.items() if n.op == "get_attr" and role.kind == "scalar"]
     return StepGraph(
         traced.table,
@@ -94,7 +97,7 @@ def capture(gm: fx.GraphModule, traced: TracedRoles) -> StepGraph:
 
 
 def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, tuple[Slot, ...]]:
-    """The slots to decide on: those of the rules, and the float states of pieces that run as traced."""
+    """Return the slots to decide on, by parameter: those of the rules, and the float state of pieces that run as traced."""
     found: dict[int, tuple[Slot, ...]] = {}
     for rule_class in classes:
         for piece in rule_class.members:
@@ -117,7 +120,7 @@ def slots_by_parameter(step: StepGraph, classes: list[RuleClass]) -> dict[int, t
 
 
 def watch_graph(gm: fx.GraphModule, example_inputs: list[Any]) -> None:
-    """A graph that trains parameters may tell what they are there for."""
+    """Record a graph that trains parameters: it may tell what their roles in the model are."""
     inputs = (*example_inputs, *gm.parameters())
     if torch.is_grad_enabled() and any(isinstance(i, torch.nn.Parameter) and i.requires_grad for i in inputs):
         forward = record_graph(gm, example_inputs)
@@ -126,16 +129,17 @@ def watch_graph(gm: fx.GraphModule, example_inputs: list[Any]) -> None:
 
 
 def inner(gm: fx.GraphModule, example_inputs: list[Any], backend: Any) -> Callable[..., Any]:
-    """Compiles with another backend."""
+    """Compile with another backend, given by name or as a function."""
     return (lookup_backend(backend) if isinstance(backend, str) else backend)(gm, example_inputs)
 
 
 def device_of(step: StepGraph) -> torch.device:
+    """Return the device of the first parameter; the CPU if there is none."""
     return step.table.parameters[0].device if step.table.parameters else torch.device("cpu")
 
 
 def release(gm: fx.GraphModule) -> None:
-    """Drops the tensors from torch's graph, which torch keeps as long as the optimizer, so that replaced state is freed."""
+    """Drop the tensors from torch's graph, which torch keeps as long as the optimizer, so that replaced state is freed."""
     for name in {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}:
         if isinstance(getattr(gm, name, None), torch.Tensor):
             delattr(gm, name)

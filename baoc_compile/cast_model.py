@@ -13,13 +13,20 @@ from torch import Tensor, nn
 from baoc_compile.core.errors import OptionError
 from baoc_compile.core.torch_private import BatchNormalization, tree_map
 
-#: Modules that divide by a statistic of their input. Their few weights stay fp32, and so does what they compute.
+#: Modules that divide by a statistic of their input. Their few weights stay fp32, and they compute in fp32.
 NORMALIZATIONS = (BatchNormalization, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 @dataclass
 class CastReport:
-    """`cast`: names of parameters that now have `dtype`. `kept`: name of a parameter or buffer -> why it did not change."""
+    """What `cast_model` did. `print` it.
+
+    dtype: the new type of the weights.
+    cast: names of the parameters that now have it.
+    kept: name of a parameter or buffer -> why it did not change.
+    bytes_before: bytes of all parameters before.
+    bytes_after: bytes of all parameters now.
+    """
 
     dtype: torch.dtype
     cast: list[str] = field(default_factory=list)
@@ -36,16 +43,20 @@ class CastReport:
 def cast_model(
     model: nn.Module, dtype: torch.dtype = torch.bfloat16, *, keep: Callable[[str, nn.Module], bool] | None = None
 ) -> CastReport:
-    """Casts the weights of `model` to bfloat16 or float16 in place, and says what it did.
+    """Cast the weights of `model` to bfloat16 or float16 in place, and report what changed.
 
-    Kept as they are: buffers (running statistics, frequencies), parameters that are not fp32, and the modules that
-    normalize; `keep(name, module)` names further modules to keep, with all that is below them. A kept module gets its
-    input in fp32 and its output is cast to `dtype`. Parameters stay the same objects, so optimizers and ties hold.
+    model: the model. Its parameters stay the same objects, so optimizers and tied weights remain valid.
+    dtype: torch.bfloat16 or torch.float16.
+    keep: `keep(name, module)` returns True for further modules to leave as they are, with all modules below them.
 
-    To learn from updates smaller than half a unit of the new weights, store what they lack:
-    `prepare(optimizer, plan={"param": "24bit"})` (or "32bit", "stochastic"). Inputs are for the caller to cast.
+    Buffers (running statistics, frequencies), parameters that are not fp32, and normalization modules stay as they are.
+    A module that is kept gets its input in fp32, and its output is cast to `dtype`. The caller casts the model's
+    inputs.
 
-    Raises OptionError for another dtype or a model without fp32 parameters; nothing has changed then.
+    A low-precision weight loses updates smaller than half a unit in its last place. To learn from them, store what the
+    weight lacks: `prepare(optimizer, plan={"param": "24bit"})` (or "32bit", "stochastic").
+
+    Raises OptionError for another dtype, or for a model without fp32 parameters; nothing has changed then.
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise OptionError(f"dtype: expected torch.bfloat16 or torch.float16, got {dtype}")

@@ -1,4 +1,4 @@
-"""`configurations`: everything that can be done with one parameter's state, and what it costs."""
+"""`configurations`: every way to store one parameter's state, and what each costs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from baoc_compile.kernels.codecs.catalogue import CODECS, codec_named, full_prec
 from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.rules.discover_state import discover_state
 
-#: Sizes of the codecs that have one, to list.
+#: Examples of codecs whose name contains a size.
 SIZED_EXAMPLES = ("head:32", "head:64", "head:128", "column_head:64", "run:64", "run:256")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One codec for one slot. `reason`: why it may not store it (empty if it may)."""
+    """One codec for one slot.
+
+    slot: the slot's key.
+    codec: the codec.
+    bytes_per_parameter: bytes of state per element of the parameter; 0 if the codec is refused.
+    reason: why the codec may not store the slot; empty if it may.
+    """
 
     slot: str
     codec: Codec
@@ -33,10 +39,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class ConfigurationRow:
-    """A configuration and what it costs, per parameter.
+    """One configuration and what it costs per element of the parameter.
 
-    bytes_per_parameter: of state.
-    bytes_moved: read and written by one step, in all its launches.
+    configuration: the codec of every slot.
+    bytes_per_parameter: bytes of state.
+    bytes_moved: bytes that all launches of one step read and write.
     """
 
     configuration: Configuration
@@ -49,7 +56,14 @@ class ConfigurationRow:
 
 @dataclass(frozen=True)
 class ConfigurationTable:
-    """`choices`: every codec for every slot, allowed or not. `rows`: every allowed configuration, largest state first."""
+    """Every way to store the state of one parameter. `print` it.
+
+    rule: the update rule of the parameter.
+    name: the parameter's name.
+    shape: the parameter's shape.
+    choices: every codec for every slot, allowed or not.
+    rows: every allowed configuration, largest state first.
+    """
 
     rule: UpdateRule
     name: str
@@ -72,7 +86,10 @@ class ConfigurationTable:
 
 
 def configurations(optimizer: Any, parameter: torch.Tensor | None = None) -> ConfigurationTable:
-    """The table of one parameter, by default the largest.
+    """Return every way to store the state of one parameter.
+
+    optimizer: any optimizer; it need not be prepared.
+    parameter: one of its parameters; by default the largest.
 
     Raises OptionError if the optimizer does not hold the parameter, UnsupportedStep if its update is not elementwise.
     """
@@ -100,7 +117,7 @@ def configurations(optimizer: Any, parameter: torch.Tensor | None = None) -> Con
 
 
 def _listed(slot: Slot, parameter: torch.Tensor) -> list[Codec]:
-    """Codecs of the slot's kind, full precision in the parameter's type only."""
+    """Return the codecs of the slot's kind, with full precision in the parameter's own type only."""
     is_weight = slot.weight_dtype is not None
     every = [*CODECS.values(), *map(codec_named, SIZED_EXAMPLES)]
     full = full_precision(parameter.dtype)

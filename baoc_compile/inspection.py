@@ -1,4 +1,4 @@
-"""`inspect`: what baoc made of an optimizer's step, to read."""
+"""`inspect`: what baoc made of an optimizer's step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ from baoc_compile.step_text import step_text
 
 @dataclass(frozen=True)
 class ProgramView:
-    """One program of the current step: its title, its source text, and the names of the parameters it serves.
+    """One program of the step compiled last.
 
-    `launches`: how often it has been launched since the step was bound to its state."""
+    title: its rule and storage, as one line.
+    source: its source text.
+    parameters: names of the parameters that it updates.
+    graph: decode, rule and encode as one graph.
+    launches: launches since the step was bound to its state.
+    """
 
     title: str
     source: str
@@ -36,9 +41,16 @@ class ProgramView:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`graphs`: stage -> GraphModule, of the step compiled last: "captured" (as torch traced it), "flat" (one call per
-    tensor), "rewritten" (what runs). `programs`: one per (rule, configuration, dtypes). `fallbacks`: parameters whose
-    update is not elementwise, and why."""
+    """The step compiled last. `print` it for the rewritten step and its rules.
+
+    graphs: stage -> GraphModule: "captured" (as torch traced it), "flat" (one call per tensor), "rewritten" (what
+        runs).
+    rules: the update rules.
+    plan: how every slot is stored.
+    programs: one per (rule, configuration, types).
+    fallbacks: parameters whose update is not elementwise -> why.
+    state_bytes: exact bytes of the optimizer's state.
+    """
 
     graphs: OrderedDict[str, fx.GraphModule]
     rules: tuple[UpdateRule, ...]
@@ -48,7 +60,7 @@ class Inspection:
     state_bytes: int
 
     def __str__(self) -> str:
-        """The rewritten step and its rules, to read."""
+        """Return the rewritten step and its rules as text."""
         parts = [
             f"optimizer state: {self.state_bytes} bytes",
             step_text(self.graphs["rewritten"]),
@@ -58,9 +70,9 @@ class Inspection:
 
 
 def inspect(optimizer_or_step: Any) -> Inspection:
-    """Accepts the optimizer, its compiled `step`, or a compiled function that calls it.
+    """Return the inspection of an optimizer, of its compiled `step`, or of a compiled function that calls it.
 
-    Raises StateError when no step of it has been compiled by baoc yet.
+    Raises StateError if baoc has not compiled a step of it yet.
     """
     session = next(iter(_sessions_behind(optimizer_or_step)), None)
     if session is None or not session.steps:
@@ -82,18 +94,18 @@ def _view(launch: Launch) -> ProgramView:
 
 
 def _sessions_behind(value: Any) -> Iterator[Session]:
-    """The optimizer itself, a bound method's owner, or an optimizer that a function refers to."""
+    """Yield the session of an optimizer, of a bound method's owner, or of an optimizer that a function refers to."""
     for candidate in _candidates(value):
         try:
             session = known_session(candidate)
-        except TypeError:  # not hashable or not weakly referable: not an optimizer
+        except TypeError:  # not hashable, or without weak references: not an optimizer
             continue
         if session is not None:
             yield session
 
 
 def _candidates(value: Any) -> Iterator[Any]:
-    """The value and what it is bound to; then whatever its function's closure and globals name."""
+    """Yield the value and what it is bound to, then whatever its function's closure and globals name."""
     yield value
     original = uncompiled_function(value)
     for function in (value, original):

@@ -1,4 +1,4 @@
-"""PlannerOptions ahead of a run: `profile` a few steps of training, `solve` for any budget, `prepare(optimizer, plan=...)`."""
+"""Planning ahead of a run: `profile` some steps of training, `solve` for any budget, `prepare(optimizer, plan=...)`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ def profile(
     risk: str = "shadow",
     measure_time: bool = False,
 ) -> Profile:
-    """Calls `train_step`, which trains one step with the optimizer's compiled step, `sample_steps` + 1 times, and returns
-    what it showed. Training goes on as it would have; what was decided stays. Full precision (`plan="fp32"`) shows most.
+    """Train `sample_steps` + 1 steps and return the profile that they give.
 
-    `measure_time`: time every candidate on this device rather than reckon with bytes moved. The other options are those
-    of `PlannerOptions`. Raises OptionError, and StateError if `train_step` does not call a compiled step of this optimizer.
+    optimizer: an optimizer whose compiled step has run at least once. Full precision (`plan="fp32"`) shows most.
+    train_step: trains one step, and calls the compiled step once.
+    sample_steps, sample_bytes, blocks, risk: as in `PlannerOptions`.
+    measure_time: whether to time every candidate on this device; by default time is estimated from bytes moved.
+
+    Training goes on as it would have without profiling, and the plan in force stays.
+
+    Raises OptionError, and StateError if `train_step` does not call a compiled step of this optimizer.
     """
     options = {"sample_steps": sample_steps, "sample_bytes": sample_bytes, "blocks": blocks, "risk": risk}
     planning = PlannerOptions.parse(
@@ -56,7 +61,12 @@ def profile(
 
 
 def solve(profile: Profile, memory_budget: str | int, *, time_budget: str | None = None, seed: int = 0) -> Plan:
-    """The plan of least risk within the budgets (see `MemoryBudget` and `TimeBudget`), with its certificate.
+    """Return the plan of least risk within the budgets, with its certificate.
+
+    profile: what `profile` returned.
+    memory_budget: as in `prepare`, but not "fit"; see `MemoryBudget`.
+    time_budget: "2 ms", or "120%" of the step in full precision; see `TimeBudget`.
+    seed: seed of the plan's stochastic rounding.
 
     Raises OptionError, and BudgetError that names the smallest budget that can be met.
     """

@@ -1,4 +1,4 @@
-"""The options of `torch.compile(..., backend="baoc", options={...})`."""
+"""Options of `torch.compile(..., backend="baoc", options={...})`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from baoc_compile.state.request import Request
 
 @dataclass(frozen=True)
 class Options:
-    """What the backend may be told.
+    """The options of the backend.
 
     request: `memory_budget`, `plan`, `seed` and the fields of `PlannerOptions`, each an option of its own name.
-    inner_backend: what compiles every graph that is not an elementwise optimizer step.
+    inner_backend: name of the backend, or the function, that compiles everything but elementwise optimizer steps.
     """
 
     request: Request = field(default_factory=Request)
@@ -23,7 +23,10 @@ class Options:
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> Options:
-        """Raises OptionError for unknown names and wrong values, PlanError for a bad plan."""
+        """Return the options in `given`.
+
+        Raises OptionError for unknown names and wrong values, PlanError for a bad plan.
+        """
         given = dict(given or {})
         known = {"inner_backend"} | Request.option_names()
         unknown = sorted(set(given) - known)

@@ -1,4 +1,4 @@
-"""`prepare`: fill an optimizer's state before its first step, compressed from the start."""
+"""`prepare`: create an optimizer's state before its first step, compressed from the start."""
 
 from __future__ import annotations
 
@@ -45,18 +45,23 @@ def prepare(
 
     Full-precision state is never allocated, and the first compiled step is traced once.
 
-    model: gives parameters their names in plans and reports; its first training call tells what they are there for.
-    memory_budget: "25%" of full-precision state, "2.2 B/param", "512 MiB" or bytes; "fit": what the device has left after
-        a forward and backward pass (state is then made at the first step). Default "28%".
-    plan: a Plan, its JSON or a format name; overrides the budget.
-    seed: of the stochastic rounding and of what is sampled; by default that of the plan, or 0.
-    planner: the options of `PlannerOptions`, such as `time_budget` and `warmup_steps`. Within a budget, training starts
-        with the largest uniform format that fits, and is planned by block after the warm-up.
+    optimizer: the optimizer. State that it already has is converted.
+    model: the model. It names parameters in plans and reports, and its first training call shows their roles.
+    memory_budget: limit on optimizer state: "25%" of full precision, "2.2 B/param", "512 MiB", bytes, or "fit": what
+        the device has left after a forward and backward pass (state is then created at the first step). Default "28%".
+    plan: a Plan, its JSON, the name of a format, or slot -> format. It overrides the budget.
+    seed: seed of the stochastic rounding and of the sampling; by default the plan's, or 0. It counts beside a named
+        plan.
+    planner: the options of `PlannerOptions`, such as `time_budget` and `warmup_steps`.
 
-    State that exists already is converted. An optimizer whose first step does something that no filled-in state can stand
-    for (SGD with dampening copies its first gradient) keeps making its own state, which the first compiled steps convert.
+    Within a budget, training starts with the uniform configuration of least expected harm that fits. After the warm-up,
+    every block of parameters gets a configuration of its own.
 
-    Raises OptionError, PlanError, BudgetError, and UnsupportedStep when the optimizer's step can't be tried on a small
+    Some optimizers do something in their first step that no initial state can stand for: SGD with dampening copies its
+    first gradient. They create their own state, and the first compiled steps convert it.
+
+    Raises OptionError for a bad option and for parameters that share memory (it names them), PlanError for a bad plan,
+    BudgetError for a budget that can't be met, and UnsupportedStep if the optimizer's step can't be tried on a small
     parameter. Nothing has changed then.
     """
     for name in ("param_groups", "state", "step"):
@@ -95,8 +100,10 @@ def _watch(session: Session, model: torch.nn.Module) -> None:
 
 
 def _make_state_at_first_step(session: Session) -> None:
-    """When a forward and backward pass have shown what they need. An optimizer without hooks makes its state as ever, and
-    the first compiled step converts it."""
+    """Create the state at the first step, after a forward and backward pass have shown what they need.
+
+    An optimizer without hooks creates its own state, which the first compiled step converts.
+    """
     optimizer: Any = session.optimizer()
     if not hasattr(optimizer, "register_step_pre_hook"):
         return
@@ -126,7 +133,7 @@ def _chosen(request: Request, storage: Storage, table: ParameterTable, schemas: 
 
 
 def _make_state(session: Session, storage: Storage, table: ParameterTable, schemas: Sequence[StateSchema]) -> None:
-    """Converts what state there is, and fills in what there is not."""
+    """Convert the state that exists, and create what is missing."""
     optimizer = table.optimizer
     session.store(storage)
     migrate_state(storage, table)
@@ -140,7 +147,7 @@ def _make_state(session: Session, storage: Storage, table: ParameterTable, schem
                 entries[key] = fresh(parameter, entry.dtype, entry.value, codecs[key], key, storage.seed)
             elif isinstance(entry, Filled):
                 entries[key] = torch.full_like(parameter, entry.value, dtype=entry.dtype).detach()
-            elif isinstance(entry, torch.Tensor):  # where a compiled step has its counters; Dynamo moves "step" itself
+            elif isinstance(entry, torch.Tensor):  # a compiled step has its counters there; Dynamo moves "step" itself
                 entries[key] = entry.clone().to(parameter.device)
             else:
                 entries[key] = copy.deepcopy(entry)
@@ -156,7 +163,7 @@ def _make_state(session: Session, storage: Storage, table: ParameterTable, schem
 
 
 def _bytes_beside_slots(schemas: Sequence[StateSchema], table: ParameterTable) -> int:
-    """Counters that will be filled in: they count against the budget too."""
+    """Return the bytes of counters that will be created. They count against the budget too."""
     total = 0
     for index, (parameter, schema) in enumerate(zip(table.parameters, schemas, strict=True)):
         slots = {slot.key for slot in schema.slots}

@@ -1,4 +1,4 @@
-"""`report`: what was decided for every block, why, what it costs, and how good it is."""
+"""`report`: what every block of parameters got, why, what it costs, and how good the plan is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ LEFT = {"block", "configuration"}
 
 @dataclass(frozen=True)
 class Report:
-    """`solution`: the plan that was solved last. `history`: every decision, with its reason. `state_bytes`: of the optimizer
-    now. `seconds`: what sampling, solving and migrating took. `print` it, hand it to rich, or `plot` it."""
+    """What was decided for an optimizer. `print` it, hand it to rich, or `plot` it.
+
+    solution: the plan that was solved last.
+    history: every decision, with its reason.
+    state_bytes: exact bytes of the optimizer's state now.
+    seconds: time spent on sampling, solving and migrating, in seconds.
+    """
 
     solution: Solution
     history: tuple[str, ...]
@@ -30,7 +35,7 @@ class Report:
     seconds: dict[str, float]
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One for each block, largest first, in the order of `COLUMNS`."""
+        """Return one row per block, largest first, in the order of `COLUMNS`."""
         profile = self.solution.profile
         together = zip(profile.blocks, profile.statistics, self.solution.chosen, strict=True)
         sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
@@ -41,6 +46,7 @@ class Report:
         return [row for _, row in sorted(rows, key=lambda r: -r[0])]
 
     def totals(self) -> list[str]:
+        """Return lines on the whole plan: state, step time, risk with its certificate, and sampling."""
         solution, profile = self.solution, self.solution.profile
         used, numel = solution.allocation.size_bytes, max(profile.numel, 1)
         measured = "measured" if profile.time_is_measured else "reckoned from bytes moved"
@@ -85,7 +91,7 @@ class Report:
         return Group(table, *self.totals(), *self.history)
 
     def plot(self, path: str | Path) -> None:
-        """Risk against bytes of state: the frontier, the point that was chosen, and the uniform configurations.
+        """Plot risk against bytes of state: the frontier, the chosen point, and the uniform configurations.
 
         Raises OptionError without matplotlib (`pip install 'baoc-compile[report]'`).
         """
@@ -128,10 +134,9 @@ def _choice(c: BlockCandidate) -> tuple[str, ...]:
 
 
 def report(optimizer: Any) -> Report:
-    """Of the plan that was solved last, or of the plan to start with if none was yet. After `print(report(optimizer))`:
-    `.plot(path)`.
+    """Return the report of the plan that was solved last; before the first, that of the starting plan.
 
-    Raises StateError before the first compiled step, and for an optimizer that follows a plan of the user's.
+    Raises StateError before the first compiled step, and for an optimizer that follows a named plan.
     """
     session, configurator = known_session(optimizer), configurator_of(optimizer)
     if session is None or configurator is None or session.request.budget is None:

@@ -1,4 +1,4 @@
-"""Where checkpoints of version 0.1 look for compressed state: pickles name the module of what they call."""
+"""Names under which checkpoints of version 0.1 find compressed state: a pickle names the module of what it calls."""
 
 from baoc_compile.state.state_tensor import StateTensor, rebuild_state_tensor
 

@@ -1,4 +1,4 @@
-"""A rewritten step as text: what is updated, by which rule, stored how."""
+"""A rewritten step as text: what is updated, by which rule, and how it is stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baoc_compile.passes.rewrite.run_fallback import Fallback
 
 
 def step_text(gm: fx.GraphModule) -> str:
-    """One paragraph for each program, one line for each parameter; prelude calls as they are."""
+    """Return the step as text: a paragraph per program, a line per parameter, and the prelude's calls as they are."""
     lines = ["def step(gradients, scalars):"]
     for node in gm.graph.nodes:
         if node.op in ("placeholder", "get_attr", "output"):

@@ -1,9 +1,11 @@
-"""What the configurator costs while it works, and whether time budgets bind.
+"""What does the configurator cost while it works, and do time budgets bind?
 
-Overhead: the language model of the examples trains as a user would train it; the time that sampling, solving and migrating
-take is set against the time of the warm-up, in processor time of one thread, what torch needs to trace the step left out on
-both sides. Time budgets: one profile, plans solved for one memory budget and ever tighter time budgets; predicted step time
-against the median of measured ones, plans taking turns.
+Overhead: the language model of the examples trains as a user would train it. The time of sampling, solving and
+migrating is compared with the time of the warm-up, both in processor time of one thread. The time that torch needs to
+trace the step is left out on both sides.
+
+Time budgets: plans are solved from one profile, for one memory budget and ever tighter time budgets. The predicted step
+time is compared with the median of measured ones; the plans take turns.
 
     python benchmarks/configurator_cost.py [--steps 60] [--rounds 5]
 """

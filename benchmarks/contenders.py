@@ -1,4 +1,4 @@
-"""Optimizers to time: AdamW by torch, by baoc and by its rivals, each over its own parameters with fixed gradients."""
+"""The optimizers to time: AdamW by torch, baoc and its rivals, each over its own parameters with fixed gradients."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Are the decisions worth making? Validation loss of plans by block against uniform configurations and random plans.
+"""Are plans by block worth making? Their validation loss against uniform configurations and random plans.
 
-For every budget, workload and seed, training runs as a user would run it: `prepare(optimizer, memory_budget=...)`, the
-step compiled, the plan solved and migrated to after the warm-up. Runs of one seed start from the same weights and see the
-same batches as the uniform configurations in learning.json (`make learning`), so losses are compared seed by seed. Random
-plans are decided upon in the same training at the same step: every block's candidate at random, within the same budget.
+For every budget, workload and seed, training runs as a user would run it: `prepare(optimizer, memory_budget=...)` and a
+compiled step; after the warm-up the plan is solved and state migrates to it. Runs of one seed start from the same
+weights and see the same batches as the uniform configurations in learning.json (`make learning`), so losses are
+compared seed by seed. Random plans are made in the same training at the same step: each block gets a candidate at
+random, within the same budget.
 
     python benchmarks/decisions.py [--workloads language ...] [--seeds 3] [--report]
 """
@@ -162,12 +163,13 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(runs.values()))
     parts = [
         "# Plans against uniform configurations",
-        "Made by `python benchmarks/decisions.py`, which says how: AdamW, the plan solved online after "
-        f"{WARMUP_STEPS} steps, everything "
-        "else as in [learning.md](learning.md), whose uniform configurations these are compared with: the one of no more "
-        "bytes that is best on the same seeds, which favours it. Random plans are decided on in the same trainings at the "
-        "same step, by chance, within the same budget. Differences are plan minus other, in the workload's loss, "
-        "mean ± standard error over paired seeds, and p of a paired t test: negative means that the plan is better. "
+        "Made by `python benchmarks/decisions.py`, which describes the method. AdamW trains with a plan that is solved online "
+        f"after {WARMUP_STEPS} steps; "
+        "everything else is as in [learning.md](learning.md), whose uniform configurations serve for comparison. Each plan "
+        "is compared with the uniform configuration of no more bytes that is best on the same seeds; this favours the "
+        "uniform one. Random plans are drawn in the same trainings at the same step, within the same budget. Differences are "
+        "plan minus other, in the workload's loss: mean ± standard error over paired seeds, and p of a paired t test. "
+        "Negative means that the plan is better. "
         f"Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
         f"![loss against bytes]({path.stem}.png)",
     ]

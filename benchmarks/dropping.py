@@ -1,7 +1,8 @@
-"""Whole trainings without momentum in one block, in all blocks but one, and in all.
+"""What does momentum contribute? Whole trainings without it in one block, in all blocks but one, and in all.
 
-Everything else is in full precision, so that what momentum does is seen by itself. Blocks are those that baoc finds;
-their updates get a scale of 0.5, about what is fitted on samples. Compared with fp32 on the same seed (learning.json).
+Everything else is in full precision, which isolates the effect of momentum. The blocks are those that baoc finds.
+Blocks without momentum get an update scale of 0.5, about what is fitted on samples. Losses are compared with fp32 on
+the same seed (learning.json).
 
     python benchmarks/dropping.py [--workloads language ...] [--seeds 1] [--report]
 """
@@ -68,9 +69,9 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(runs.values()))
     parts = [
         "# Momentum, block by block",
-        "Made by `python benchmarks/dropping.py`, which says how: AdamW without momentum (update_scale 0.5) in some blocks, full "
-        "precision everywhere else, whole trainings as in [learning.md](learning.md). Differences to fp32 on the same seeds: "
-        "negative means that the training ended better *without*. "
+        "Made by `python benchmarks/dropping.py`, which describes the method. AdamW runs without momentum (update scale 0.5) "
+        "in some blocks and in full precision everywhere else, in whole trainings as in [learning.md](learning.md). The "
+        "numbers are differences to fp32 on the same seeds. Negative means that the training ended better *without* momentum. "
         f"Seeds: {len({r['seed'] for r in runs.values()})}. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
     ]
     for workload in WORKLOADS:

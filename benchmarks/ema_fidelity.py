@@ -1,9 +1,9 @@
-"""How well stored state carries an exponential moving average: s' = beta s + (1 - beta) x, decoded and stored each step.
+"""How well does stored state carry an exponential moving average?
 
-Every codec carries the EMA of the same streams for 2,000 steps of several betas; signed slots see x = g (a momentum),
-non-negative ones x = g^2 (a second moment). The reference is the EMA in float64. Beside the package's codecs run the
-state formats of FlashOptim (arXiv 2602.23349) and torchao, re-implemented from their formulas, and two alternatives
-that were rejected. Writes a Markdown report.
+The EMA s' = beta s + (1 - beta) x is decoded and stored at every step. Every codec carries the EMA of the same streams
+for 2,000 steps at several betas. Signed slots have x = g (a momentum), non-negative ones x = g^2 (a second moment). The
+reference is the EMA in float64. The page also has the state formats of FlashOptim (arXiv 2602.23349) and torchao,
+re-implemented from their formulas, and two alternatives that were rejected. Writes docs/ema_fidelity.md.
 
     OMP_NUM_THREADS=1 python benchmarks/ema_fidelity.py [--steps 2000] [--only uint4 torchao] [--seed 0]
 
@@ -40,13 +40,19 @@ BETAS = (0.9, 0.999, 0.9999)
 
 #: Stream -> what the gradients are, and how small a share of the start its EMA may become before its run ends.
 STREAMS: dict[str, tuple[str, float]] = {
-    "zero gradients": ("No gradients, from a normally distributed momentum (its square).", 1e-30),
-    "constant": ("Every element has a constant gradient, drawn from a normal distribution; from zeros.", 0.0),
-    "normal": ("Independent normal gradients; from zeros.", 0.0),
-    "heavy tails": ("Independent gradients of Student's t with 3 degrees of freedom; from zeros.", 0.0),
+    "zero gradients": (
+        "No gradients. State starts as a normally distributed momentum (non-negative: its square).",
+        1e-30,
+    ),
+    "constant": (
+        "Every element has a constant gradient, drawn from a normal distribution. State starts as zeros.",
+        0.0,
+    ),
+    "normal": ("Gradients are independent and normal. State starts as zeros.", 0.0),
+    "heavy tails": ("Gradients are independent, of Student's t with 3 degrees of freedom. State starts as zeros.", 0.0),
     "one stays": (
-        "From a state of magnitudes between 0.9 and 1.1, in every group one element keeps its gradient and the others' "
-        "stop. Measured over the others.",
+        "State starts with magnitudes between 0.9 and 1.1 (non-negative: their squares). In every group one element keeps "
+        "its gradient, and the gradients of the others stop. Errors are measured over the others.",
         1e-3,
     ),
 }
@@ -445,18 +451,18 @@ def report(chosen: list[Format], results: Results, command: str, page: Path) -> 
     by_hand = page.read_text().partition(GENERATED)[0] if page.exists() else "# Fidelity of stored moving averages\n\n"
     sections = [
         f"{by_hand}{GENERATED}",
-        f"Made by `{command}`. An exponential moving average s' = β s + (1 - β) x is decoded, updated in fp32 and stored "
-        f"again every step, in up to {GROUPS} groups of the codec's group size (bf16: of 32), {ELEMENTS} elements at "
-        "most, on the same gradients g for every row; signed slots have x = g, non-negative ones x = g². All columns "
-        "are in per cent of the mean magnitude of the exact EMA, computed in float64. *end*: mean |stored - exact| "
-        f"after the last step; *late*: the same, averaged over {LATE_SAMPLES} steps of the last tenth; *drift*: mean of "
-        "(stored - exact) sign(exact) over the same steps, negative where magnitudes read too small, ± its standard "
+        f"Made by `{command}`. At every step, an exponential moving average s' = β s + (1 - β) x is decoded, updated in fp32 "
+        f"and stored again. State has up to {GROUPS} groups of the codec's group size (bf16: 32) and {ELEMENTS} elements "
+        "at most. Every row sees the same gradients g; signed slots have x = g, non-negative ones x = g². All columns "
+        "are in per cent of the mean magnitude of the exact EMA, computed in float64. *end* is the mean |stored - exact| "
+        f"after the last step. *late* is the same, averaged over {LATE_SAMPLES} steps of the last tenth. *drift* is the mean "
+        "of (stored - exact) sign(exact) over the same steps, negative where magnitudes read too small, ± its standard "
         "error over groups. A decaying EMA is measured before it has fallen below 1e-30 (one stays: 1e-3) of its "
-        "start, hence the smaller numbers of steps. *bytes*: per element of a large tensor. Rows marked * are our "
-        "re-implementation of the format of FlashOptim (arXiv 2602.23349: softsign int8 and square-root uint8, groups "
+        "start, so its number of steps may be smaller. *bytes* counts an element of a large tensor. Rows marked * are our "
+        "re-implementation of the formats of FlashOptim (arXiv 2602.23349: softsign int8 and square-root uint8, groups "
         "of 32, fp16 scales) and of torchao (dynamic maps in blocks of 256 with 8 bits; with 4 bits in blocks of 128, "
-        "non-negative slots linear without 0; fp32 scales), rounding to nearest; what they decode to was found "
-        "bit for bit that of torchao 0.18.0's functions and of flashoptim 0.1.4's Triton kernels (interpreted). Hardware: "
+        "non-negative slots linear without 0; fp32 scales), rounding to nearest. They decode to the same bits as "
+        "torchao 0.18.0's functions and flashoptim 0.1.4's Triton kernels (interpreted). Hardware: "
         f"{cpu_name()} (CPU, one thread), torch {torch.__version__}.",
     ]
     for stream, signed in product(STREAMS, (True, False)):

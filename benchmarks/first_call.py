@@ -1,8 +1,8 @@
 """Time of the first compiled step of AdamW: baoc against Dynamo's bare tracing and torch.compile's default backend.
 
-Every contender runs in processes of its own, turn about, with empty compile caches unless its name says warm. State is
-there before the first call, for all: `prepare` is timed apart, and counted in one of the two ratios to bare tracing.
-Processor time counts finished child processes too, such as compilers.
+Every contender runs in processes of its own, in turn with the others. Compile caches are empty unless the contender's
+name says warm. For all of them, state exists before the first call. `prepare` is timed separately and counts in one of
+the two ratios to bare tracing. Processor time includes finished child processes such as compilers.
 
     python benchmarks/first_call.py [--tensors 150] [--rounds 3] [--out results.json] [--profile]
 """

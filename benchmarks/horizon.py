@@ -1,8 +1,8 @@
-"""How far ahead should an error be followed? What sharing and dropping cost, by the number of gradients that meet it.
+"""How many gradients should an error meet? The cost of sharing and dropping state, by that number.
 
-Training runs in full precision, and is sampled at some points (`baoc_compile.profile`). For every horizon, the change of the
-loss that `assess_risk` expects of all blocks together, G, is taken relative to their interactions, I; beside it, how
-many of its standard errors it is away from 0. Whole trainings are in dropping.md and learning.md.
+Training runs in full precision and is sampled at some steps (`baoc_compile.profile`). For every horizon, `assess_risk`
+estimates the change of the loss by all blocks together, G. The page shows G relative to the blocks' interactions, I,
+and relative to its standard error. Whole trainings are in dropping.md and learning.md.
 
     python benchmarks/horizon.py [--workloads language ...] [--seeds 2] [--at 100 150 200]
 """
@@ -95,12 +95,13 @@ def main() -> int:
     options = parser.parse_args()
     header = ["way", "seed", "at step", *(f"{h} ahead" for h in HORIZONS)]
     parts = [
-        "# How far an error is followed",
-        "Made by `python benchmarks/horizon.py`, which says how: AdamW in full precision, sampled for "
-        f"{SAMPLED} steps. What a change of all blocks costs, by the number of gradients that meet it, relative to the blocks' "
-        "interactions (in brackets: in its standard errors). Negative is a gain. In whole trainings "
-        "([dropping.md](dropping.md), [learning.md](learning.md)) momentum dropped in single blocks gains on the language "
-        "model and on the vision transformer, and not on the diffusion model; factored second moments cost on all three. "
+        "# How many gradients an error meets",
+        "Made by `python benchmarks/horizon.py`, which describes the method. AdamW runs in full precision and is sampled for "
+        f"{SAMPLED} steps. A cell is the estimated cost of changing all blocks, relative to the blocks' interactions, and in "
+        "brackets the same in standard errors. Columns differ in the number of later gradients that each error meets. "
+        "A negative cost is a gain. In whole trainings ([dropping.md](dropping.md), [learning.md](learning.md)), dropping "
+        "momentum in single blocks gains on the language model and the vision transformer, but not on the diffusion model. "
+        "Factored second moments cost on all three. "
         f"Hardware: {cpu_name()} (CPU), torch {torch.__version__}.",
     ]
     for name in options.workloads:

@@ -1,9 +1,9 @@
 """Host time of a compiled AdamW step beside its kernels: torch's guards and wrappers, and what baoc adds.
 
-Of every step the whole, what is inside the callable that the backend returned, and what is inside the executables is
-timed; torch's part is the whole less the inside, baoc's the inside less the executables. On a GPU an executable's time
-is that of launching. Every case has a process of its own, and they take turns, some steps at a time. Writes
-host_time.json and host_time.md (on a GPU host_time_cuda.*).
+Three times are taken in every step: of the whole step, inside the callable that the backend returned, and inside the
+executables. Torch's part is the whole less the callable; baoc's part is the callable less the executables. On a GPU, an
+executable's time is that of launching. Every case has a process of its own, and the cases take turns, some steps at a
+time. Writes host_time.json and host_time.md (on a GPU host_time_cuda.*).
 
     python benchmarks/host_time.py [--counts 10 300 600] [--steps 400] [--device cuda]
 """
@@ -172,11 +172,11 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Host time of a step",
         "",
-        f"AdamW, half of the tensors 64×64, half of 64 elements; {where}; {releases}. Microseconds, medians of",
-        f"{report['results'][0]['steps']} steps and quartiles in brackets. *torch*: Dynamo's guards and the wrapper of "
-        "`Optimizer.step`. *baoc*: all",
-        f"that a launch needs beside the {'launch itself' if report['device'] == 'cuda' else 'kernel'}. *processor*: its "
-        "time over wall time. Made by `benchmarks/host_time.py`.",
+        f"AdamW, half of the tensors 64×64, half of 64 elements; {where}; {releases}. Times are microseconds, medians of",
+        f"{report['results'][0]['steps']} steps, with quartiles in brackets. *torch* is Dynamo's guards and the wrapper of "
+        "`Optimizer.step`. *baoc* is all",
+        f"that a launch needs besides the {'launch itself' if report['device'] == 'cuda' else 'kernel'}. *processor* is "
+        "processor time over wall time. Made by `benchmarks/host_time.py`.",
         "",
         f"| tensors | plan | launches | whole step | torch | baoc | {kernels} | processor |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",

@@ -1,8 +1,8 @@
-"""What compressed optimizer state costs in learning: validation loss against bytes per parameter.
+"""What does compressed optimizer state cost in learning? Validation loss against bytes per parameter.
 
 Every workload is trained with AdamW once for every (configuration, seed). Runs of one seed start from the same weights
 and see the same batches, so a configuration is compared with fp32 seed by seed. Finished runs are kept in a JSON file
-and not run twice; a table and a plot are written beside it.
+and not repeated. A page with tables and a plot is written from it.
 
     python benchmarks/learning.py [--workloads language digits_vit] [--seeds 3] [--processes 2] [--only 8bit]
 """
@@ -254,16 +254,16 @@ def report(runs: Mapping[str, dict[str, Any]], results: Path) -> None:
     cpus, releases = (" and ".join(sorted({entry[field] for entry in runs.values()})) for field in ("cpu", "torch"))
     sections = [
         f"{by_hand}{GENERATED}",
-        "Made by `python benchmarks/learning.py`. Every run trains with AdamW (warmup over a tenth of the steps, then "
-        "a cosine, gradients clipped to norm 1) from the seed's weights on the seed's batches, in one thread; fp32 is "
-        "torch's own step, neither compiled nor compressed. The gap is the validation loss minus that of fp32 with the "
-        "same seed, mean ± standard error over seeds; p is that of a two-sided paired t test. "
+        "Made by `python benchmarks/learning.py`. Every run trains with AdamW in one thread, from the seed's weights on "
+        "the seed's batches. The learning rate warms up over a tenth of the steps, then follows a cosine; gradients are "
+        "clipped to norm 1. fp32 is torch's own step, neither compiled nor compressed. The gap is the validation loss "
+        "minus that of fp32 with the same seed, mean ± standard error over seeds. p is that of a two-sided paired t test. "
         f"Hardware: {cpus} (CPU), torch {releases}.",
         f"![gap to fp32 against bytes of state per parameter]({image.name})",
     ]
     for name, rows in tables.items():
         some = next(entry for entry in runs.values() if entry["workload"] == name)
-        settings = f"{some['steps']} steps of {some['batch_size']}, peak learning rate {some['lr']:g}"
+        settings = f"{some['steps']} steps at batch size {some['batch_size']}, peak learning rate {some['lr']:g}"
         sections += [
             f"## {name}",
             f"{some['parameters']:,} parameters, {settings}; the loss is {WORKLOADS[name].loss}.",

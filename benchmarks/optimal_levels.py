@@ -1,6 +1,6 @@
 """Time to learn 256 levels from a histogram of 4096 bins, and the error against Lloyd's algorithm.
 
-The histogram is of Laplace-distributed values over the largest of their group of 32.
+The histogram is that of Laplace-distributed values, each divided by the largest of its group of 32.
 
     OMP_NUM_THREADS=1 python benchmarks/optimal_levels.py [--bins 4096] [--levels 256]
 """

@@ -1,4 +1,4 @@
-"""Paired timing: every round times each step once, and steps are compared within rounds; and what ran them."""
+"""Paired timing: every round times each step once, and steps are compared within rounds; also what machine ran them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where benchmarks write: raw results into benchmarks/results/, pages and plots into docs/."""
+"""Where benchmarks write: raw results to benchmarks/results/, pages and plots to docs/."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Registers, spills and widths of memory accesses of Triton kernels, compiled here for GPUs that need not be here.
+"""Registers, spills and widths of memory accesses of Triton kernels, compiled here for GPUs that need not be present.
 
-Every configuration is compiled at the launch shape that is used unmeasured, for each target in a process of its own.
-Writes the tables in docs/kernels.md.
+Every configuration is compiled for each target in a process of its own, at the launch shape that is used when nothing
+was measured. Writes the tables in docs/kernels.md.
 
     python benchmarks/registers.py [--targets sm_90 gfx942]
 """

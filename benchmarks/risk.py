@@ -1,13 +1,14 @@
-"""Is the risk worth trusting? Predicted against true damage, configuration by configuration, block by block.
+"""Can the risk be trusted? Predicted against true damage, configuration by configuration, block by block.
 
-Every workload is trained in full precision up to a fork, and its last steps are profiled (`baoc_compile.profile`). Then, for
-each cell (block, candidate), training goes on from the fork with that block alone switched to that configuration, on the
-same batches as the fork that switches nothing, while the learning rate falls to 0 (at its peak, chance makes more of a
-difference than most configurations). The damage is the mean difference of the two training losses over the fork,
-over several sets of batches. A rank correlation (Spearman) says how well a prediction orders the cells.
+Every workload is trained in full precision up to a fork, and the last steps before it are profiled
+(`baoc_compile.profile`). For each cell (block, candidate), training then continues with that block alone switched to
+that configuration. It sees the same batches as the fork that switches nothing. The learning rate falls to 0, since at
+its peak chance makes more of a difference than most configurations. The damage is the mean difference of the two
+training losses over the fork, averaged over several sets of batches. A rank correlation (Spearman) says how well a
+prediction orders the cells.
 
-Then all blocks are switched at once, to the uniform configurations of learning.json: do damages add up, and what is
-left of them at the end of a training?
+Then all blocks are switched at once to the uniform configurations of learning.json. Do damages add up, and what remains
+of them at the end of a training?
 
     python benchmarks/risk.py [--workloads language ...] [--steps 40] [--repeats 2] [--report]
 """
@@ -238,10 +239,10 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
     groups = {"all cells": lambda c: True, "momentum kept": lambda c: "dropped" not in c["configuration"]}
     lines = [
         "# Predicted and true damage",
-        "Made by `python benchmarks/risk.py`, which says how. A cell is one block switched to one configuration; the "
-        "numbers are Spearman rank correlations of a prediction with the mean difference of the training loss after the "
-        "switch, while the learning rate falls to 0. *Repeatable*: the correlation of the damage on one set of batches with "
-        "that on another, which no prediction can be expected to exceed by much.",
+        "Made by `python benchmarks/risk.py`, which describes the method. A cell is one block switched to one "
+        "configuration. The numbers are Spearman rank correlations between a prediction and the damage: the mean difference "
+        "of the training loss after the switch, while the learning rate falls to 0. *Repeatable* is the correlation of the "
+        "damage on one set of batches with that on another. No prediction can be expected to exceed it by much.",
     ]
     for title, keep in groups.items():
         lines += [
@@ -261,8 +262,8 @@ def report(results: dict[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(results.values()))
     sets = ", ".join(f"{len(r['cells'][0]['damage'])} ({name})" for name, r in results.items())
     lines.append(
-        f"Forks of {some['steps']} steps at {FORK_AT:.0%} of the schedule, sets of batches: {sets}; "
-        f"profiles of {some['window']} steps. Hardware: {some['cpu']} (CPU), torch {some['torch']}.\n\n"
+        f"Forks run for {some['steps']} steps, from {FORK_AT:.0%} of the schedule on. Sets of batches: {sets}. "
+        f"Profiles cover {some['window']} steps. Hardware: {some['cpu']} (CPU), torch {some['torch']}.\n\n"
         f"![predicted against true damage]({path.stem}.png)"
     )
     path.write_text("\n\n".join(lines) + "\n")
@@ -275,10 +276,10 @@ def all_at_once(results: Mapping[str, dict[str, Any]]) -> list[str]:
     trainings = json.loads((RESULTS / "learning.json").read_text())
     lines = [
         "## All blocks at once",
-        "Uniform configurations (tensors under 4,096 elements stay fp32). *Sum of forks*: of the damages of single blocks. "
-        "*Whole training*: the gap to fp32 at the end, from [learning.md](learning.md), where update scales are 1 unless the "
-        "name says otherwise. Gains of single blocks do not add up, and damage that lasts is not seen in a fork: the "
-        "risk that the solver minimizes is to order whole trainings.",
+        "Uniform configurations; tensors under 4,096 elements stay fp32. *Sum of forks* adds the damages of single blocks. "
+        "*Whole training* is the gap to fp32 at the end, from [learning.md](learning.md), where update scales are 1 unless "
+        "the name says otherwise. Improvements by single blocks do not add up, and a fork does not show damage that lasts. "
+        "The risk that the solver minimizes is therefore meant to order whole trainings.",
     ]
     for name, result in results.items():
         gaps = {row.configuration: row.gap for row in rows_of(name, trainings)}

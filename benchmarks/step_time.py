@@ -1,9 +1,9 @@
 """Step time of AdamW: baoc's configurations against torch's steps and other packages' compressed ones.
 
-Every contender runs beside torch's fused step, in processes of its own: the first with empty compile caches, every
-other one with the two made in the other order, since where memory lies moves a ratio by more than rounds do. The fused
-step also runs beside itself, which shows what the machine can tell apart. Writes step_time.json and step_time.png (on a GPU
-step_time_cuda.*): hardware, releases and figures.
+Every contender runs beside torch's fused step, several times, in processes of its own. The first process has empty
+compile caches. Every second one creates the two optimizers in the other order, since where memory lies moves a ratio by
+more than rounds do. The fused step also runs beside itself, which shows what difference the machine can resolve. Writes
+step_time.json and step_time.png (on a GPU step_time_cuda.*): hardware, releases and figures.
 
     python benchmarks/step_time.py [--models 10M convnet] [--threads 1 2] [--rounds 20] [--contenders "baoc 8bit"]
 """

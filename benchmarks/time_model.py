@@ -1,12 +1,13 @@
-"""Step times of AdamW as `TimeModel` predicts them, beside those measured.
+"""How well does `TimeModel` predict step times of AdamW?
 
-A plan is predicted from its configurations alone, before its step is compiled, with timings made for this: nothing is
-taken from earlier ones. Measured is the compiled step: all of it, and what is inside the callable that the backend
-returned (*launches*: the kernels and what baoc does for them on the host). The whole step has Dynamo's guards and the
-wrapper of `Optimizer.step` beside, for which the prediction has two constants. As in training, a forward and backward
-pass comes before every step and takes the caches. Every case has a process of its own, and the plans of a model take
-turns. Of one thread, processor time counts where it is less than wall time. Writes time_model.json (on a GPU
-time_model_cuda.json): hardware, releases, figures.
+A plan's time is predicted from its configurations alone, before its step is compiled, with timings made for this;
+earlier ones are not reused. Two times of the compiled step are measured: the whole step, and the part inside the
+callable that the backend returned (*launches*: the kernels and baoc's work for them on the host). The whole step also
+has Dynamo's guards and the wrapper of `Optimizer.step`, for which the prediction has two constants. As in training, a
+forward and backward pass comes before every step and takes the caches.
+
+Every case has a process of its own, and the plans of a model take turns. With one thread, processor time counts where
+it is less than wall time. Writes time_model.json (on a GPU time_model_cuda.json): hardware, releases, figures.
 
     python benchmarks/time_model.py [--models GPT 10x1M convnet] [--threads 1] [--turns 6] [--device cuda]
 """

@@ -1,4 +1,4 @@
-"""What benchmarks train: the models of the examples, their data and their settings."""
+"""The workloads that benchmarks train: the models of the examples, their data and their settings."""
 
 from __future__ import annotations
 

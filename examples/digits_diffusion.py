@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 import digits_vit
 
-Noised = tuple[Tensor, Tensor, Tensor]  # images (batch, 1, 8, 8) with noise, times (batch,) in 0 ... 1, the noise
+#: Noisy images `[batch, 1, 8, 8]`, times `[batch]` in 0 ... 1, and the noise `[batch, 1, 8, 8]`.
+Noised = tuple[Tensor, Tensor, Tensor]
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions; the embedded time shifts the channels between them."""
+    """Two 3x3 convolutions with a skip connection; the embedded time shifts the channels between them."""
 
     def __init__(self, channels_in: int, channels: int, time_width: int):
         super().__init__()
@@ -30,7 +31,7 @@ class Residual(nn.Module):
 
 
 class UNet(nn.Module):
-    """8x8 -> 4x4 -> 8x8, with the outer features handed across."""
+    """A U-Net of two resolutions, 8x8 and 4x4; the 8x8 features skip the inner blocks."""
 
     frequencies: Tensor
 
@@ -46,7 +47,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, noised: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise."""
+        """Return the mean squared error of the predicted noise."""
         angles = times[:, None] * self.frequencies
         time = self.time(torch.cat((angles.sin(), angles.cos()), dim=1))
         outer = self.down(self.stem(noised), time)
@@ -58,20 +59,23 @@ class UNet(nn.Module):
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Training and validation images in -1 ... 1."""
+    """Return training and validation images `[count, 1, 8, 8]` in -1 ... 1."""
     (train, _), (validation, _) = digits_vit.load_digits()
     return 2 * train[:, None] - 1, 2 * validation[:, None] - 1
 
 
 def add_noise(images: Tensor, times: Tensor, generator: torch.Generator) -> Noised:
-    """The cosine schedule: the variance of signal and noise adds up to one at every time."""
+    """Return noisy images, their times and the noise, by the cosine schedule.
+
+    A noisy image is cos(pi/2 t) image + sin(pi/2 t) noise: at every time t, the two squared factors add up to 1.
+    """
     noise = torch.randn(images.shape, generator=generator)
     angles = (math.pi / 2 * times)[:, None, None, None]
     return angles.cos() * images + angles.sin() * noise, times, noise
 
 
 def random_batches(images: Tensor, batch_size: int, seed: int) -> Iterator[Noised]:
-    """Endless training batches; the same seed gives the same batches."""
+    """Yield training batches without end; the same seed gives the same batches."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         chosen = torch.randint(len(images), (batch_size,), generator=generator)
@@ -80,7 +84,7 @@ def random_batches(images: Tensor, batch_size: int, seed: int) -> Iterator[Noise
 
 @torch.no_grad()
 def evaluate(model: UNet, images: Tensor, copies: int = 8) -> float:
-    """Mean loss over all of `images`, each at `copies` times and noises that are the same at every call."""
+    """Return the mean loss over `images`, each at `copies` times and noises that are the same at every call."""
     generator = torch.Generator().manual_seed(0)
     times = (torch.randperm(copies * len(images), generator=generator) + 0.5) / (copies * len(images))
     return torch.stack([model(*add_noise(images, t, generator)) for t in times.chunk(copies)]).mean().item()

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 SIZE = 8  # images are SIZE x SIZE
 PATCH = 2
 CLASSES = 10
-NOISE = 0.2  # its standard deviation, where black is 0 and white is 1
+NOISE = 0.2  # standard deviation of the noise, where black is 0 and white is 1
 
-Digits = tuple[Tensor, Tensor]  # images (count, SIZE, SIZE) in 0 ... 1, and labels
+#: Images `[count, SIZE, SIZE]` in 0 ... 1, and labels `[count]`.
+Digits = tuple[Tensor, Tensor]
 
 
 class Block(nn.Module):
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer over PATCH x PATCH patches; the class is read off the mean of the tokens."""
+    """Vision transformer over PATCH x PATCH patches; it classifies by the mean of the tokens."""
 
     def __init__(self, width: int = 96, depth: int = 3, heads: int = 4):
         super().__init__()
@@ -49,14 +50,14 @@ class ViT(nn.Module):
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in nats; `images` is (batch, SIZE, SIZE)."""
+        """Return the mean cross-entropy in nats; `images` is `[batch, SIZE, SIZE]`, `labels` is `[batch]`."""
         patches = self.embedding(images[:, None]).flatten(2).transpose(1, 2)
         tokens = self.blocks(patches + self.position)
         return F.cross_entropy(self.head(self.norm(tokens).mean(1)), labels)
 
 
 def load_digits(validation_every: int = 5) -> tuple[Digits, Digits]:
-    """Training and validation digits; every fifth image is kept for validation."""
+    """Return training and validation digits; every `validation_every`-th image is for validation."""
     digits = sklearn_digits()
     images, labels = torch.tensor(digits.images / 16, dtype=torch.float32), torch.tensor(digits.target)
     held_out = torch.arange(len(labels)) % validation_every == 0
@@ -64,7 +65,7 @@ def load_digits(validation_every: int = 5) -> tuple[Digits, Digits]:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image moved by up to one pixel in either direction, and noise on top."""
+    """Return every image moved by up to one pixel along each axis, with noise added."""
     down, right = torch.randint(3, (2, len(images), 1, 1), generator=generator)
     pixel = torch.arange(SIZE)
     which = torch.arange(len(images))[:, None, None]
@@ -73,7 +74,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random_batches(digits: Digits, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless training batches; the same seed gives the same batches."""
+    """Yield training batches without end; the same seed gives the same batches."""
     images, labels = digits
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -83,7 +84,7 @@ def random_batches(digits: Digits, batch_size: int, seed: int) -> Iterator[tuple
 
 @torch.no_grad()
 def evaluate(model: ViT, digits: Digits, copies: int = 8) -> float:
-    """Mean loss over all of `digits`, each shifted and noised in `copies` ways that are the same at every call."""
+    """Return the mean loss over `digits`, each shifted and noised in `copies` ways that are the same at every call."""
     images, labels = digits
     generator = torch.Generator().manual_seed(0)
     return torch.stack([model(augment(images, generator), labels) for _ in range(copies)]).mean().item()

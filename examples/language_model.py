@@ -1,4 +1,4 @@
-"""A small byte-level GPT, and a corpus that is on every machine: the sources of Python's standard library."""
+"""A small byte-level GPT, and a corpus that every machine has: the sources of Python's standard library."""
 
 import sysconfig
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer over bytes; the embedding is also the output head."""
+    """Decoder-only transformer over bytes; embedding and output head share their weight."""
 
     def __init__(self, width: int = 160, depth: int = 4, heads: int = 5):
         super().__init__()
@@ -44,11 +44,11 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                residual = name.endswith("_out.weight")  # scaled so that the residual stream keeps its size with depth
+                residual = name.endswith("_out.weight")  # scaled down, so depth does not enlarge the stream
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats; `tokens` and `targets` are (batch, time)."""
+        """Return the mean cross-entropy in nats per byte; `tokens` and `targets` are `[batch, time]`."""
         x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -57,7 +57,7 @@ class GPT(nn.Module):
 
 
 def load_corpus(validation_every: int = 10) -> tuple[Tensor, Tensor]:
-    """Training and validation bytes; every tenth source file is kept for validation."""
+    """Return training and validation bytes; every `validation_every`-th source file is for validation."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     validation = files[::validation_every]
     train = [file for file in files if file not in validation]
@@ -69,13 +69,13 @@ def load_corpus(validation_every: int = 10) -> tuple[Tensor, Tensor]:
 
 
 def windows(corpus: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """The inputs at `starts` and their targets, one byte later."""
+    """Return the inputs at `starts` and their targets, one byte later, each `[len(starts), CONTEXT]`."""
     chunk = corpus[starts[:, None] + torch.arange(CONTEXT + 1)].long()
     return chunk[:, :-1], chunk[:, 1:]
 
 
 def random_batches(corpus: Tensor, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless training batches; the same seed gives the same batches."""
+    """Yield training batches without end; the same seed gives the same batches."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield windows(corpus, torch.randint(len(corpus) - CONTEXT, (batch_size,), generator=generator))
@@ -83,7 +83,7 @@ def random_batches(corpus: Tensor, batch_size: int, seed: int) -> Iterator[tuple
 
 @torch.no_grad()
 def evaluate(model: GPT, corpus: Tensor, count: int = 1024, batch_size: int = 32) -> float:
-    """Mean loss over `count` windows spread evenly over `corpus`."""
+    """Return the mean loss over `count` windows spread evenly over `corpus`, in nats per byte."""
     starts = torch.linspace(0, len(corpus) - CONTEXT - 1, count).long()
     losses = [model(*windows(corpus, chunk)) for chunk in starts.split(batch_size)]
     return torch.stack(losses).mean().item()

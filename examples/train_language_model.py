@@ -2,9 +2,9 @@
 
     python examples/train_language_model.py --budget 15% --steps 400
 
-The second run starts with one configuration for all, samples its gradients, and then gives every block of parameters
-its own: the report says which, and why. Both runs start from the same weights and see the same batches, so their losses
-can be compared step by step.
+The second run starts with one configuration for all parameters. It samples gradients, and then gives every block of
+parameters its own configuration; the report shows which, and why. Both runs start from the same weights and see the
+same batches, so their losses can be compared step by step.
 """
 
 import argparse
@@ -30,6 +30,16 @@ from language_model import GPT, evaluate, load_corpus, random_batches
 
 @dataclass
 class Run:
+    """The result of one training run.
+
+    name: label in table and plot.
+    optimizer: the optimizer after the last step.
+    parameters: number of the model's parameters.
+    train_losses: training loss by step, in nats per byte.
+    validation_loss: loss after the last step, in nats per byte.
+    step_ms: median time of the optimizer's step, in milliseconds.
+    """
+
     name: str
     optimizer: torch.optim.Optimizer
     parameters: int
@@ -39,14 +49,17 @@ class Run:
 
     @property
     def state_bytes(self) -> int:
+        """Exact bytes of the optimizer's state."""
         return baoc_compile.state_bytes(self.optimizer)
 
     @property
     def bytes_per_parameter(self) -> float:
+        """Bytes of the optimizer's state per parameter."""
         return self.state_bytes / self.parameters
 
 
 def warmup_then_cosine(steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate by step: a linear warm-up over a tenth of the steps, capped by a cosine to 0."""
     warmup = max(1, steps // 10)
     return lambda step: min((step + 1) / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
 
@@ -54,10 +67,11 @@ def warmup_then_cosine(steps: int) -> Callable[[int], float]:
 def train(
     name: str, corpus: tuple[Tensor, Tensor], args: argparse.Namespace, progress: Progress, compress: bool
 ) -> Run:
+    """Train one model and return the result; `compress` selects AdamW under the memory budget."""
     train_bytes, validation_bytes = corpus
     torch.manual_seed(args.seed)
     model = GPT()
-    # The learning rate is a tensor so that a schedule can change it without a second compilation.
+    # The learning rate is a tensor, so a schedule can change it without recompilation.
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(args.lr))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(args.steps))
     step = optimizer.step
@@ -87,11 +101,12 @@ def train(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         train_losses=train_losses,
         validation_loss=evaluate(model, validation_bytes),
-        step_ms=statistics.median(step_ms[args.steps // 10 :]),  # without the first ones, which compile
+        step_ms=statistics.median(step_ms[args.steps // 10 :]),  # without the first steps, which compile
     )
 
 
 def comparison(runs: list[Run]) -> Table:
+    """Return a table with one row per run."""
     table = Table("optimizer", title="One model, one seed, the same batches")
     for column in ("state bytes", "bytes/param", "validation loss", "ms per step"):
         table.add_column(column, justify="right")
@@ -107,6 +122,7 @@ def comparison(runs: list[Run]) -> Table:
 
 
 def plot(runs: list[Run], path: Path) -> None:
+    """Plot the training losses of both runs, and their difference."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     losses, difference = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for run, linewidth in zip(runs, (2.5, 0.9), strict=True):  # the curves all but coincide
@@ -123,6 +139,7 @@ def plot(runs: list[Run], path: Path) -> None:
 
 
 def main() -> None:
+    """Train both runs, print the report and the comparison, and save the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=8)

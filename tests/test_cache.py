@@ -479,4 +479,4 @@ def test_a_damaged_launch_shape_counts_as_unknown(entry):
 
 def test_a_remembered_launch_shape():
     shape = _shape_of([512, 4, 2])
-    assert shape is not None and (shape.block, shape.blocks, shape.warps) == (512, 4, 2)
+    assert shape is not None and (shape.tile, shape.tiles, shape.warps) == (512, 4, 2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optimizers import decoded
 
 import baoc_compile
+from baoc_compile import StateTensor
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules.discover_state import Filled, discover_state
 
@@ -65,6 +67,46 @@ def test_what_cannot_be_filled_in_is_left_to_the_optimizer():
     assert schema.first is None  # its first step copies the gradient, undampened
     baoc_compile.prepare(dampened, plan="8bit")
     assert not dampened.state
+
+
+class MadeBefore(torch.optim.Optimizer):
+    """Makes its state in the constructor, as Adagrad did until torch 2.11."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-2})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"step": torch.tensor(0.0), "sum": torch.full_like(p, 0.1)}
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["step"] += 1
+            state["sum"].addcmul_(p.grad, p.grad)
+            p.sub_(1e-2 / (1 + 0.1 * state["step"]) * p.grad / state["sum"].sqrt().add_(1e-8))
+
+
+@pytest.mark.parametrize("shape", [(80, 64), ()])
+def test_state_that_the_constructor_makes_is_prepared(shape):
+    """Twice: by then the state is stored by a codec."""
+    ours, theirs = (MadeBefore([torch.nn.Parameter(torch.ones(shape))]) for _ in range(2))
+    for _ in range(2):
+        baoc_compile.prepare(ours, plan="8bit")
+        (slot,) = discover_state(ParameterTable.of(ours))[0].rule.slots
+        assert slot.key == "sum" and slot.nonnegative
+    step = torch.compile(ours.step, backend="baoc", options={"plan": "8bit"})
+    (p,), (q,) = (o.param_groups[0]["params"] for o in (ours, theirs))
+    for t in range(3):
+        p.grad = q.grad = torch.full(shape, 0.5 + t)
+        step()
+        theirs.step()
+    assert baoc_compile.inspect(ours).programs
+    assert float(ours.state[p]["step"]) == 3
+    stored = ours.state[p]["sum"]
+    assert isinstance(stored, StateTensor) == bool(shape)  # one number is not worth a scale
+    relative = stored.codec.relative_error if shape else 1e-6
+    torch.testing.assert_close(decoded(stored), theirs.state[q]["sum"], rtol=3 * relative, atol=0)
+    torch.testing.assert_close(1 - p, 1 - q, rtol=3 * relative, atol=0)
 
 
 class SharedClock(torch.optim.Optimizer):

@@ -16,7 +16,7 @@ from small_training import SOON, Small, Training
 from torch import fx, nn
 
 import baoc_compile
-from baoc_compile import Plan, PlanError, StateTensor, state_bytes
+from baoc_compile import OptionError, Plan, PlanError, StateTensor, state_bytes
 from baoc_compile.core.step_graph import ParameterTable, StepGraph
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
 from baoc_compile.runtime.compiled_step import CompiledStep
@@ -177,6 +177,18 @@ def test_a_seed_counts_beside_a_named_plan(plan):
         baoc_compile.prepare(optimizer, plan=plan, seed=seed)
         seeds[seed] = session_of(optimizer).plan().seed
     assert seeds == {None: 5 if isinstance(plan, Plan) else 0, 7: 7}
+
+
+def test_two_different_wishes_are_refused():
+    optimizer = torch.optim.AdamW(parameters())
+    baoc_compile.prepare(optimizer, memory_budget="30%")
+    for other in ({"memory_budget": "20%"}, {"plan": "8bit"}):
+        with pytest.raises(OptionError, match=r"'30%' before, and now"):
+            baoc_compile.prepare(optimizer, **other)
+        with pytest.raises(Exception, match=r"'30%' before, and now"):
+            stepped(optimizer, **other)
+    baoc_compile.prepare(optimizer, memory_budget="30%")
+    stepped(optimizer, memory_budget="30%")
 
 
 def test_the_certificate_of_a_plan_is_kept():

@@ -24,7 +24,7 @@ from baoc_compile.passes.rules import prove_signs as signs
 from baoc_compile.passes.rules.discover_state import discover_state
 
 aten = torch.ops.aten
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 1e-30, 1e-45, -1e-38, 1e30, -3e38, math.inf, -math.inf, math.nan]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 1e-30, 1e-45, -1e-38, 1e30, 3e38, -3e38, math.inf, -math.inf, math.nan]
 LANES = 64
 
 
@@ -170,3 +170,55 @@ def test_any_graph(drawn, seed):
     gm, known, elements = drawn
     note(gm.code)
     check_intervals(gm, known, elements, seed)
+
+
+def graph_of(*calls: tuple[Any, ...]) -> fx.GraphModule:
+    """Call i is (operation, operands...); an operand "#j" is the result of call j, another text an input."""
+    graph = fx.Graph()
+    results: dict[str, fx.Node] = {"x0": graph.placeholder("x0"), "x1": graph.placeholder("x1")}
+    for i, (target, *operands) in enumerate(calls):
+        kwargs = {"dtype": torch.float64} if target is aten.scalar_tensor.default else {}
+        results[f"#{i}"] = graph.call_function(target, tuple(results.get(o, o) for o in operands), kwargs)
+    graph.output(())
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+AT_MOST_A_TENTH_AND_SIX = [
+    (aten.scalar_tensor.default, 0.1),
+    (aten.scalar_tensor.default, 0.6),
+    (aten.minimum.default, "x0", "#0"),
+    (aten.minimum.default, "x1", "#1"),
+    (aten.add.Tensor, "#2", "#3"),
+]
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param(
+            [*AT_MOST_A_TENTH_AND_SIX, (aten.scalar_tensor.default, 0.7), (aten.sub.Tensor, "#5", "#4")], id="sum"
+        ),
+        pytest.param([(aten.add.Tensor, "x0", math.inf), (aten.sub.Tensor, "#0", math.inf)], id="infinities"),
+        pytest.param(
+            [
+                (aten.scalar_tensor.default, -3e38),
+                (aten.maximum.default, "x0", "#0"),
+                (aten.maximum.default, "x1", "#0"),
+                (aten.lerp.Scalar, "#1", "#2", 0.25),
+            ],
+            id="overflow",
+        ),
+    ],
+)
+def test_what_rounding_does_to_bounds(calls):
+    """Of constants that float32 does not have, of infinities, and of what overflows."""
+    for seed in range(20):
+        check_intervals(graph_of(*calls), {"x0": signs.ANY, "x1": signs.ANY}, {"x0", "x1"}, seed)
+
+
+@pytest.mark.parametrize("constant", [math.inf, -math.inf, math.nan])
+def test_constants_that_are_no_numbers_have_bounds(constant):
+    """A bound that is NaN would pass for one that is >= 0."""
+    gm = graph_of((aten.scalar_tensor.default, constant), (aten.sub.Tensor, "#0", "#0"))
+    for low, high in signs._intervals(gm, {"x0": signs.ANY, "x1": signs.ANY}).values():
+        assert low <= high

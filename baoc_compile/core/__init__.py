@@ -1,1 +1,1 @@
-"""The nouns: frozen data and types that every other layer uses. Nothing here imports another layer."""
+"""Frozen data and types that every other layer uses. This layer imports no other."""

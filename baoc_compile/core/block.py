@@ -1,4 +1,4 @@
-"""A block: a set of parameters that share one decision."""
+"""Block: a set of parameters that share one decision."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Block:
     """Parameters whose state is stored alike.
 
-    `role`: the place that they have in the model's computation ("query", "mlp out", "embedding+head"), or the user's own
-    label. `parameters`: indices in the optimizer's own order (see `ParameterTable`), ascending. `detail` tells blocks
-    of one role apart: their shape, with a number where even that is the same.
+    role: their place in the model's computation ("query", "mlp out", "embedding+head"), or the user's own label.
+    parameters: their indices in the optimizer's order (see `ParameterTable`), ascending.
+    detail: what tells blocks of one role apart: their shape, and a number where shapes are equal too.
 
         >>> Block("query", (2, 9, 16), "64x64").name
         'query 64x64'
@@ -23,7 +23,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Unique among the blocks of one optimizer."""
+        """Role and detail; unique among the blocks of one optimizer."""
         return f"{self.role} {self.detail}".rstrip()
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A memory budget as the user writes it: "28%", "2.2 B/param", "512 MiB" or a number of bytes."""
+"""Budgets as the user writes them: memory ("28%", "2.2 B/param", "512 MiB", bytes, "fit") and time ("2 ms", "150%")."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """A limit on the bytes of optimizer state, every scale and counter included."""
+    """A limit on the bytes of optimizer state, every scale and counter included.
+
+    text: the budget as the user wrote it.
+    amount: its number, in `unit`; 0 for "fit".
+    unit: "%" of full-precision state, "B/param", "B", or "fit" (what the device has left).
+    """
 
     text: str
     amount: float
-    unit: str  # "%", "B/param", "B", or "fit"
+    unit: str
 
     @classmethod
     def parse(cls, value: str | int | float) -> MemoryBudget:
-        """Raises OptionError that names the option and the accepted forms."""
+        """Return the budget that `value` describes.
+
+        Raises OptionError, which names the option and the accepted forms.
+        """
         problem = OptionError(
             f'memory_budget: {value!r} is not a budget; write "25%" (of full-precision state), '
             '"2.2 B/param", "512 MiB", a number of bytes, or "fit" (what the device has left)'
@@ -49,15 +57,19 @@ class MemoryBudget:
 
     @property
     def is_deferred(self) -> bool:
-        """Not known before the device has seen a forward and backward pass."""
+        """Whether the limit is unknown until the device has seen a forward and backward pass."""
         return self.unit == "fit"
 
     def resolved(self, left_bytes: int) -> MemoryBudget:
-        """The same budget once it is known what is left."""
+        """Return the same budget as a number of bytes, now that `left_bytes` are known to be left."""
         return MemoryBudget(self.text, left_bytes, "B")
 
     def in_bytes(self, full_state_bytes: int, parameter_numel: int) -> int:
-        """`full_state_bytes`: the state in full precision; `parameter_numel`: elements of all stepped parameters."""
+        """Return the limit in bytes.
+
+        full_state_bytes: bytes of the state in full precision.
+        parameter_numel: elements of all parameters that are stepped.
+        """
         if self.unit == "%":
             return int(full_state_bytes * self.amount / 100)
         return int(parameter_numel * self.amount if self.unit == "B/param" else self.amount)
@@ -69,15 +81,23 @@ _TIME_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|ns|us
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """A limit on the time of one optimizer step, as predicted for this device."""
+    """A limit on the predicted time of one optimizer step on this device.
+
+    text: the budget as the user wrote it.
+    amount: its number, in `unit`.
+    unit: "%" of the step in full precision, or "ns".
+    """
 
     text: str
     amount: float
-    unit: str  # "%" or "ns"
+    unit: str
 
     @classmethod
     def parse(cls, value: str) -> TimeBudget:
-        """Raises OptionError that names the option and the accepted forms."""
+        """Return the budget that `value` describes.
+
+        Raises OptionError, which names the option and the accepted forms.
+        """
         match = _TIME_PATTERN.fullmatch(value) if isinstance(value, str) else None
         if match is None or not 0 < float(match[1]) < 1e18:
             raise OptionError(
@@ -87,5 +107,5 @@ class TimeBudget:
         return cls(value, amount, "%") if match[2] == "%" else cls(value, amount * _TIME_UNITS[match[2]], "ns")
 
     def in_ns(self, full_ns: float) -> float:
-        """`full_ns`: the predicted step in full precision."""
+        """Return the limit in nanoseconds; `full_ns` is the predicted time of the step in full precision."""
         return full_ns * self.amount / 100 if self.unit == "%" else self.amount

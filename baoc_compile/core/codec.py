@@ -1,16 +1,17 @@
-"""The codec contract: how one state slot, or the weight itself, of one tensor is stored.
+"""Codec: how one state slot of one tensor, or the weight itself, is stored.
 
-A codec is a pair of functions over groups of elements, written in the few torch operations listed in
-`kernels/dialect/operations.py`. They are the specification, the reference and, traced once, the device code: the emitters
-turn the same traced graph into C++ and Triton. A codec is added by adding one file in `kernels/codecs/`.
+A codec is a pair of functions, `decode` and `encode`, over groups of elements. They use only the torch operations
+listed in `kernels/dialect/operations.py`. The same two functions are specification, reference and device code: they are
+traced once, and the emitters turn the graph into C++ and Triton. To add a codec, add a file in `kernels/codecs/` and a
+line in its `catalogue.py`.
 
-There are four kinds, and a test says which it checks:
+A codec has one of four mechanisms:
 
 - "rounding": the step uses the fresh value; only what is stored for the next step is rounded.
-- "sharing": the stored numbers are means over elements, and the step uses what they decode to after the step's own
-  values were averaged in. Needs a linear recurrence, s' = decay * s + increment.
-- "dropping": nothing is stored; the step uses the recurrence's steady state under the current gradient.
-- "weight": the parameter's own tensor plus what it lacks of full precision.
+- "sharing": the stored numbers are means over elements. The step averages its new values into them, and then uses what
+  they decode to. The slot must be a linear recurrence, s' = decay * s + increment.
+- "dropping": nothing is stored. The step uses the steady state of the recurrence under the current gradient.
+- "weight": the parameter's own tensor, and beside it what the tensor lacks of full precision.
 """
 
 from __future__ import annotations
@@ -25,20 +26,24 @@ from torch import Tensor
 
 Mechanism = Literal["rounding", "sharing", "dropping", "weight"]
 
-#: What plans and `optimizer.state[p]` call the weight's own entry.
+#: The key of the weight's own entry in plans and in `optimizer.state[p]`.
 WEIGHT_KEY = "param"
 
-#: The clock of a stochastic slot: how often it was stored, the "step" of its random words.
+#: Type of a stochastic slot's clock, which counts how often the slot was stored. It is the "step" of the random words.
 CLOCK_DTYPE = torch.int32
 
 
 @dataclass(frozen=True)
 class Part:
-    """One stored tensor of a codec, flat.
+    """One flat tensor that a codec stores.
 
-    One entry per "element" or per "group" of elements, `count` entries in a "codebook" that the whole tensor shares, or
-    one per set of elements that have a value in common ("shared"). `bits` = 4: two entries to a byte, the first in the
-    low half; functions see them unpacked.
+    name: its name, unique in the codec.
+    dtype: the type of its entries in memory.
+    per: what has one entry: each "element", each "group" of elements, each set of elements with a value in common
+        ("shared"), or nothing: a "codebook" has `count` entries for the whole tensor.
+    count: entries of a "codebook".
+    bits: bits per entry. With 4, a byte holds two entries, the first in its low half; the codec's functions see them
+        unpacked.
     """
 
     name: str
@@ -49,21 +54,26 @@ class Part:
 
 
 class Sharing(NamedTuple):
-    """Which shared value element i has: number (i // run) % cycle, i the row-major index."""
+    """A map from elements to shared values: element i (row-major) has value number (i // run) % cycle.
+
+    run: consecutive elements that have one value.
+    cycle: number of values.
+    """
 
     run: int
     cycle: int
 
-    def of(self, lanes: Tensor) -> Tensor:
-        """The numbers of the values that these elements (row-major indices) have."""
-        return lanes // max(self.run, 1) % max(self.cycle, 1)
+    def of(self, index: Tensor) -> Tensor:
+        """Return the number of the shared value of each element in `index`, which holds row-major indices."""
+        return index // max(self.run, 1) % max(self.cycle, 1)
 
 
 @dataclass(frozen=True)
 class Random:
     """Uniform random 32-bit words for stochastic rounding, a pure function of (seed, step, slot, element index).
 
-    `element` has one int32 word per element, shape `[groups, width]`; `group` one per group, shape `[groups, 1]`.
+    element: int32 `[groups, width]`, one word per element.
+    group: int32 `[groups, 1]`, one word per group.
     """
 
     element: Tensor
@@ -72,11 +82,14 @@ class Random:
 
 @dataclass(frozen=True)
 class Slot:
-    """One state tensor of an update rule, of the parameter's shape, under the optimizer's own key; or the weight.
+    """One state tensor of the parameter's shape, under the optimizer's own key; or the weight itself.
 
-    `nonnegative`: the rule proves that every new value is >= 0. `why_exact`: why the slot must not be stored
-    lossily. `why_not_shared`: why it can't be shared, `why_not_dropped`: why it can't be dropped (all empty when it
-    may be). `weight_dtype`: the parameter's type if this is the weight.
+    key: the state key, or "param" for the weight.
+    nonnegative: whether the rule proves that every new value is >= 0.
+    why_exact: why the slot must not be stored lossily; empty if it may be.
+    why_not_shared: why its values can't be shared; empty if they may be.
+    why_not_dropped: why it can't be dropped; empty if it may be.
+    weight_dtype: the parameter's type if this is the weight, else None.
     """
 
     key: str
@@ -88,10 +101,13 @@ class Slot:
 
 
 def sign_mismatch(name: str, signed: bool, slot: Slot) -> str:
-    """Why a codec for signed, or for non-negative, slots does not fit; empty if it does.
+    """Return why the codec called `name` does not fit the slot's sign; empty if it fits.
 
-    A quantizer for signed values has a level 0. A second moment that reads 0 beside a momentum that does not divides an
-    update by eps alone, so slots that are >= 0 need one that never rounds a positive value to 0.
+    signed: whether the codec stores negative values.
+
+    A codec for signed values has a level at 0, and rounds small values to it. A second moment that reads 0 beside a
+    momentum that is not 0 would divide the update by eps alone. So a slot that is >= 0 needs a codec that never rounds
+    a positive value to 0.
     """
     if signed and slot.nonnegative:
         return f"{slot.key!r} is never negative, and {name} would round its small values to 0"
@@ -101,70 +117,80 @@ def sign_mismatch(name: str, signed: bool, slot: Slot) -> str:
 
 
 def weight_slots(parameter: Tensor, slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-    """The slot of a low-precision weight; none for other parameters, or if the optimizer uses its key itself."""
+    """Return the slot of a bf16 or fp16 weight.
+
+    There is none for other parameters, nor if the optimizer uses the key "param" itself.
+    """
     if parameter.dtype not in (torch.bfloat16, torch.float16) or any(s.key == WEIGHT_KEY for s in slots):
         return ()
     return (Slot(WEIGHT_KEY, weight_dtype=parameter.dtype),)
 
 
 def weight_entry(configuration: Mapping[str, Codec]) -> str | None:
-    """The key of the weight's own codec, if that is more than rounding. A slot called the same has another mechanism."""
+    """Return the key of the weight if its codec stores anything, else None. A state slot called "param" is not the weight."""
     return next((key for key, codec in configuration.items() if codec.mechanism == "weight" and codec.parts), None)
 
 
 class Codec(ABC):
     """How the values of one slot are stored.
 
-    Shapes: values are `[groups, width]` in float32 (`width` is `group_size`, or any number when `group_size` is
-    None); an "element" part has the same shape, a "group" part is `[groups, 1]`, a "codebook" part is `[count]`, and
-    a "shared" part comes spread over the elements. The last group of a tensor may be short; its missing lanes repeat
-    its last element.
+    name: what plans call the codec.
+    parts: the tensors that it stores.
+    mechanism: "rounding", "sharing", "dropping" or "weight"; see the module.
+    relative_error: largest error of storing once, relative to the largest magnitude in the group, or to the value
+        itself without groups.
+    expected_harm: expected damage to learning before anything is measured, relative to 8 bits, which are 1;
+        docs/learning.md gives the order.
+    group_size: elements per group; None for a codec without groups.
+    stochastic: whether it rounds stochastically, and so needs random words and a clock.
+
+    Shapes: values are float32 `[groups, width]`, where `width` is `group_size`, or any number if that is None. An
+    "element" part has the shape of the values, a "group" part is `[groups, 1]`, a "codebook" part is `[count]`. A
+    "shared" part is given spread over the elements. The last group of a tensor may be short; its missing lanes repeat
+    the tensor's last element.
     """
 
     name: str
     parts: tuple[Part, ...]
     mechanism: ClassVar[Mechanism] = "rounding"
-    #: Largest error of one storing, relative to the largest value of the group (or to the value itself, without groups).
     relative_error: float
-    #: How much a slot stored so is expected to hurt learning before anything is measured; 8 bits are 1 (docs/learning.md
-    #: gives the order).
     expected_harm: float = 1.0
     group_size: int | None = None
     stochastic: bool = False
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """Storage -> float32 values."""
+        """Return the float32 values of the parts in `stored`."""
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
-        """float32 values -> the "element" and "group" parts. `random` is used only by codecs with `stochastic` set.
+        """Return the "element" and "group" parts of float32 values.
 
-        A codec with a codebook has it beside the values: see `encode_with`.
+        Only codecs with `stochastic` set read `random`. Codecs with a codebook override `encode_with` instead.
         """
         raise NotImplementedError(f"{self.name} does not store values one by one")
 
     def encode_with(self, codebooks: Mapping[str, Tensor], value: Tensor, random: Random) -> dict[str, Tensor]:
-        """`encode`, for codecs that look values up in their "codebook" parts."""
+        """Encode as `encode` does, with the "codebook" parts at hand."""
         return self.encode(value, random)
 
     def sharing(self, part: Part, shape: torch.Size) -> Sharing:
-        """Which elements of a tensor of `shape` have an entry of a "shared" part in common."""
+        """Return which elements of a tensor of `shape` have an entry of a "shared" part in common."""
         raise NotImplementedError(f"{self.name} shares nothing")
 
     def initial(self, part: Part, shape: torch.Size, device: torch.device) -> Tensor:
-        """The part of a tensor of zeros."""
+        """Return the part of a tensor of zeros."""
         return torch.zeros(self.entries(part, shape), dtype=part.dtype, device=device)
 
     def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:  # noqa: B027  (nothing to learn is the rule)
-        """Sets "codebook" parts from the first full-precision values that a slot is to store; most codecs have none to learn."""
+        """Set the "codebook" parts from the first values that the slot stores; most codecs learn nothing."""
 
     @property
     def stored_parts(self) -> tuple[Part, ...]:
-        """The parts that the codec keeps in optimizer state; a weight codec's first part is the parameter."""
+        """The parts that lie in optimizer state. For a weight codec these exclude the first part, the parameter itself."""
         return self.parts
 
     def entries(self, part: Part, shape: torch.Size) -> int:
-        """Length of the part's tensor, for a slot of `shape`."""
+        """Return the length of the part's tensor for a slot of `shape`; two 4-bit entries count once."""
         numel = torch.Size(shape).numel()
         if part.per == "codebook":
             return part.count
@@ -174,12 +200,12 @@ class Codec(ABC):
         return -(-count * part.bits // 8) if part.bits < 8 else count
 
     def storage_bytes(self, shape: torch.Size) -> int:
-        """Exact bytes for a tensor of `shape`: every part, and the step clock of a stochastic codec."""
+        """Return the exact bytes for a slot of `shape`: every part, and the clock of a stochastic codec."""
         parts = sum(self.entries(part, shape) * part.dtype.itemsize for part in self.stored_parts)
         return parts + (CLOCK_DTYPE.itemsize if self.stochastic else 0)
 
     def why_not(self, slot: Slot, shape: torch.Size) -> str:
-        """Why this codec may not store `slot` of a tensor of `shape`; empty when it may."""
+        """Return why this codec may not store `slot` of a tensor of `shape`; empty if it may."""
         if slot.weight_dtype is not None:
             return f"{self.name} stores state, not weights"
         return slot.why_exact

@@ -1,4 +1,4 @@
-"""What can go wrong, as types: every message says which parameter or option, what was wrong and what to do."""
+"""Errors and warnings. Every message names the parameter or option, what was wrong with it, and what to do."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ class OptionError(BaocError, ValueError):
 
 
 class BudgetError(BaocError, ValueError):
-    """No configuration fits the memory budget; the message names the smallest possible one."""
+    """Nothing fits the memory or time budget; the message names a budget that can be met."""
 
 
 class PlanError(BaocError, ValueError):
-    """A plan is malformed, of another version, or does not fit the optimizer."""
+    """A plan is malformed, has another version, or does not fit the optimizer."""
 
 
 class StateError(BaocError):
-    """Optimizer state is not what the plan or the traced step expects."""
+    """The optimizer, its state or its steps are not as the call expects them; the message says what to do."""
 
 
 class UnsupportedStep(BaocError):
-    """The traced step cannot be rewritten; the message says why and what works instead."""
+    """A step that can't be rewritten; the message says why."""
 
 
 class BaocWarning(UserWarning):
-    """Something works, but not the way the user probably meant it to."""
+    """Something works, but probably not as the user meant it."""
 
 
 class CompilerMissing(RuntimeError):
-    """C++ can't be compiled, for now: no compiler, one that fails, or no folder to compile in. Never reaches the user."""
+    """C++ can't be compiled now: no compiler, one that fails, or no usable folder. The caller falls back to torch."""
 
 
 class CannotEmit(Exception):
-    """An operation that has no Triton equivalent. Never reaches the user."""
+    """An operation has no Triton equivalent. The caller falls back to torch."""
 
 
 _TOLD: set[object] = set()
@@ -47,7 +47,10 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def warn_once(message: str, about: object = None) -> None:
-    """Gives a BaocWarning, once in a process. `about`: what the message tells of, where its text varies."""
+    """Give a BaocWarning once per process.
+
+    about: what identifies the warning where its text varies; by default the message itself.
+    """
     with _ONE_AT_A_TIME:
         is_told = (about or message) in _TOLD
         _TOLD.add(about or message)

@@ -1,6 +1,6 @@
 """Identifiers for what users name freely: state keys, hyperparameters, parameters.
 
-Keys stay exact in data. Where a graph or generated code needs an identifier, `identifier` makes one.
+Data keeps the exact keys. Where a graph or generated code needs an identifier, `identifier` makes one.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import keyword
 import re
 from collections.abc import Container
 
-#: Words that mean something in the code that FX writes.
+#: Names that have a meaning in the code that FX writes.
 _TAKEN_BY_PYTHON = frozenset(
     (*keyword.kwlist, *dir(builtins), "self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree")
 )
 
-#: Characters of an identifier before the number that tells it from others.
+#: Largest length of an identifier, without the number that tells it from others.
 _LONGEST = 200
 
 
 def identifier(text: str, taken: Container[str] = ()) -> str:
-    """`text` itself if it is a plain identifier that means nothing in Python and is not `taken`; else one that is like it.
+    """Return `text` if it is a plain identifier without a meaning in Python and not `taken`, else a similar one.
 
-    The result begins with a letter, consists of ASCII letters, digits and single underscores, and does not end with one.
+    The result begins with a letter and consists of ASCII letters, digits and underscores.
 
         >>> identifier("exp_avg"), identifier("exp avg"), identifier("for"), identifier("a.b", {"a_b"}), identifier("é")
         ('exp_avg', 'exp_avg', 'for_2', 'a_b_2', 'n')

@@ -1,4 +1,4 @@
-"""How and when plans are made: the options of the configurator."""
+"""Options of the configurator: when plans are made, from which samples, and by which risk."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ RISKS = ("shadow", "proxy")
 
 @dataclass(frozen=True)
 class PlannerOptions:
-    """`time_budget`: a limit on the optimizer step's time ("2 ms", "120%" of what full precision takes); see `TimeBudget`.
-    `warmup_steps`: the first plan is solved after so many steps; 0: never, the plan to start with stays.
-    `sample_steps`: gradients are sampled during so many steps before a plan is solved.
-    `replan_every`: solve again every so many steps; 0: never. `replan_at`: and after these steps, such as just before the
-    learning rate is brought down.
-    `sample_bytes`: host memory for samples; default the larger of 16 MiB and 2 % of the parameters' bytes.
-    `blocks`: a grouping of the user's own, a function (name, parameter) -> label or a mapping name -> label.
-    `risk`: "shadow" (measured), or "proxy" (a sum of metrics after BAOC, our reconstruction).
-    `hysteresis`: a new plan must lower the predicted risk by this fraction to replace one that fits.
+    """How and when plans are made.
+
+    time_budget: limit on the time of the optimizer step ("2 ms", or "120%" of the step in full precision); see
+        `TimeBudget`.
+    warmup_steps: steps before the first plan is solved; 0 keeps the starting plan for good.
+    sample_steps: steps whose gradients are sampled before a plan is solved.
+    replan_every: steps between later plans; 0 for none.
+    replan_at: further steps after which a plan is solved, such as just before the learning rate falls.
+    sample_bytes: host memory for samples; by default the larger of 16 MiB and 2 % of the parameters' bytes.
+    blocks: the user's own grouping of parameters: a function (name, parameter) -> label, or a mapping name -> label.
+    risk: "shadow", measured by shadow runs; or "proxy", a sum of metrics after BAOC (our reconstruction).
+    hysteresis: fraction in [0, 1) by which a new plan must lower the predicted risk to replace one that fits.
     """
 
     time_budget: TimeBudget | None = None
@@ -37,11 +40,15 @@ class PlannerOptions:
 
     @classmethod
     def names(cls) -> set[str]:
+        """Return the names of all options."""
         return {f.name for f in fields(cls)}
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> PlannerOptions:
-        """From options that the user gave; None counts as not given. Raises OptionError that names the option."""
+        """Return the options in `given`; None counts as not given.
+
+        Raises OptionError, which names the option.
+        """
         given = {k: v for k, v in given.items() if v is not None}
         if "time_budget" in given and not isinstance(given["time_budget"], TimeBudget):
             given["time_budget"] = TimeBudget.parse(given["time_budget"])
@@ -68,8 +75,10 @@ class PlannerOptions:
         return planning
 
     def next_after(self, step: int) -> int | None:
-        """The first step after `step` steps at whose end a plan is due; None if none is. Sampling needs `sample_steps` + 1
-        steps, so plans that would be due sooner than that are left out."""
+        """Return the first step after `step` at whose end a plan is due; None if there is none.
+
+        Sampling takes `sample_steps` + 1 steps. Plans that would be due sooner are left out.
+        """
         if not self.warmup_steps:
             return None
         due = {self.warmup_steps, *self.replan_at}

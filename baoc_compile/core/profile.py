@@ -1,4 +1,4 @@
-"""The profile: what is known of every block and of every configuration that it may get. What plans are solved from."""
+"""Profile: what is known of every block and of every configuration that it may get. Plans are solved from it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from baoc_compile.core.configuration import configuration_label
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """From sampled gradients g[t, i] of one block, t = 1 ... T. NaN where nothing was sampled.
+    """Statistics of one block from its sampled gradients g[t, i], t = 1 ... T. NaN where nothing was sampled.
 
-    `anisotropy`: standard deviation over quantization groups k of ln RMS_{t, i in k} g: how far scales differ.
-    `stability`: (|sum_t g_t|^2 - sum_t |g_t|^2) / ((T - 1) sum_t |g_t|^2), the mean cosine of two gradients, weighted by
-    their lengths: 1 if all point the same way, 0 on average if they are independent with mean 0.
-    `noise`: sum_i Var_t g_i / sum_i (mean_t g_i)^2, with unbiased estimates of both; infinite if no mean is seen.
-    (BAOC, arXiv 2605.04711, names these three properties; the formulas are our reconstruction.)
-    `snr`: by slot and axis, E_K'[(E_K v)^2 / Var_K v]: how well a mean along K = "row", "column" or "tensor" stands for
-    the second moments v that share it (SlimAdam).
+    anisotropy: standard deviation over quantization groups k of ln RMS_{t, i in k} g: how far scales differ.
+    stability: (|sum_t g_t|^2 - sum_t |g_t|^2) / ((T - 1) sum_t |g_t|^2): the mean cosine of two gradients, weighted by
+        their lengths. It is 1 if all point the same way, and 0 on average if they are independent with mean 0.
+    noise: sum_i Var_t g_i / sum_i (mean_t g_i)^2, with unbiased estimates of both; infinite if no mean is seen.
+    snr: by slot and by axis K = "row", "column" or "tensor", E_K'[(E_K v)^2 / Var_K v]: how well a mean along K stands
+        for the second moments v that share it (SlimAdam).
+
+    BAOC (arXiv 2605.04711) names the first three properties; the formulas are our reconstruction.
     """
 
     anisotropy: float = math.nan
@@ -32,14 +33,21 @@ class BlockStatistics:
 
 @dataclass(frozen=True)
 class BlockCandidate:
-    """One configuration of one block.
+    """One configuration of one block: its cost and its risk.
 
-    `codecs`: slot -> codec name. `size_bytes`: of the state of all its parameters. `time_ns`: of the step, over the block;
-    `launch_ns` more for its `programs` (a hash), once however many blocks share them. `predicted`: expected change of the
-    loss per window in nats, against full precision, of this block alone; `error`: its standard error. `risk` and
-    `interaction`: what the solver minimizes (see `passes/risk/assess_risk.py`, `passes/solve/couple.py`). `update_scale`
-    multiplies the updates, whose relative error (L2) is `relative_error`. `excluded`: why it must not be chosen, `gate`:
-    why only as a last resort; empty if it may.
+    codecs: slot -> codec name.
+    size_bytes: bytes of the state of all the block's parameters.
+    time_ns: time of the step over the block in nanoseconds, without launches.
+    launch_ns: time of launching `programs`, in nanoseconds; counted once, however many blocks share them.
+    programs: hash of the programs that step the block.
+    predicted: expected change of the loss against full precision, of this block alone, in nats per window.
+    error: standard error of `predicted`, in nats per window.
+    risk: what the solver minimizes, in nats per window; see `passes/risk/assess_risk.py`.
+    interaction: what the block adds to the joint displacement, in nats; see `passes/solve/couple.py`.
+    update_scale: factor on the block's updates.
+    relative_error: relative L2 error of the updates.
+    excluded: why the candidate must not be chosen; empty if it may be.
+    gate: why it is chosen only as a last resort; empty if it may be chosen freely.
     """
 
     codecs: Mapping[str, str]
@@ -58,15 +66,30 @@ class BlockCandidate:
 
     @property
     def label(self) -> str:
+        """Slots and codec names as one line; see `configuration_label`."""
         return configuration_label(self.codecs)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`candidates[b]`: of block b; its state is stored as number `current[b]` now. `fixed_bytes`: state that is not planned
-    (counters, what weight codecs keep, parameters without a rule), `fixed_ns`: the host's part of a step, which is the same
-    for all plans. `full_bytes` and
-    `full_ns`: all in full precision. `names`, `shapes`: of the optimizer's parameters, in its order.
+    """What plans are solved from.
+
+    blocks: the blocks that are planned.
+    statistics: by block, the statistics of its sampled gradients.
+    candidates: by block, the configurations that it may get.
+    current: by block, the index of the candidate that stores it now.
+    names: names of the optimizer's parameters, in its order.
+    shapes: shapes of the optimizer's parameters, in its order.
+    fixed_bytes: bytes of state that is not planned: counters, what weight codecs keep, parameters without a rule.
+    fixed_ns: the host's part of a step in nanoseconds, the same for all plans.
+    full_bytes: bytes of all state in full precision.
+    full_ns: predicted time of the step in full precision, in nanoseconds.
+    curvature: factor of the curvature along the update, estimated from the samples; see `passes/risk/assess_risk.py`.
+    steps: steps of the window that risks refer to; 0 if nothing was sampled.
+    sampled_elements: elements sampled, over all parameters.
+    sampled_bytes: host memory of the samples, in bytes.
+    seconds: time that making the profile took.
+    time_is_measured: whether times were measured on this device; otherwise they are estimated from bytes moved.
     """
 
     blocks: tuple[Block, ...]
@@ -88,14 +111,16 @@ class Profile:
 
     @property
     def numel(self) -> int:
+        """Elements of all planned parameters."""
         return sum(math.prod(self.shapes[i]) for block in self.blocks for i in block.parameters)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers."""
+        """Return the profile as plain dictionaries, lists and numbers."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Profile:
+        """Return the profile that `to_dict` wrote."""
         return cls(
             **{
                 **data,
@@ -110,5 +135,5 @@ class Profile:
 
 
 def _candidate(data: Mapping[str, Any]) -> BlockCandidate:
-    """`gain` is what checkpoints before 0.2 call the update scale."""
+    """Return a candidate from its dictionary. Checkpoints of version 0.1 call the update scale `gain`."""
     return BlockCandidate(**{"update_scale" if name == "gain" else name: value for name, value in data.items()})

@@ -1,4 +1,4 @@
-"""The program: one rule under one configuration, as a graph over stored operands and as an executable."""
+"""Program: one rule under one configuration, as a graph over stored operands and as an executable."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ OperandSource = Literal[
 class Operand:
     """One placeholder of a program's graph.
 
-    name: an identifier, unique in the program. The rule's inputs keep theirs.
-    per: what there is one value for. A "shared" operand is read spread over the elements; one that is written is
-        averaged: stored = decay * stored + mean of the new values.
-    source: where it comes from: the parameter, the gradient, a part of a slot's storage, a slot's clock or salt, a counter
-        or a scalar of the rule, the parameter's update scale, or the element index itself. "index" and "group_index" are
-        the folded 32-bit index of an element and of a group's first element.
-    slot: the key of the slot, for parts, clocks and salts.
-    part: the part of the slot's codec, for parts.
-    input: the rule's input, for counters and scalars.
-    group_size: elements to a group, for "group" operands.
+    name: an identifier, unique in the program. The rule's inputs keep their names.
+    per: what has one value: each "element", each "group", each set of elements that share a value ("shared"), the whole
+        launch or tensor ("scalar"), or each entry of a "codebook". A "shared" operand is read spread over the elements;
+        one that is written is averaged: stored = decay * stored + mean of the new values.
+    dtype: the type in memory.
+    source: where the value comes from: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
+        ("part"), a slot's "clock" or "salt", a "counter" or "scalar" of the rule, the parameter's "update_scale", or
+        the element index. "index" and "group_index" are the folded 32-bit index of an element and of a group's first
+        element.
+    slot: key of the slot, for parts, clocks and salts.
+    part: part of the slot's codec, for parts.
+    input: input of the rule, for counters and scalars.
+    group_size: elements per group, for "group" operands.
+    written: whether the program writes it.
+    read: whether the program reads it.
     """
 
     name: str
@@ -48,25 +53,31 @@ class Operand:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Its source, what of (a slot, a rule's input, a group size), and the part: the same in all programs of a step."""
+        """Its source, its owner (a slot, a rule's input or a group size) and its part. Equal in all programs of a step."""
         of = self.input.name if self.input else str(self.group_size) if self.source == "group_index" else self.slot
         return self.source, of, self.part.name if self.part else ""
 
     @property
     def bits(self) -> int:
-        """4: two elements to a byte."""
+        """Bits per entry; with 4, a byte holds two entries."""
         return self.part.bits if self.part else 8
 
     @property
     def in_memory(self) -> bool:
-        """Is it a tensor, as opposed to a number handed to the program?"""
+        """Whether it is a tensor, as opposed to a number handed to the program."""
         return self.source in ("param", "grad", "part", "clock", "counter")
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a program is specialized on, besides rule and configuration. `device`: of one launch, such as "cpu" or "cuda:0".
-    `counter_dtypes`: by the rule's input name."""
+    """What a program is specialized on besides rule and configuration.
+
+    device: device of one launch, such as "cpu" or "cuda:0".
+    param_dtype: type of the parameters.
+    grad_dtype: type of the gradients.
+    counter_dtypes: (name of the rule's input, type) of every counter.
+    has_update_scale: whether updates are multiplied by an update scale.
+    """
 
     device: str
     param_dtype: torch.dtype
@@ -76,6 +87,7 @@ class Signature:
 
     @property
     def device_type(self) -> str:
+        """The device without its number, such as "cuda"."""
         return torch.device(self.device).type
 
     @property
@@ -86,11 +98,18 @@ class Signature:
 
 @dataclass(frozen=True, eq=False)
 class ProgramGraph:
-    """decode -> rule -> encode as one graph over groups of `width` elements.
+    """Decode, rule and encode as one graph over groups of `width` elements.
 
-    `graph` takes the operands in order and returns the new values of the written ones, in `outputs` order, followed by
-    the values of `decays`: written "shared" operand -> position of its decay behind `outputs`. What the value of a node
-    stands for is its `ValueMeta`; see `kernels/dialect/nodes.py`.
+    rule: the update rule.
+    configuration: slot key -> codec.
+    signature: what else the program is specialized on.
+    graph: takes the operands in order. Returns the new values of `outputs`, in their order, followed by the decays.
+    operands: the placeholders, in order.
+    outputs: names of the operands that are written.
+    width: elements per group.
+    decays: written "shared" operand -> position of its decay, counted behind `outputs`.
+
+    Each node carries a `ValueMeta`, which says what its value stands for; see `kernels/dialect/nodes.py`.
     """
 
     rule: UpdateRule
@@ -104,30 +123,32 @@ class ProgramGraph:
 
     @cached_property
     def gm(self) -> fx.GraphModule:
-        """The graph as a module, to look at or to run: torch takes long to write its code."""
+        """The graph as a module, to look at or to run. It is made on demand: torch takes long to write its code."""
         return fx.GraphModule(torch.nn.Module(), self.graph)
 
     @property
     def shared(self) -> tuple[Operand, ...]:
+        """The "shared" operands."""
         return tuple(o for o in self.operands if o.per == "shared")
 
     @property
     def pointers(self) -> tuple[Operand, ...]:
-        """The operands that a compiled program is given as addresses, in its order."""
+        """The operands that a compiled program receives as addresses, in its order."""
         return tuple(o for o in self.operands if o.in_memory)
 
     @property
     def numbers(self) -> tuple[Operand, ...]:
-        """The operands that a compiled program is given as numbers, in its order."""
+        """The operands that a compiled program receives as numbers, in its order."""
         return tuple(o for o in self.operands if o.source in ("scalar", "salt", "update_scale"))
 
     @property
     def averages(self) -> bool:
-        """Does it compute shared values rather than a step?"""
+        """Whether the program computes shared values rather than a step."""
         return bool(self.decays)
 
     @property
     def title(self) -> str:
+        """Rule, storage and parameter type as one line."""
         stored = ", ".join(f"{key}: {codec.name}" for key, codec in self.configuration.items()) or "no state"
         verb = "averages for rule" if self.averages else "rule"
         update_scale = ", update_scale" if self.signature.has_update_scale else ""
@@ -136,9 +157,13 @@ class ProgramGraph:
 
 @dataclass
 class TensorArguments:
-    """One parameter's operands: tensors by operand name, and the numbers of the rule's scalars and the salts.
+    """The operands of one parameter.
 
-    `sharing`: of the "shared" operands. `first_index`: global index of the first element, if this is a shard.
+    numel: elements of the parameter, or of its shard.
+    tensors: operand name -> tensor.
+    numbers: operand name -> number: the rule's scalars, the salts, the update scale.
+    sharing: "shared" operand -> which elements have values in common.
+    first_index: global index of the first element, if this is a shard.
     """
 
     numel: int
@@ -152,14 +177,16 @@ class Table(Protocol):
     """A batch of tensors as a compiled program takes it; built once for a launch."""
 
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
-        """Takes a step's gradients and changing numbers, and what else has moved in memory."""
+        """Take the step's gradients and changing numbers, and read all addresses anew. Return whether one changed."""
         ...
 
 
 class Executable(Protocol):
-    """Runs a program in place over any number of tensors, in bounded memory.
+    """A program that runs in place over any number of tensors, in bounded memory.
 
-    `varying[i]` of a table: operand name -> which of the changing numbers is that number of tensor i.
+    source: its source text.
+
+    `varying[i]` of `table` maps an operand name to the position of tensor i's number among the changing numbers.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""The update rule: an optimizer's step for one parameter, as a pure function read out of the user's own graph."""
+"""Update rule: an optimizer's step for one parameter, as a pure function read out of the user's own graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ InputKind = Literal["param", "grad", "slot", "counter", "scalar"]
 
 
 def bounds_of(value: float) -> tuple[float, float]:
-    """The interval of numbers that may stand in a hyperparameter's place without changing what is provable."""
+    """Return the interval in which a hyperparameter may vary without changing what is provable of the rule."""
     if value < 0:
         return (-math.inf, 0.0)
     return (0.0, 1.0) if value <= 1 else (1.0, math.inf)
@@ -26,12 +26,13 @@ def bounds_of(value: float) -> tuple[float, float]:
 class RuleInput:
     """One placeholder of a rule's graph.
 
-    name: an identifier, unique in the rule; "param" and "grad" are the parameter's and the gradient's own.
-    kind: "param", "grad" and "slot" are elementwise and of the parameter's shape; "counter" is a 0-dim state tensor (a
-        step count); "scalar" is a number (a hyperparameter, or what the step's prelude computed).
-    key: the state key of slots and counters, exactly as the optimizer has it.
-    origin: where a scalar comes from: number `position` of the slice's inputs, or of its constants.
-    bounds: the interval that the traced value of a scalar is known to stay in.
+    name: an identifier, unique in the rule; "param" and "grad" are always the parameter and its gradient.
+    kind: "param", "grad" and "slot" are elementwise, of the parameter's shape. "counter" is a 0-dim state tensor, such
+        as a step count. "scalar" is a number: a hyperparameter, or a result of the step's prelude.
+    key: the state key of a slot or counter, exactly as the optimizer has it.
+    origin: whether a scalar is an "input" of the slice or one of its constants.
+    position: which of these inputs or constants it is.
+    bounds: the interval in which the traced value of a scalar is known to stay.
     """
 
     name: str
@@ -46,10 +47,10 @@ class RuleInput:
 class RuleOutput:
     """One value that a rule returns.
 
-    kind: "new", what replaces an input; "created", the first value of a slot that the step makes; "increment" and
-        "decay", of a shared slot, whose values become decay * value + mean of the increments.
-    name: of the input that is replaced.
-    key: of the slot that is created or shared.
+    kind: "new" replaces an input; "created" is the first value of a slot that the step makes; "increment" and "decay"
+        belong to a shared slot, whose values become decay * value + mean of the increments.
+    name: name of the input that is replaced.
+    key: key of the slot that is created or shared.
     """
 
     kind: Literal["new", "created", "increment", "decay"]
@@ -62,10 +63,15 @@ class RuleOutput:
 
 @dataclass(frozen=True, eq=False)
 class UpdateRule:
-    """`(param, grad, slots, counters, scalars) -> new values`, functional, in the operations of `kernels/dialect/operations.py`.
+    """A pure function `(param, grad, slots, counters, scalars) -> new values`.
 
-    The graph returns one value per entry of `outputs`. Elementwise values are float32 in the graph and stand for the
-    program's compute type; 0-dim values are float64. Two rules are equal when their graphs print the same.
+    gm: the graph, in the operations of `kernels/dialect/operations.py`. It returns one value per entry of `outputs`.
+        Elementwise values are float32 in the graph and stand for the program's compute type; 0-dim values are float64.
+    inputs: the graph's placeholders.
+    outputs: what each returned value is.
+    slots: the state tensors of the parameter's shape.
+
+    Two rules are equal if their keys are equal.
     """
 
     gm: fx.GraphModule
@@ -80,6 +86,7 @@ class UpdateRule:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def inputs_of(self, kind: InputKind) -> tuple[RuleInput, ...]:
+        """Return the inputs of one kind, in order."""
         return tuple(i for i in self.inputs if i.kind == kind)
 
     @property
@@ -89,7 +96,7 @@ class UpdateRule:
 
     @property
     def created(self) -> tuple[str, ...]:
-        """Keys of the slots that the step makes."""
+        """Keys of the slots that the step creates."""
         return tuple(o.key for o in self.outputs if o.kind == "created")
 
     @property
@@ -98,6 +105,7 @@ class UpdateRule:
         return tuple(o.key for o in self.outputs if o.kind == "increment")
 
     def slot(self, key: str) -> Slot:
+        """Return the slot of this key."""
         return next(slot for slot in self.slots if slot.key == key)
 
     def __eq__(self, other: object) -> bool:
@@ -107,7 +115,7 @@ class UpdateRule:
         return hash(self.key)
 
     def __str__(self) -> str:
-        """The rule as assignments, with operators where mathematics has them."""
+        """Return the rule as assignments, with operators where mathematics has them."""
         slots = ", ".join(f"{s.key}{' >= 0' if s.nonnegative else ''}" for s in self.slots) or "no state"
         lines = [f"rule {self.key}({', '.join(i.name for i in self.inputs)})  # slots: {slots}"]
         for node in self.gm.graph.nodes:

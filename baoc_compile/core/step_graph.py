@@ -1,4 +1,4 @@
-"""The traced optimizer step as a typed object: a flat graph in which every tensor has a role."""
+"""Step graph: a traced optimizer step as a flat graph in which every tensor has a role."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ RoleKind = Literal["param", "grad", "state", "scalar"]
 class InputRole:
     """What a graph input is to the optimizer.
 
-    `parameter` indexes `ParameterTable.parameters`; -1 for scalars that belong to no parameter. `key` is the state key, or
-    the name of a scalar.
+    kind: "param", "grad", "state" or "scalar".
+    parameter: index in `ParameterTable.parameters`; -1 for scalars that belong to no parameter.
+    key: the state key, or the name of a scalar.
     """
 
     kind: RoleKind
@@ -30,10 +31,12 @@ class InputRole:
 
 
 class ParameterTable:
-    """The parameters of an optimizer in its own order (group after group, as in `state_dict`).
+    """The parameters of an optimizer in its own order: group after group, as in `state_dict`.
 
-    optimizer: referred to weakly, so that whatever keeps a table does not keep an optimizer alive.
-    parameters, names, groups: by index; `groups[i]` is the number of the parameter group.
+    optimizer: held weakly, so that a table does not keep an optimizer alive.
+    parameters: the parameters, by index.
+    names: their names, by index.
+    groups: the number of each parameter's group, by index.
     """
 
     def __init__(
@@ -48,7 +51,10 @@ class ParameterTable:
 
     @classmethod
     def of(cls, optimizer: Any, model: torch.nn.Module | None = None) -> ParameterTable:
-        """Names come from `model`, else from `param_groups[i]["param_names"]`, else are `group.position`."""
+        """Return the table of an optimizer.
+
+        A name comes from `model`, else from the group's `param_names`, else it is "param_groups[i].params[j]".
+        """
         named = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
         table = cls(optimizer)
         for group_index, group in enumerate(optimizer.param_groups):
@@ -64,27 +70,31 @@ class ParameterTable:
 
     @property
     def optimizer(self) -> Any:
-        """Raises StateError if nobody else holds on to the optimizer any more."""
+        """The optimizer. Raises StateError if it has been freed."""
         optimizer = self._optimizer()
         if optimizer is None:
             raise StateError("the optimizer of this step is gone: keep a reference to it as long as you step it")
         return optimizer
 
     def state(self, index: int) -> dict[str, Any]:
-        """The optimizer's own state of one parameter; empty if it has none yet."""
+        """Return the optimizer's own state of one parameter; empty if there is none yet."""
         return self.optimizer.state.get(self.parameters[index], {})
 
     def short_name(self, index: int) -> str:
-        """An identifier; two parameters may have the same."""
+        """Return the parameter's name as an identifier, which need not be unique."""
         return identifier(self.names[index])
 
 
 @dataclass
 class StepGraph:
-    """One traced step. `attributes`: of the graph's attributes those that belong to no parameter.
+    """One traced step.
 
-    `roles` covers every placeholder and `get_attr` node that is an optimizer input. `new_state` names the outputs
-    that the caller will store as new state tensors. `arguments[i]` is the placeholder of call argument i.
+    table: the optimizer's parameters.
+    graph: the flat graph, one call per tensor.
+    attributes: the graph's attributes that belong to no parameter, by name.
+    roles: the role of every placeholder and `get_attr` node that is an optimizer input.
+    new_state: the outputs that the caller stores as new state tensors, and where.
+    arguments: the placeholders, in the order of the call's arguments.
     """
 
     table: ParameterTable
@@ -96,6 +106,6 @@ class StepGraph:
 
     @property
     def outputs(self) -> list[Any]:
-        """The flat list of what the graph returns."""
+        """The returned values, as a flat list."""
         (returned,) = self.graph.output_node().args
         return list(returned) if isinstance(returned, (list, tuple)) else [returned]

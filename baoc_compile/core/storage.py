@@ -1,4 +1,4 @@
-"""Storage: how every slot of every parameter of one optimizer is stored. A value: passes take one and return another."""
+"""Storage: how every slot of an optimizer's parameters is stored. It is a value: passes take one and return another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from baoc_compile.core.codec import Codec
 
 @dataclass(frozen=True)
 class StoredSlot:
-    """One slot.
+    """How one slot is stored.
 
-    codec: how its values are stored.
-    reason: why the codec is not the one that the plan's default asks for; empty if it is.
+    codec: the codec of its values.
+    reason: why this is not the codec that the plan's default asks for; empty if it is.
     """
 
     codec: Codec
@@ -22,11 +22,11 @@ class StoredSlot:
 
 @dataclass(frozen=True)
 class StoredParameter:
-    """One parameter.
+    """How the state of one parameter is stored.
 
-    slots: state key -> how that slot is stored; the key "param" is the weight's own (see `codec.WEIGHT_KEY`).
-    block: the name of the block that it was planned with; empty before a plan by block.
-    update_scale: multiplies its updates.
+    slots: state key -> how the slot is stored; the key "param" is the weight's own (see `codec.WEIGHT_KEY`).
+    block: name of the block that the parameter was planned with; empty before a plan by block.
+    update_scale: factor on the parameter's updates.
     """
 
     slots: Mapping[str, StoredSlot] = field(default_factory=dict)
@@ -35,6 +35,7 @@ class StoredParameter:
 
     @property
     def codecs(self) -> dict[str, Codec]:
+        """State key -> codec."""
         return {key: slot.codec for key, slot in self.slots.items()}
 
 
@@ -43,14 +44,14 @@ NOT_DECIDED = StoredParameter()
 
 @dataclass(frozen=True)
 class Storage:
-    """The storage of one optimizer's state. `Plan.written` writes it down; `Plan.storage` reads it back.
+    """The storage of one optimizer's state. `Plan.written` turns it into a plan; `Plan.storage` turns that back.
 
-    parameters: by index in the optimizer's own order (see `ParameterTable`); those whose storage is decided.
-    default: slot (or "*") -> the format that parameters which join later get, if it fits; None before any decision.
-    update_scale: that of parameters which join later.
-    seed: keys the stochastic rounding of all slots.
-    memory_budget: what the storage was chosen for, as the user wrote it; empty if a plan was named.
-    certificate: how good the solver knows this choice to be; empty if none was solved.
+    parameters: parameters whose storage is decided, by index in the optimizer's order (see `ParameterTable`).
+    default: slot (or "*") -> format for parameters that join later, if it fits; None before any decision.
+    update_scale: update scale of parameters that join later.
+    seed: seed of the stochastic rounding of all slots.
+    memory_budget: the budget that the storage was chosen for, as the user wrote it; empty if a plan was named.
+    certificate: how close to optimal the solver knows the choice to be; empty if nothing was solved.
     """
 
     parameters: Mapping[int, StoredParameter] = field(default_factory=dict)
@@ -61,16 +62,18 @@ class Storage:
     certificate: str = ""
 
     def of(self, index: int) -> StoredParameter:
-        """How parameter `index` is stored; nothing is decided for one that is not there."""
+        """Return how parameter `index` is stored; `NOT_DECIDED` if that is open."""
         return self.parameters.get(index, NOT_DECIDED)
 
     def has(self, index: int, key: str) -> bool:
+        """Return whether the storage of this slot is decided."""
         return key in self.of(index).slots
 
     def with_parameters(self, changed: Mapping[int, StoredParameter]) -> Storage:
+        """Return this storage with the entries in `changed` replaced or added."""
         return replace(self, parameters={**self.parameters, **changed})
 
     def reindexed(self, new_index: Mapping[int, int]) -> Storage:
-        """The same storage after parameter `old` became number `new_index[old]`; parameters that are gone are forgotten."""
+        """Return the storage with parameter `old` as number `new_index[old]`; parameters without a new number are left out."""
         kept = {new_index[i]: stored for i, stored in self.parameters.items() if i in new_index}
         return replace(self, parameters=kept)

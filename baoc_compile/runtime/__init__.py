@@ -1,1 +1,1 @@
-"""What lives as long as an optimizer: its session, its compiled steps, the configurator, its checkpoints."""
+"""What lives as long as an optimizer: its session, compiled steps, configurator and checkpoints."""

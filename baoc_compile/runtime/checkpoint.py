@@ -1,5 +1,8 @@
-"""Checkpoints. A baoc optimizer's own `state_dict` holds its compressed state and loads like any other (call
-`import baoc_compile` before `torch.load`); `export_state_dict` gives one that needs no baoc to load."""
+"""Checkpoints: the optimizer's own `state_dict` with plan and compressed state, and an export that needs no baoc.
+
+A baoc checkpoint loads like any other. `torch.load(weights_only=True)` needs `import baoc_compile` before.
+`export_state_dict` returns a checkpoint that the stock optimizer loads.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
 
-#: The entry of an optimizer's `state_dict` that holds the plan and what the configurator has seen. Others ignore it.
+#: The entry of `state_dict` with the plan and the configurator's state. Stock optimizers ignore it.
 KEY = "baoc"
 
 
 def keep_in_checkpoints(session: Session) -> None:
-    """From now on the optimizer's `state_dict` holds the plan and the configurator, and `load_state_dict` restores them."""
+    """Make the optimizer's `state_dict` hold plan and configurator, and its `load_state_dict` restore them."""
     optimizer: Any = session.optimizer()
     reference = weakref.ref(session)
     if session.is_in_checkpoints or not hasattr(optimizer, "register_state_dict_post_hook"):
@@ -48,9 +51,10 @@ def keep_in_checkpoints(session: Session) -> None:
 
 
 def _restore(session: Session, saved: Mapping[str, Any]) -> None:
-    """The checkpoint's storage replaces the session's, unless the user named a plan or a budget that they exceed.
+    """Replace the session's storage by the checkpoint's.
 
-    Raises PlanError if the checkpoint was made for other parameters; then nothing has changed.
+    It stays if the user named a plan, or a budget that the checkpoint's plan exceeds. Raises PlanError if the
+    checkpoint was made for other parameters; nothing has changed then.
     """
     plan, table = Plan.from_json(saved["plan"]), session.table()
     for index, entry in plan.parameters.items():
@@ -83,7 +87,10 @@ def _restore(session: Session, saved: Mapping[str, Any]) -> None:
 
 
 def export_state_dict(optimizer: Any) -> dict[str, Any]:
-    """`optimizer.state_dict()` with every compressed entry decoded to the tensor that the stock optimizer would hold."""
+    """Return `optimizer.state_dict()` as the stock optimizer would: every compressed entry decoded, nothing of baoc's.
+
+    A dropped slot is exported as zeros.
+    """
     exported = dict(optimizer.state_dict())
     exported.pop(KEY, None)
     exported["state"] = {
@@ -96,9 +103,9 @@ def export_state_dict(optimizer: Any) -> dict[str, Any]:
 
 
 def master_weights(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:
-    """Parameter -> its fp32 value, for every parameter of the optimizer whose weight codec keeps more than the weight shows.
+    """Return parameter -> fp32 value, for every parameter whose weight codec keeps more than the weight shows.
 
-    For a checkpoint in full precision, or to go on in fp32.
+    Use them for a checkpoint in full precision, or to go on training in fp32.
     """
     return {
         parameter: entries[WEIGHT_KEY].decode_weight(parameter)

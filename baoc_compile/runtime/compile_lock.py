@@ -1,7 +1,7 @@
-"""One thread at a time reads and rewrites steps.
+"""A lock: one thread at a time reads and rewrites steps.
 
-Tracing patches modules of torch for its time (`make_fx` patches `torch.nn.Module`, FX keeps module-global flags), so two
-threads that trace at once spoil each other's graphs.
+Tracing patches modules of torch while it runs: `make_fx` patches `torch.nn.Module`, and FX keeps module-global flags.
+Two threads that traced at once would spoil each other's graphs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from baoc_compile.core.torch_private import dynamo_lock
 
 @contextmanager
 def compile_lock() -> Iterator[None]:
-    """Hold the lock under which Dynamo compiles, reentrant.
+    """Hold the lock under which Dynamo compiles. It is reentrant.
 
-    It is Dynamo's own, not another one beside it: Dynamo holds it while it calls the backend, so two locks could be taken
-    in two orders, and never be released.
+    Dynamo already holds this lock when it calls the backend. With a second lock, two threads could take the two in
+    opposite orders and deadlock.
     """
     with dynamo_lock:
         yield

@@ -1,4 +1,4 @@
-"""The compiled step at run time: adopt state once, bind to it, then run the rewritten graph."""
+"""Compiled step at run time: convert state once, bind to it, then run the rewritten graph."""
 
 from __future__ import annotations
 
@@ -30,10 +30,22 @@ from baoc_compile.state.entries import state_tensors
 
 @dataclass(eq=False)
 class CompiledStep:
-    """One traced step as it runs. Called with the traced graph's arguments; torch does so through a `StepHandle`.
+    """One traced step as it runs. It is called with the traced graph's arguments; torch does so through a `StepHandle`.
 
-    State is converted at the first call rather than while tracing, because torch would see its guards fail. The
-    tensors are let go again when another step binds, so that state which the user replaced can be freed.
+    session: the optimizer's session.
+    traced: the graph as torch traced it.
+    step: the flat graph with roles.
+    prelude: the calls that run once, before all updates.
+    classes: the parameters' pieces of the step, grouped by rule.
+    inner_backend: what compiles pieces that are not elementwise.
+    code: code object of the traced function; None if unknown.
+    rewritten: the graph bound to state; None until the first call and after `release`.
+    run: the function that runs the bound graph.
+    launches: the launches of the bound graph.
+    codebooks: what refreshes learned codebooks.
+
+    State is converted at the first call, not while torch traces: torch would see its guards fail. A step releases its
+    tensors when another step of the optimizer binds, so that state which the user replaced can be freed.
     """
 
     session: Session
@@ -50,7 +62,7 @@ class CompiledStep:
 
     @property
     def captured(self) -> fx.GraphModule:
-        """The traced graph, to look at: without tensors, and without what nothing uses."""
+        """The traced graph, to look at, without tensors and without unused attributes."""
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         for node in self.traced.graph.nodes:
@@ -60,7 +72,7 @@ class CompiledStep:
 
     @property
     def flat(self) -> fx.GraphModule:
-        """The flat graph, to look at: torch takes long to write a module's code."""
+        """The flat graph, to look at. It is made on demand: torch takes long to write a module's code."""
         return module_of(self.step.graph, self.step.attributes, "FlatStep")
 
     def __call__(self, *arguments: Any) -> Any:
@@ -74,7 +86,7 @@ class CompiledStep:
         return configurator.step(self, partial(self.run, *arguments))
 
     def bind(self) -> Rewritten:
-        """Adopts the optimizer's state and builds the rewritten graph over it."""
+        """Convert the optimizer's state and build the rewritten graph over it."""
         with compile_lock():
             return self._bind()
 
@@ -92,7 +104,7 @@ class CompiledStep:
         return self.rewritten
 
     def release(self) -> None:
-        """Forgets the tensors it is bound to; the next call binds again."""
+        """Release the tensors that the step is bound to; the next call binds again."""
         for launch in self.launches:
             launch.release()
         self.rewritten = self.run = self.codebooks = None
@@ -100,13 +112,13 @@ class CompiledStep:
 
     @property
     def rules(self) -> dict[int, UpdateRule]:
-        """By parameter; those whose update is elementwise."""
+        """Parameter index -> rule, for parameters whose update is elementwise."""
         pieces = ((c.rule, piece) for c in self.classes if c.rule is not None for piece in c.members)
         return {piece.component.parameters[0]: rule for rule, piece in pieces}
 
     @contextmanager
     def observed(self, observe: Callable[..., None]) -> Iterator[None]:
-        """While it lasts, `observe(launch, grads, scalars)` is called before every launch."""
+        """Call `observe(launch, grads, scalars)` before every launch within this context."""
         for launch in self.launches:
             launch.observe = observe
         try:
@@ -116,7 +128,7 @@ class CompiledStep:
                 launch.observe = None
 
     def _is_current(self, arguments: tuple[Any, ...]) -> bool:
-        """Are state and parameters that came in as arguments still those that the graph is bound to?"""
+        """Return whether state and parameters among the arguments are still those that the graph is bound to."""
         assert self.rewritten is not None
         bound = self.rewritten.bound
         if not bound:
@@ -125,14 +137,14 @@ class CompiledStep:
 
 
 class StepHandle:
-    """What the backend returns to torch, whose caches live as long as the process: it keeps no step alive."""
+    """What the backend returns to torch. torch's caches live as long as the process; a handle keeps no step alive."""
 
     def __init__(self, compiled: CompiledStep):
         self._compiled = weakref.ref(compiled)
 
     @property
     def compiled(self) -> CompiledStep:
-        """Raises StateError if the optimizer is gone, and its steps with it."""
+        """The step. Raises StateError if the optimizer was freed, and its steps with it."""
         compiled = self._compiled()
         if compiled is None:
             raise StateError("the optimizer of this step is gone: keep a reference to it as long as you step it")

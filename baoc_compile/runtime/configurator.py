@@ -1,9 +1,9 @@
-"""The configurator: while training runs, sample, solve, migrate; then stay out of the way.
+"""Configurator: sample gradients while training runs, solve for a plan, migrate the state.
 
     steps   0 ............ warmup - sample ........... warmup ........................ next plan
-            plan to start    gradients are sampled    solve, migrate                  (replan_every, replan_at)
+            starting plan    gradients are sampled    solve, migrate                  (replan_every, replan_at)
 
-All of it happens between launches of the compiled step, at no cost in steps that do not sample.
+All work happens between launches of the compiled step. Steps that do not sample cost nothing.
 """
 
 from __future__ import annotations
@@ -39,10 +39,22 @@ log = logging.getLogger("baoc")
 
 @dataclass
 class Configurator:
-    """Of one optimizer. `steps`: compiled steps so far. `due`: the step after which the next plan is solved. `history`: what
-    was decided, and why. `profile`, `solution`: the last ones, taken or not. `seconds`: spent on each. `decides`: False to
-    look on only. `solve`: what makes a solution of a profile and the budgets. `measures_time`: time every candidate even without
-    a time budget."""
+    """The configurator of one optimizer.
+
+    session: the optimizer's session.
+    planner: when plans are made, and from what.
+    steps: compiled steps so far.
+    due: the step after which the next plan is solved; None if none will be.
+    sampler: collects gradients; None outside a sampling window.
+    solution: the plan that was solved last, adopted or not.
+    history: every decision, with its reason.
+    decides: False to profile without changing the plan.
+    solve: returns a solution, given a profile and the budgets.
+    measures_time: whether to time every candidate even without a time budget.
+    profile: the last profile.
+    seconds: time spent on sampling, solving and migrating, in seconds.
+    clock: returns the time in seconds.
+    """
 
     session: Session
     planner: PlannerOptions
@@ -64,10 +76,11 @@ class Configurator:
 
     @property
     def is_sampling(self) -> bool:
+        """Whether the next step is sampled."""
         return self.due is not None and self.steps >= self.due - self.planner.sample_steps - 1
 
     def step(self, compiled: CompiledStep, run: Callable[[], Any]) -> Any:
-        """One step, `run`, with whatever the configurator has to do around it."""
+        """Run one step, `run`, with the sampling and planning that are due around it. Return its result."""
         if not self.is_sampling:
             self.steps += 1
             return run()
@@ -149,13 +162,17 @@ class Configurator:
     def profile_now(
         self, rules: Mapping[int, UpdateRule], streams: Mapping[int, GradientStream] = MappingProxyType({})
     ) -> Profile:
+        """Return a profile from the given streams; without streams, risks are the order of `Codec.expected_harm`.
+
+        rules: the rules of the parameters that may be planned, by index.
+        """
         planned = Planned(self.session.storage, self.session.table(), rules)
         blocks = group_blocks(planned.table, planned.must_agree(), self.session.roles(), self.planner.blocks)
         measure, risk = self.measures_time or self.planner.time_budget is not None, self.planner.risk
         return make_profile(planned, blocks, streams, seed=self.session.storage.seed, measure_time=measure, risk=risk)
 
     def _reason_to_keep(self, solution: Solution) -> str:
-        """Why a new plan is not worth a migration; empty if it is, or if the old one does not fit the budgets."""
+        """Return why a new plan is not worth a migration; empty if it is, or if the old plan does not fit the budgets."""
         kept = solution.kept()
         if kept.allocation.size_bytes > solution.budget_bytes or (
             solution.budget_ns is not None and kept.time_ns > solution.budget_ns
@@ -172,11 +189,11 @@ class Configurator:
         return ""
 
     def _migrate(self, compiled: CompiledStep, solution: Solution) -> int:
-        """The storage first; state follows, tensor by tensor, those that shrink first."""
+        """Adopt the plan: first the storage, then the state, tensor by tensor, those that shrink first."""
         storage = solution.stored(self.session.storage)
         self.session.store(storage)
         compiled.release()
-        gc.collect()  # graphs hold tensors in cycles
+        gc.collect()  # graphs hold tensors in reference cycles
         if compiled.code is not None:
             make_room_for_traces(compiled.code)
         return migrate_state(storage, self.session.table(), within_budget=True)
@@ -188,7 +205,7 @@ class Configurator:
     # checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, texts and tensors."""
+        """Return the configurator's state as plain numbers, texts and tensors."""
         sampler = self.sampler.state_dict() if self.sampler is not None else self._resumed
         profile = self.profile.to_dict() if self.profile is not None else None
         return {
@@ -200,6 +217,7 @@ class Configurator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, and solve the saved profile again under the budgets in force."""
         self.steps, self.due, self.history = state["steps"], state["due"], list(state["history"])
         self.sampler, self._resumed = None, state["sampler"]
         budget = self.session.request.budget
@@ -212,14 +230,14 @@ class Configurator:
 
 
 def configurator_of(optimizer: Any) -> Configurator | None:
-    """None for an optimizer that follows a plan of the user's, or that baoc does not know."""
+    """Return the optimizer's configurator; None if it follows a named plan, or is unknown to baoc."""
     session = known_session(optimizer)
     found = session.configurator if session is not None else None
     return found if isinstance(found, Configurator) else None
 
 
 def start_configurator(session: Session) -> None:
-    """Once for an optimizer whose plan may change: one that was given a budget rather than a plan."""
+    """Give the optimizer a configurator if it has a budget rather than a named plan, and none yet."""
     keep_in_checkpoints(session)
     if session.configurator is None and session.request.budget is not None:
         session.configurator = Configurator(session, session.request.planner)

@@ -1,4 +1,4 @@
-"""`memory_budget="fit"`: what a device has left for optimizer state after a forward and backward pass."""
+"""Memory that a device has left for optimizer state after a forward and backward pass: `memory_budget="fit"`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 
 from baoc_compile.core.errors import OptionError
 
-#: Share of the device's memory that stays free: fragmentation, and passes larger than those seen so far.
+#: Share of the device's memory that stays free, for fragmentation and for passes larger than those seen so far.
 MARGIN = 0.05
 
 
 def bytes_left(device: torch.device, state_bytes: int) -> int:
-    """Bytes that optimizer state may take, the `state_bytes` that it takes now included, so that the largest use of memory
-    seen so far in this process fits beside it, less `MARGIN` of the device's memory.
+    """Return the bytes that optimizer state may take: what is free beside this process's peak use so far.
 
-    Raises OptionError if nothing is left, or the device does not tell.
+    state_bytes: bytes that the state takes now. They are part of the result.
+
+    `MARGIN` of the device's memory is subtracted. Raises OptionError if nothing is left, or if the device does not
+    tell.
     """
     total, free, peak_beyond_now = _on_gpu(device) if device.type == "cuda" else _on_host(device)
     left = int(free - peak_beyond_now - MARGIN * total) + state_bytes
@@ -30,7 +32,7 @@ def bytes_left(device: torch.device, state_bytes: int) -> int:
 
 
 def _on_gpu(device: torch.device) -> tuple[int, int, int]:
-    """Total, free, and how much more than now was in use at the peak. What torch's allocator keeps for reuse is free."""
+    """Return total bytes, free bytes, and how far the peak use exceeded the present. torch's cached memory counts as free."""
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     cached = torch.cuda.memory_reserved(device) - allocated
@@ -38,6 +40,7 @@ def _on_gpu(device: torch.device) -> tuple[int, int, int]:
 
 
 def _on_host(device: torch.device) -> tuple[int, int, int]:
+    """Return total bytes, free bytes, and how far the peak use exceeded the present."""
     if device.type != "cpu":
         raise OptionError(f'memory_budget: "fit" is not known on devices of type {device.type}; name a number of bytes')
     try:

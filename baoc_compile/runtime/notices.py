@@ -1,4 +1,4 @@
-"""Never silently wrong: errors and warnings for steps that torch.compile does not hand to baoc."""
+"""Errors and warnings for steps that torch.compile does not hand to baoc, or that baoc can't rewrite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOTICED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def refuse_untraceable(optimizer: Any) -> None:
-    """Raises OptionError for optimizer options under which a rewritten step would be wrong or never run."""
+    """Raise OptionError for optimizer options under which a rewritten step would be wrong or never run."""
     for index, group in enumerate(optimizer.param_groups):
         for option, why in _REFUSED.items():
             if group.get(option):
@@ -32,14 +32,14 @@ _REFUSED = {
 
 
 def notice(optimizer: Any, reason: str) -> None:
-    """Warns, once for each optimizer, that its state stays as it is."""
+    """Warn, once per optimizer, that its state stays as it is, and why."""
     if optimizer not in _NOTICED:
         _NOTICED.add(optimizer)
         warnings.warn(f"the state of {type(optimizer).__name__} stays as it is: {reason}", BaocWarning, stacklevel=2)
 
 
 def watch_fused_steps() -> None:
-    """torch keeps its fused steps out of torch.compile, so no backend is called for them: watch their entry points."""
+    """Watch torch's fused steps. torch.compile never traces them, so it calls no backend for them."""
     for module, name in fused_steps():
         function = getattr(module, name)
         if not hasattr(function, "watched_by_baoc"):
@@ -67,5 +67,5 @@ _FUSED_NOTICED: list[bool] = []
 
 
 def _inside_baoc() -> bool:
-    """Is a function compiled with backend="baoc" on the stack?"""
+    """Return whether a function compiled with backend="baoc" is on the stack."""
     return any(getattr(backend, "compiler_name", "") == "baoc" for backend in running_backends())

@@ -1,7 +1,7 @@
-"""Python's garbage collector, kept from running in the middle of a pass.
+"""Pause of Python's garbage collector during a pass.
 
-A collection looks at every object there is. Beside a trace of hundreds of parameters that takes longer than most passes,
-and it frees nothing: the passes make no cycles that outlive them.
+A collection visits every object. Beside a trace of hundreds of parameters that takes longer than most passes, and it
+frees nothing: the passes make no reference cycles that outlive them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused_gc() -> Iterator[None]:
-    """Collections wait until the end; as before if they were off already."""
+    """Pause collections within this context; if they were off before, they stay off."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""What baoc knows about one optimizer: what was asked for, how its state is stored, its compiled steps.
+"""Session: what baoc knows about one optimizer: the request, the storage of its state, its compiled steps.
 
-A session belongs to its optimizer: it is an attribute of it, refers to it weakly, and goes with it. `copy.deepcopy` and
-`pickle` of an optimizer carry the session along, without compiled steps.
+A session is an attribute of its optimizer, refers to it weakly, and is freed with it. `copy.deepcopy` and `pickle` of
+an optimizer carry the session along, without compiled steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTRIBUTE = "_baoc_session"
 
 
 class StepPlanner(Protocol):
-    """Plans anew while compiled steps run; see `Configurator`."""
+    """What plans anew while compiled steps run; see `Configurator`."""
 
     def step(self, compiled: Any, run: Callable[[], Any]) -> Any: ...
 
@@ -41,16 +41,17 @@ class StepPlanner(Protocol):
 
 @dataclass(eq=False)
 class Session:
-    """Everything that outlives a trace.
+    """What outlives a trace.
 
-    optimizer, model: referred to weakly.
+    optimizer: the optimizer, held weakly.
+    model: the model, held weakly; None if `prepare` was given none.
     request: what the user asked for.
     steps: the compiled steps, oldest first.
-    configurator: plans anew while training runs; None where a plan was named.
-    resumed: the state of the configurator that is still to be made, from a copy or a checkpoint.
-    known_roles: of a copy's parameters, from the original; used as long as no forward pass was seen.
-    forward: the model's forward graph, seen since `prepare(model=...)`.
-    is_in_checkpoints: does the optimizer's `state_dict` hold the plan?
+    configurator: plans anew while training runs; None if a plan was named.
+    resumed: saved state, from a copy or a checkpoint, for a configurator that does not exist yet.
+    known_roles: roles of a copy's parameters, from the original; used until a forward pass is seen.
+    forward: the model's forward graph, recorded after `prepare(model=...)`.
+    is_in_checkpoints: whether the optimizer's `state_dict` holds the plan.
     """
 
     optimizer: weakref.ref[Any]
@@ -63,16 +64,17 @@ class Session:
     forward: ForwardGraph | None = None
     is_in_checkpoints: bool = False
     _storage: Storage = field(default_factory=Storage)
-    #: The parameters that the indices of `_storage` count, or None: those of the optimizer as it is.
+    #: The parameters to which the indices of `_storage` refer; None means those that the optimizer has now.
     _parameters: list[weakref.ref[torch.Tensor]] | None = None
 
     def table(self) -> ParameterTable:
+        """Return the optimizer's parameters, as they are now."""
         model = self.model() if self.model is not None else None
         return ParameterTable.of(self.optimizer(), model)
 
     @property
     def storage(self) -> Storage:
-        """How the state of the optimizer's parameters is stored, by their indices as they are now."""
+        """How the state of the optimizer's parameters is stored, by their present indices."""
         now = self.table().parameters
         if self._parameters is not None and not _are_same(self._parameters, now):
             index = {id(parameter): i for i, parameter in enumerate(now)}
@@ -83,17 +85,20 @@ class Session:
         return self._storage
 
     def store(self, storage: Storage) -> None:
-        """The one way to change `storage`."""
+        """Replace `storage`. This is the only way to change it."""
         self._storage = storage
         self._parameters = [weakref.ref(parameter) for parameter in self.table().parameters]
 
     def plan(self) -> Plan:
-        """The storage, written down."""
+        """Return the storage as a plan."""
         return Plan.written(self.storage, self.table())
 
     def roles(self) -> Mapping[int, ParameterRole]:
-        """What parameters are to the model, by index, as far as its forward pass was seen: by `prepare(model=...)`, or since
-        the model is compiled with this backend; of several passes that which uses most of the optimizer's parameters."""
+        """Return parameter index -> role in the model, as far as its forward pass was seen.
+
+        The pass is seen after `prepare(model=...)`, or when the model is compiled with this backend. Of several passes,
+        the one that uses most of the optimizer's parameters counts.
+        """
         parameters = self.table().parameters
         seen = [self.forward] if self.forward is not None else list(_FORWARDS)
         ranked = [(len(dict(f.placeholders_of(parameters))), k) for k, f in enumerate(seen)]
@@ -103,25 +108,26 @@ class Session:
     # copies
 
     def attach(self) -> None:
-        """Becomes the optimizer's session, and part of its copies and pickles."""
+        """Make this the optimizer's session, and part of the optimizer's copies and pickles."""
         optimizer: Any = self.optimizer()
         vars(optimizer)[ATTRIBUTE] = self
         _SESSIONS.add(self)
         own = getattr(type(optimizer), "__getstate__", None)
-        if own is not None and own is not getattr(object, "__getstate__", None):  # object's copies all attributes
+        # object's `__getstate__` copies all attributes, the session among them; a class's own one may not
+        if own is not None and own is not getattr(object, "__getstate__", None):
             vars(optimizer)["__getstate__"] = _StateWithSession(optimizer)
 
     def __reduce__(self) -> Any:
-        """What a copy is made from: the optimizer's copy by then, and the storage as in a checkpoint."""
+        """Return how a copy is made: from the optimizer's copy, and from the storage as in a checkpoint."""
         configurator = self.configurator.state_dict() if self.configurator is not None else self.resumed
         carried = Carried(_portable(self.request), self.plan().to_json(), dict(self.roles()), configurator)
         return _revive, (self.optimizer(), carried)
 
 
 class _StateWithSession:
-    """`optimizer.__getstate__`, with the session beside what the class's own gives.
+    """An optimizer's `__getstate__` that adds the session to what the class's own returns.
 
-    torch's copies and pickles only defaults, state and groups.
+    torch's own returns only defaults, state and groups.
     """
 
     def __init__(self, optimizer: Any):
@@ -137,7 +143,7 @@ class _StateWithSession:
 
 
 def _portable(request: Request) -> Request:
-    """`request`, without a grouping that can't be pickled (a lambda); one line in the log says so."""
+    """Return the request without a grouping that can't be pickled, such as a lambda; a line in the log reports it."""
     try:
         pickle.dumps(request.planner.blocks)
     except Exception as error:
@@ -147,7 +153,13 @@ def _portable(request: Request) -> Request:
 
 
 class Carried(NamedTuple):
-    """What a copy of an optimizer takes along: plain data. `plan`: the storage, as in a checkpoint."""
+    """What a copy of an optimizer takes along, as plain data.
+
+    request: what the user asked for.
+    plan: the storage, as in a checkpoint.
+    roles: parameter index -> role in the model.
+    configurator: the configurator's state; None without one.
+    """
 
     request: Request
     plan: str
@@ -156,7 +168,7 @@ class Carried(NamedTuple):
 
 
 def _revive(optimizer: Any, carried: Carried) -> Session:
-    """The session of a copy, whose attributes may still be missing."""
+    """Return the session of a copy whose attributes may still be missing."""
     session = Session(
         weakref.ref(optimizer), request=carried.request, resumed=carried.configurator, known_roles=carried.roles
     )
@@ -169,11 +181,12 @@ def _are_same(known: Sequence[weakref.ref[torch.Tensor]], now: Sequence[torch.Te
     return len(known) == len(now) and all(old() is new for old, new in zip(known, now, strict=True))
 
 
-#: Graphs of forward passes that this backend was given, newest last.
+#: Forward graphs that torch gave this backend, newest last.
 _FORWARDS: deque[ForwardGraph] = deque(maxlen=16)
 
 
 def saw_forward(forward: ForwardGraph) -> None:
+    """Remember the forward graph of a compiled model."""
     _FORWARDS.append(forward)
 
 
@@ -181,7 +194,7 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def session_of(optimizer: Any) -> Session:
-    """The optimizer's session, made at first use."""
+    """Return the optimizer's session, which is made at first use."""
     session = known_session(optimizer)
     if session is None:
         session = Session(weakref.ref(optimizer))
@@ -190,15 +203,15 @@ def session_of(optimizer: Any) -> Session:
 
 
 def known_session(optimizer: Any) -> Session | None:
-    """The session of an optimizer, or of what may be one; None if it has none."""
+    """Return the session of an optimizer, or of anything that may be one; None if it has none."""
     session = getattr(optimizer, "__dict__", {}).get(ATTRIBUTE)
-    if (
-        isinstance(session, Session) and session.optimizer() is not optimizer
-    ):  # of the one that this is a shallow copy of
+    # a shallow copy has the original's session as an attribute
+    if isinstance(session, Session) and session.optimizer() is not optimizer:
         _, (_, carried) = session.__reduce__()
         session = _revive(optimizer, carried)
     return session
 
 
 def sessions() -> Iterator[Session]:
+    """Return an iterator over all living sessions."""
     return iter(list(_SESSIONS))

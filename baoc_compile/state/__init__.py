@@ -1,1 +1,1 @@
-"""Optimizer state as baoc stores it: tensors that hold codes, the entries of `optimizer.state`, and plans."""
+"""Optimizer state as it is stored: tensors that hold codes, the entries of `optimizer.state`, plans and requests."""

@@ -1,4 +1,4 @@
-"""Operations on compressed state outside a compiled step: exact semantics, no speed."""
+"""Operations on compressed state outside a compiled step: decode, compute, encode."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from baoc_compile.core.torch_private import FakeTensor, schema_of, tree_map, tre
 
 
 class EagerState(Tensor):
-    """What eager operations ask of a tensor that holds codes: its stored parts, its values, and to store others."""
+    """A tensor that holds codes, as eager operations see it.
+
+    parts: the stored tensors, by name.
+    """
 
     parts: dict[str, Tensor]
 
     def decode(self) -> Tensor:
+        """Return the values."""
         raise NotImplementedError
 
     def store(self, value: Tensor) -> None:
+        """Store other values in place."""
         raise NotImplementedError
 
 
 def makes_view(func: Any) -> bool:
-    """Does the operation return memory of an argument that it does not write?"""
+    """Return whether the operation returns memory of an argument that it does not write."""
     returned = [r.alias_info for r in schema_of(func).returns]
     return any(alias is not None and not alias.is_write for alias in returned)
 
 
 def is_fake(state: EagerState) -> bool:
-    """While torch traces, only shapes matter."""
+    """Return whether torch is tracing, so that only shapes matter."""
     return any(isinstance(part, FakeTensor) for part in state.parts.values())
 
 
@@ -38,7 +43,7 @@ def _shape_only(state: EagerState) -> Tensor:
 
 
 def _only_traced(func: Any, args: Any) -> bool:
-    """Is this an elementwise operation in place, while torch traces? There is nothing to do then but to look at shapes."""
+    """Return whether this is an in-place elementwise operation while torch traces. Its result then has the state's shape."""
     state = args[0] if args else None
     if not isinstance(state, EagerState) or not is_fake(state) or torch.Tag.pointwise not in func.tags:
         return False
@@ -48,7 +53,7 @@ def _only_traced(func: Any, args: Any) -> bool:
 
 
 def decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
-    """Runs `func` on decoded values and stores those that it changed."""
+    """Run `func` on decoded values, store those that it changed, and return its result."""
     if _only_traced(func, args):
         return args[0]
     decoded: dict[int, tuple[EagerState, Tensor]] = {}

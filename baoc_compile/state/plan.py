@@ -1,4 +1,4 @@
-"""The plan: which codec every state slot of every parameter gets. Frozen data, JSON in and out."""
+"""Plan: the codec of every state slot of every parameter, as frozen data that JSON can hold."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named, full_precision, weight_codec_for
 from baoc_compile.state import plan_json
 
-#: Tensors below this stay in full precision unless a plan names their codecs: they cost next to nothing.
+#: Tensors of fewer elements stay in full precision unless a plan names their codecs: they cost next to nothing.
 SMALL_NUMEL = 4096
 
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """One parameter of a plan.
+    """The plan of one parameter.
 
-    name, shape: those of the parameter, to notice a plan for another model.
+    name: the parameter's name, by which a reader knows it.
+    shape: the parameter's shape; another shape reveals a plan for another model.
     slots: state key -> codec name.
-    update_scale: multiplies the parameter's update.
-    block: the name of the block that it was planned with; empty if it was not planned by block.
+    update_scale: factor on the parameter's updates.
+    block: name of the block that the parameter was planned with; empty if it was not planned by block.
     """
 
     name: str
@@ -38,16 +39,17 @@ class ParameterPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to store how, by parameter and by default.
+    """The storage of every parameter's state, by parameter and by default.
 
-    default: slot (or "*") -> format or codec, for parameters without an entry; "param" -> format of bf16 and fp16 weights.
-    parameters: by index in the optimizer's own order.
-    seed: keys the stochastic rounding.
-    memory_budget: what the plan was made for, as the user wrote it.
-    update_scale: multiplies the updates of parameters without an entry. It is the least-squares factor <u, c> / <c, c> of
-        the update c that a configuration gives to the update u of full precision: sharing or dropping a slot changes the
-        length of the update, and the scale gives it back.
-    certificate: how good the solver knows the plan to be; empty if none solved it.
+    default: slot (or "*") -> format or codec, for parameters without an entry. "param" -> format of bf16 and fp16
+        weights.
+    parameters: entries by index in the optimizer's own order.
+    seed: seed of the stochastic rounding.
+    memory_budget: the budget that the plan was made for, as the user wrote it.
+    update_scale: factor on the updates of parameters without an entry. It is the least-squares factor <u, c> / <c, c>,
+        where u is the update of full precision and c the update of the configuration: sharing or dropping a slot
+        changes the length of the update, and the scale restores it.
+    certificate: how close to optimal the solver knows the plan to be; empty if no solver made it.
     """
 
     default: Mapping[str, str] = field(default_factory=lambda: {"*": "fp32"})
@@ -59,16 +61,21 @@ class Plan:
 
     @classmethod
     def uniform(cls, formats: str | Mapping[str, str], *, seed: int = 0, update_scale: float = 1.0) -> Plan:
-        """One configuration for all: a format ("fp32", "bf16", "8bit") or codec name, or slot -> format ("*": the rest).
+        """Return the plan that gives all parameters one configuration.
 
-        Raises PlanError for a name that is not known.
+        formats: the name of a format ("fp32", "bf16", "8bit", ...) or codec for all slots, or slot -> name, with "*"
+            for the remaining slots.
+        seed: seed of the stochastic rounding.
+        update_scale: factor on the updates; see `Plan`.
+
+        Raises PlanError for an unknown name.
         """
         default = {"*": formats} if isinstance(formats, str) else dict(formats)
         return cls(default=default, seed=seed, update_scale=update_scale)._checked()
 
     @classmethod
     def written(cls, storage: Storage, table: ParameterTable) -> Plan:
-        """`storage`, written down for the parameters of `table`."""
+        """Return `storage` as a plan for the parameters of `table`."""
         parameters = {}
         for index, parameter in enumerate(table.parameters):
             if index in storage.parameters:
@@ -81,7 +88,7 @@ class Plan:
 
     @property
     def storage(self) -> Storage:
-        """The storage that `written` wrote down."""
+        """The storage that the plan describes; the inverse of `written`."""
         parameters = {}
         for index, entry in self.parameters.items():
             slots = {key: StoredSlot(codec_named(name)) for key, name in entry.slots.items()}
@@ -89,18 +96,19 @@ class Plan:
         return Storage(parameters, self.default, self.update_scale, self.seed, self.memory_budget, self.certificate)
 
     def update_scale_of(self, index: int, parameter: Tensor) -> float:
-        """The update scale of one parameter."""
+        """Return the update scale of one parameter."""
         if index in self.parameters:
             return self.parameters[index].update_scale
         return self.update_scale if parameter.numel() >= SMALL_NUMEL else 1.0
 
     def block_of(self, index: int) -> str:
+        """Return the name of the parameter's block; empty without one."""
         return self.parameters[index].block if index in self.parameters else ""
 
     def codec(self, table: ParameterTable, index: int, slot: Slot) -> tuple[Codec, str]:
-        """The codec of one slot, and why it is not the one asked for (empty if it is).
+        """Return the codec of one slot, and why it is not the one asked for (empty if it is).
 
-        Raises PlanError if the plan names a parameter of another shape, or a codec that may not store the slot.
+        Raises PlanError if the plan's entry has another shape, or names a codec that may not store the slot.
         """
         parameter = table.parameters[index]
         entry = self.parameters.get(index)
@@ -124,6 +132,7 @@ class Plan:
         return codec_for(choice, slot, parameter.shape, parameter.dtype)
 
     def to_json(self) -> str:
+        """Return the plan as JSON text."""
         entries = [
             {"index": index, **vars(entry), "shape": list(entry.shape), "slots": dict(entry.slots)}
             for index, entry in sorted(self.parameters.items())
@@ -132,7 +141,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Raises PlanError for anything that is not a plan of a version that is read, naming the field."""
+        """Return the plan that `to_json` wrote.
+
+        Raises PlanError, which names the field, for anything that is not a plan of a version that this release reads.
+        """
         fields = plan_json.from_text(text)
         parameters = {index: ParameterPlan(**entry) for index, entry in fields.pop("parameters").items()}
         return cls(**fields, parameters=parameters)._checked()
@@ -143,7 +155,10 @@ class Plan:
 
 
 def as_plan(value: Any) -> Plan:
-    """A Plan, its JSON text, or a format for all. Raises PlanError."""
+    """Return `value` as a plan: a Plan, its JSON text, the name of a format for all slots, or slot -> format.
+
+    Raises PlanError for anything else.
+    """
     if isinstance(value, Plan):
         return value
     if isinstance(value, str) and value.lstrip().startswith("{"):

@@ -1,4 +1,4 @@
-"""Plans as JSON text: written, and read with an error that names the field that is wrong."""
+"""Plans as JSON text. An error in a text names the field that is wrong."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PARAMETER_FIELDS = {"index", "name", "shape", "slots", "update_scale", "block"}
 
 
 def to_text(fields: Mapping[str, Any]) -> str:
-    """`fields`: those of a plan, its parameters as a list of dictionaries."""
+    """Return the fields of a plan as JSON text. Its parameters are a list of dictionaries."""
     return json.dumps({"format": "baoc-plan", "version": VERSION, **fields}, indent=2)
 
 
 def from_text(text: str) -> dict[str, Any]:
-    """The fields of a plan, its parameters by index. Codec names and scales are not checked: see `check`.
+    """Return the fields of a plan, with its parameters by index. Names of codecs, and scales, are left to `check`.
 
     Raises PlanError for anything that is not a plan of a version between OLDEST and VERSION.
     """
@@ -49,7 +49,7 @@ def from_text(text: str) -> dict[str, Any]:
 
 
 def check(default: Mapping[Any, Any], update_scale: Any, slots: Mapping[int, Mapping[Any, Any]]) -> None:
-    """Raises PlanError for an unknown format or codec, or an update scale that is no positive number."""
+    """Raise PlanError for an unknown format or codec, or an update scale that is not a positive number."""
     check_update_scale(update_scale, "update_scale")
     for slot, choice in default.items():
         _check_choice(choice, f"default[{slot!r}]", _typed(slot, str, "default: a slot"))
@@ -59,12 +59,13 @@ def check(default: Mapping[Any, Any], update_scale: Any, slots: Mapping[int, Map
 
 
 def check_update_scale(value: Any, where: str) -> None:
+    """Raise PlanError, which names the place `where`, unless `value` is a finite number > 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise PlanError(f"{where}: expected a number > 0, got {value!r}")
 
 
 def _from_version_3(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Version 3 calls the update scale `gain` and names no blocks."""
+    """Return version 3's fields as those of version 4. Version 3 calls the update scale `gain` and names no blocks."""
 
     def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {"update_scale" if name == "gain" else name: value for name, value in fields.items()}

@@ -1,8 +1,8 @@
-"""Compressed optimizer state as a tensor: it looks like the tensor the optimizer made, and holds codes and scales.
+"""StateTensor: compressed optimizer state that looks like the tensor the optimizer made.
 
-`StateTensor` lives in `optimizer.state[p][key]`. torch sees its logical shape and type, so `state_dict`,
-`torch.save`, tracing and an uncompiled `optimizer.step()` work; every operation on it decodes, computes, and encodes
-what it changed. The compiled step never does that: it works on the stored parts.
+A StateTensor lives in `optimizer.state[p][key]` and holds codes and scales. torch sees its logical shape and type, so
+`state_dict`, `torch.save`, tracing and an uncompiled `optimizer.step()` work. Every such operation decodes, computes,
+and encodes what it changed. The compiled step works on the stored parts instead.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, 
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
 from baoc_compile.state.eager_state import EagerState, decode_run_encode, is_fake, makes_view
 
-#: Elements encoded or decoded at a time.
+#: Elements that are encoded or decoded at a time.
 CHUNK_ELEMENTS = 1 << 16
 
 
 class StateTensor(EagerState):
     """A tensor stored by a codec.
 
-    `codec`, `salt` (the seed and slot part of its random words), and one attribute per part of the codec, flat, in the
-    logical row-major order of the elements; `clock` counts how often a stochastic codec has stored it.
+    codec: the codec.
+    salt: what seed and slot contribute to its random words.
+    parts: name -> stored tensor, flat, in row-major order of the logical elements. A stochastic codec's `clock` is one
+        of them: it counts how often the values were stored.
     """
 
     codec: Codec
@@ -50,7 +52,10 @@ class StateTensor(EagerState):
     def empty(
         cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, codec: Codec, slot: str, seed: int
     ) -> StateTensor:
-        """Decodes to zeros; of a weight codec, to nothing beside the weight."""
+        """Return a state tensor that decodes to zeros. With a weight codec, it holds nothing beside the weight.
+
+        slot, seed: the slot's key and the seed, which determine its random words.
+        """
         parts = {p.name: codec.initial(p, torch.Size(shape), device) for p in codec.stored_parts}
         if codec.stochastic:
             parts["clock"] = torch.zeros((), dtype=CLOCK_DTYPE, device=device)
@@ -58,7 +63,7 @@ class StateTensor(EagerState):
 
     @classmethod
     def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int) -> StateTensor:
-        """`value`, stored; in chunks, so that transient memory is bounded."""
+        """Return `value` as a state tensor. It is encoded in chunks, so transient memory is bounded."""
         self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed)
         codec.learn(self.parts, value)
         self.store(value)
@@ -66,10 +71,14 @@ class StateTensor(EagerState):
 
     @property
     def storage_bytes(self) -> int:
+        """Exact bytes of all parts."""
         return sum(part.numel() * part.element_size() for part in self.parts.values())
 
     def decode(self) -> Tensor:
-        """The values in the logical type. A dropped slot reads as zeros."""
+        """Return the values in the logical shape and type. A dropped slot reads as zeros.
+
+        Raises StateError for the stored part of a weight, which has no values of its own.
+        """
         flat = torch.empty(self.numel(), dtype=self.dtype, device=self.device)
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
             stop = min(start + CHUNK_ELEMENTS, flat.numel())
@@ -77,21 +86,21 @@ class StateTensor(EagerState):
         return flat.view(self.shape)
 
     def decode_at(self, index: Tensor) -> Tensor:
-        """The elements of these row-major indices (int64, any order), flat, as the codec decodes them."""
+        """Return the elements at these row-major indices (int64, in any order), flat, as the codec decodes them."""
         self._refuse_weight()
         if self.codec.mechanism == "dropping":
             return torch.zeros(len(index), device=self.device)
-        lanes = index.to(self.device)
-        return self.codec.decode({p.name: self._at(p, lanes) for p in self.codec.parts}).reshape(-1)
+        here = index.to(self.device)
+        return self.codec.decode({p.name: self._at(p, here) for p in self.codec.parts}).reshape(-1)
 
     def decode_weight(self, weight: Tensor) -> Tensor:
-        """The fp32 value of a weight whose codec this is the stored part of."""
+        """Return the fp32 value of `weight`, whose weight codec stores this tensor."""
         stored = {name: part.view(-1) for name, part in self.parts.items()}
         first = self.codec.parts[0].name
         return self.codec.decode({**stored, first: weight.detach().reshape(-1)}).view(self.shape)
 
     def store_weight(self, value: Tensor) -> None:
-        """Keeps what the weight, rounded to nearest, lacks of the fp32 `value`."""
+        """Store what the weight, rounded to nearest, lacks of the fp32 `value`."""
         flat = value.reshape(-1)
         half = torch.full((), -(2**31), dtype=torch.int32, device=value.device)
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
@@ -105,15 +114,19 @@ class StateTensor(EagerState):
             raise StateError(f"{self!r} is what a weight's codec keeps beside the weight; it has no values of its own")
 
     def store(self, value: Tensor) -> None:
-        """Encodes `value` (logical shape) in place and advances the clock.
+        """Encode `value`, of the logical shape, in place and advance the clock.
 
-        Raises StateError for a slot that is dropped: only the compiled step can compute it.
+        Raises StateError for a dropped slot, which only the compiled step can compute, and for the stored part of a
+        weight.
         """
         flat = value.detach().reshape(-1)
         self.store_chunks(lambda start, stop: flat[start:stop])
 
     def store_chunks(self, read: Callable[[int, int], Tensor]) -> None:
-        """`store`, of values that `read(start, stop)` gives flat, at most `CHUNK_ELEMENTS` at a time, in order."""
+        """Store the values that `read(start, stop)` returns, flat and in order, at most `CHUNK_ELEMENTS` at a time.
+
+        Raises what `store` raises.
+        """
         self._refuse_weight()
         if self.codec.mechanism == "dropping":
             raise StateError(
@@ -129,11 +142,11 @@ class StateTensor(EagerState):
         width = self.codec.group_size or 1
         for start, stop in spans:
             chunk = read(start, stop)
-            lanes = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
-            lanes = lanes.clamp(max=stop - 1)
-            random = _random(self.salt, clock, lanes, width) if clock is not None else _NO_RANDOM
+            index = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
+            index = index.clamp(max=stop - 1)
+            random = _random(self.salt, clock, index, width) if clock is not None else _NO_RANDOM
             target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = exact_encode(self.codec, chunk.to(target)[lanes - start].view(-1, width), random, codebooks)
+            encoded = exact_encode(self.codec, chunk.to(target)[index - start].view(-1, width), random, codebooks)
             for part in encoded_parts(self.codec):
                 count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
                 new = encoded[part.name].reshape(-1)[:count]
@@ -144,7 +157,7 @@ class StateTensor(EagerState):
             clock.add_(1)
 
     def _store_means(self, read: Callable[[int, int], Tensor], spans: list[tuple[int, int]]) -> None:
-        """Sums in double on the host, in the order of the elements: the same bits on every device."""
+        """Store the means. Sums are taken in double on the host, in the elements' order: the same bits on every device."""
         shared = [(self.parts[p.name], self.codec.sharing(p, self.shape)) for p in self.codec.parts]
         sums = [torch.zeros(sharing.cycle, dtype=torch.float64) for _, sharing in shared]
         for start, stop in spans:
@@ -156,10 +169,10 @@ class StateTensor(EagerState):
                 stored.copy_(total / (self.numel() // sharing.cycle))
 
     def fill(self, value: float) -> None:
-        """Every element becomes `value`: one group is encoded, the others repeat it."""
+        """Set every element to `value`. One group is encoded, and the others repeat it."""
         if (
             self.codec.mechanism == "sharing"
-        ):  # the value is its own mean, and the product of its factors over their mean
+        ):  # a constant equals its own mean, and the product of its factors over their mean
             for shared in self.parts.values():
                 shared.fill_(value)
             return
@@ -172,19 +185,19 @@ class StateTensor(EagerState):
         for part in encoded_parts(self.codec):
             self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
 
-    def _at(self, part: Part, lanes: Tensor) -> Tensor:
-        """A part as the codec's functions see it: one element of each group of one."""
+    def _at(self, part: Part, index: Tensor) -> Tensor:
+        """Return a part as the codec's functions see it, each lane as a group of one element."""
         stored = self.parts[part.name]
         if part.per == "codebook":
             return stored
         if part.per == "group":
-            return stored[lanes // (self.codec.group_size or 1)].view(-1, 1)
+            return stored[index // (self.codec.group_size or 1)].view(-1, 1)
         if part.per == "shared":
-            return stored[self.codec.sharing(part, self.shape).of(lanes)].view(-1, 1)
-        return (unpacked(stored, lanes) if part.bits == 4 else stored[lanes]).view(-1, 1)
+            return stored[self.codec.sharing(part, self.shape).of(index)].view(-1, 1)
+        return (unpacked(stored, index) if part.bits == 4 else stored[index]).view(-1, 1)
 
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
-        """The same state with every stored part changed."""
+        """Return the same state with `change` applied to every stored part."""
         parts = {name: change(part) for name, part in self.parts.items()}
         return StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts)
 
@@ -234,10 +247,10 @@ class StateTensor(EagerState):
         return decode_run_encode(func, args, kwargs)
 
 
-def _random(salt: int, clock: Tensor, lanes: Tensor, width: int) -> Random:
+def _random(salt: int, clock: Tensor, index: Tensor, width: int) -> Random:
     key = step_key(torch.tensor(salt, dtype=CLOCK_DTYPE, device=clock.device), clock)
-    index = fold_index(lanes).view(-1, width)
-    return Random(element_words(key, index), group_words(key, index[:, :1]))
+    counters = fold_index(index).view(-1, width)
+    return Random(element_words(key, counters), group_words(key, counters[:, :1]))
 
 
 _NO_RANDOM = Random(torch.empty(0), torch.empty(0))
@@ -246,10 +259,10 @@ _NO_RANDOM = Random(torch.empty(0), torch.empty(0))
 def rebuild_state_tensor(
     shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]
 ) -> StateTensor:
-    """What a pickled StateTensor calls; allowed in `torch.load(weights_only=True)`."""
+    """Return the StateTensor that a pickle describes. `torch.load(weights_only=True)` may call this function."""
     return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
 
 
-#: What `torch.load(weights_only=True)` may call: by its name here, and by its name in checkpoints of version 0.1.
+#: The name of `rebuild_state_tensor` in checkpoints of version 0.1; `torch.load(weights_only=True)` may call it by either.
 _IN_VERSION_0_1 = "baoc_compile.state_tensor.rebuild_state_tensor"
 torch.serialization.add_safe_globals([StateTensor, rebuild_state_tensor, (rebuild_state_tensor, _IN_VERSION_0_1)])

@@ -1,11 +1,11 @@
 """The cache folder: compiled programs, launch shapes and step times, shared by all processes of a user.
 
-The environment variable `BAOC_CACHE_DIR` names the folder. Without it the folder is `baoc` in the user's cache directory,
-on Linux `$XDG_CACHE_HOME/baoc` or `~/.cache/baoc`. It may be deleted at any time.
+The environment variable `BAOC_CACHE_DIR` names the folder. Without it, the folder is `baoc` in the user's cache
+directory: on Linux `$XDG_CACHE_HOME/baoc` or `~/.cache/baoc`. It may be deleted at any time.
 
 Compiled programs are executed, so the folder and its files must belong to the user, and nobody else may write to them.
-Files are written under a temporary name and then renamed: a reader sees the old one or the new one. A compiled program ends
-with a digest of its contents and its name, which is checked before it is loaded.
+Files are written under a temporary name and then renamed: a reader sees either the old file or the new one. A compiled
+program ends with a digest of its contents and its name, which is checked before loading.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ log = logging.getLogger("baoc")
 
 _UNFINISHED = "unfinished-"
 
-#: How old an unfinished folder is when its process is taken for dead, how long a program is kept that nobody loads, and how
-#: long to wait for another process that updates a file of numbers.
+#: Age at which an unfinished folder's process is presumed dead; time that a program is kept without being loaded; time
+#: to wait for another process that updates a file of numbers.
 SECONDS_TO_FINISH, SECONDS_UNUSED, SECONDS_TO_UPDATE = 3600.0, 90 * 86400.0, 5.0
 
 _NO_LINKS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = _NO_LINKS | getattr(os, "O_DIRECTORY", 0)
-_FILE = _NO_LINKS | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place would block
+_FILE = _NO_LINKS | getattr(os, "O_NONBLOCK", 0)  # a pipe in place of a file would block
 _DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder for this user alone.
+    """A folder that belongs to this user alone.
 
-    `path`: where it is, or would be. `why_not`: why there can't be one; empty otherwise.
+    path: where the folder is, or would be.
+    why_not: why there can't be one; empty otherwise.
     """
 
     path: Path
@@ -54,9 +55,9 @@ class Folder:
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
-        """A path of the folder, made where it is missing. Raises OSError for a folder that can't be used.
+        """Open the folder, creating it if missing, and yield a path to it. Raises OSError if it can't be used.
 
-        On Linux the path goes through the open folder. So it leads to the folder that was checked, even if another user
+        On Linux the path goes through the open folder. It leads to the folder that was checked, even if another user
         renames a folder above it.
         """
         if self.why_not:
@@ -76,7 +77,7 @@ class Folder:
             os.close(descriptor)
 
     def entries(self, name: str) -> dict[str, Any]:
-        """The entries of a JSON file. One that is missing, damaged or unreadable counts as empty."""
+        """Return the entries of a JSON file; none if it is missing, damaged or unreadable."""
         try:
             with self.opened() as folder:
                 found = json.loads(read(folder / name))
@@ -85,7 +86,7 @@ class Folder:
         return found if isinstance(found, dict) else {}
 
     def add_entries(self, name: str, new: dict[str, Any]) -> None:
-        """Replaces a JSON file by one with these entries, too. A file that can't be written stays as it is."""
+        """Add entries to a JSON file, replacing the file. A file that can't be written stays as it is."""
         try:
             with self.opened() as at, locked(at / f"{name}.lock", SECONDS_TO_UPDATE), unfinished(at) as scratch:
                 (scratch / name).write_text(json.dumps(self.entries(name) | new, indent=1))
@@ -96,7 +97,7 @@ class Folder:
 
 
 def cache_folder() -> Folder:
-    """The one that the environment names now."""
+    """Return the folder that the environment names now."""
     if named := os.environ.get("BAOC_CACHE_DIR"):
         return Folder(Path(named))
     try:
@@ -107,14 +108,14 @@ def cache_folder() -> Folder:
 
 
 def read(path: Path) -> bytes:
-    """The contents of a file. Raises OSError for one that another user owns or may write to, and for a link."""
+    """Return a file's contents. Raises OSError for a link, and for a file that another user owns or may write to."""
     with open(os.open(path, _FILE), "rb") as file:
         _check_owner(os.fstat(file.fileno()))
         return file.read()
 
 
 def seal(path: Path, name: str) -> None:
-    """Ends a file, which will get this name, with its digest, and brings it to the disk. Raises OSError."""
+    """Append a digest to a file that will get this name, and sync it to disk. Raises OSError."""
     path.chmod(0o600)
     with open(path, "r+b") as file:
         file.write(_digest(name, file.read()))
@@ -123,7 +124,7 @@ def seal(path: Path, name: str) -> None:
 
 
 def is_intact(path: Path) -> bool:
-    """Was this file sealed under its name, and is it as it was then?"""
+    """Tell whether this file was sealed under its name and is unchanged since."""
     try:
         contents = read(path)
     except OSError as error:
@@ -139,17 +140,17 @@ def is_intact(path: Path) -> bool:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder in this one, for what is made before it is renamed."""
+    """Yield a temporary folder inside `folder`, for files that are renamed when complete."""
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder, ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
 
 
 @contextmanager
 def locked(path: Path, seconds: float) -> Iterator[None]:
-    """Keeps other processes from the same work meanwhile, where that is possible.
+    """Hold a lock, where possible, that keeps other processes from doing the same work.
 
-    Where it is not, since the file system has no locks or another process keeps this one for `seconds`, the work is done
-    twice, which does no harm.
+    It is not possible if the file system has no locks or another process holds the lock for `seconds`. Then the work is
+    done twice, which does no harm.
     """
     lock = FileLock(path, timeout=seconds, mode=0o600)
     try:
@@ -164,7 +165,7 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes left unfinished, and programs that none has loaded for a long time."""
+    """Remove what dead processes left unfinished, and programs that no process has loaded for a long time."""
     with suppress(OSError):
         for path in list(folder.iterdir()):
             with suppress(OSError):
@@ -176,7 +177,7 @@ def sweep(folder: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """What was wrong, without the names of temporary files."""
+    """Return what went wrong, without the names of temporary files."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -185,13 +186,13 @@ def _digest(name: str, contents: bytes) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """With the folders above it; whatever the umask, nobody else may enter them."""
+    """Create a folder and its parents, accessible to this user alone, whatever the umask."""
     for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
 
 
 def _check_owner(found: os.stat_result) -> None:
-    """Raises PermissionError for what another user owns or may write to."""
+    """Raise PermissionError if another user owns the file or may write to it, or if it is no regular file or folder."""
     if not stat.S_ISDIR(found.st_mode) and not stat.S_ISREG(found.st_mode):
         raise PermissionError("it is not a regular file")
     if found.st_uid != os.geteuid():

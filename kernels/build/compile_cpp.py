@@ -1,6 +1,6 @@
 """Compile emitted C++ with the machine's compiler, cached on disk by source, compiler and processor.
 
-Where the cache folder can't be used, a program is compiled in a temporary folder for this process alone.
+If the cache folder can't be used, a program is compiled in a temporary folder for this process alone.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from baoc_compile.kernels.build.cache import (
 
 log = logging.getLogger("baoc")
 
-#: No contraction into fused multiply-adds and wrapping integers: the bits are those of torch's own operations.
+#: No contraction into fused multiply-adds, and wrapping integers, so that the bits are those of torch's own operations.
 FLAGS = ["-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-shared", "-fopenmp"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv"]
-#: For g++, clang++ ignores them with a warning: the few vectors of a group side by side, without a loop.
+#: For g++; clang++ ignores them with a warning. They interleave the few vectors of a group, without a loop.
 FLAGS += ["-fpeel-loops", "-fschedule-insns"]
 
-#: How long to wait for another process that compiles the same program.
+#: Time to wait for another process that compiles the same program.
 SECONDS_TO_COMPILE = 60.0
 
 
 def compiler() -> str:
-    """`$CXX`, else g++, else clang++. Raises CompilerMissing."""
+    """Return `$CXX`, else g++, else clang++, whichever is found first. Raises CompilerMissing."""
     for candidate in (os.environ.get("CXX"), "g++", "clang++"):
         if candidate and shutil.which(candidate.split()[0]):
             return candidate
@@ -49,7 +49,7 @@ def compiler() -> str:
 
 
 def _machine() -> str:
-    """What -march=native depends on."""
+    """Describe the processor features that -march=native depends on."""
     try:
         with open("/proc/cpuinfo") as lines:
             flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -60,7 +60,10 @@ def _machine() -> str:
 
 @functools.cache
 def build(source: str) -> ctypes.CDLL:
-    """The loaded library. Raises CompilerMissing, and tries again at the next call."""
+    """Compile a source, or find it in the cache, and return the loaded library.
+
+    Raises CompilerMissing. A failure is not cached: the next call tries again.
+    """
     command = [*compiler().split(), *FLAGS]
     key = hashlib.sha256("\0".join([source, *command, _machine()]).encode()).hexdigest()[:24]
     folder = cache_folder()
@@ -71,7 +74,7 @@ def build(source: str) -> ctypes.CDLL:
     remedy = "mend what is wrong, or name another folder in the environment variable BAOC_CACHE_DIR"
     try:
         with TemporaryDirectory(prefix="baoc-", ignore_cleanup_errors=True) as private:
-            library = _library(Folder(Path(private)), key, command, source)  # stays loaded when its file is removed
+            library = _library(Folder(Path(private)), key, command, source)  # stays loaded after its file is removed
     except (OSError, CompilerMissing) as error:
         raise CompilerMissing(
             f"a program could not be compiled in the cache folder {folder.path} ({reason}), nor in a temporary folder "
@@ -86,7 +89,7 @@ def build(source: str) -> ctypes.CDLL:
 
 
 def _library(folder: Folder, key: str, command: list[str], source: str) -> ctypes.CDLL:
-    """From the folder, or compiled into it. Raises OSError and CompilerMissing."""
+    """Load the library from the folder, or compile it into the folder. Raises OSError and CompilerMissing."""
     with folder.opened() as opened:
         if os.statvfs(opened).f_flag & getattr(os, "ST_NOEXEC", 0):
             raise PermissionError("it is mounted noexec")
@@ -109,7 +112,7 @@ def _library(folder: Folder, key: str, command: list[str], source: str) -> ctype
 
 
 def _loaded(path: Path) -> ctypes.CDLL | None:
-    """None where there is none, or one that is damaged or made for other system libraries."""
+    """Load a library; None if it is missing, damaged or built for other system libraries."""
     if not is_intact(path):
         return None
     try:
@@ -120,7 +123,7 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
 
 
 def _compiled(command: list[str], source: str, scratch: Path) -> Path:
-    """The compiler's own temporary files go to the scratch folder, too."""
+    """Compile into the scratch folder, which also takes the compiler's own temporary files. Raises CompilerMissing."""
     text, made = scratch / "program.cpp", scratch / "program.so"
     text.write_text(source)
     environment = {**os.environ, "TMPDIR": str(scratch)}

@@ -1,6 +1,7 @@
-"""Emitted Triton source -> module, without a file: what is executed is the very text that was emitted.
+"""Load emitted Triton source as a module, without a file.
 
-Triton reads the source of a kernel through `inspect`, which asks `linecache`.
+Triton reads a kernel's source through `inspect`, which asks `linecache`. The source is entered there, so the code
+executed is exactly the text that was emitted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import ModuleType
 
 @functools.cache
 def load_module(source: str) -> ModuleType:
-    """The executed module. Compiled kernels are cached by Triton itself, on disk too."""
+    """Execute the source and return its module. Triton itself caches compiled kernels, on disk too."""
     name = f"baoc_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
     file = f"<{name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # None: no file to compare with

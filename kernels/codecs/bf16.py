@@ -1,7 +1,7 @@
 """`bf16`: bfloat16 with stochastic rounding, 2 bytes per element.
 
-Nearest rounding freezes an exponential moving average whose relative change per step is below 2^-9; a rounding
-that is right on average does not (arXiv 2603.16731 shows the freeze for beta2 = 0.999).
+Rounding to nearest freezes an exponential moving average whose relative change per step is below 2^-9. Unbiased
+rounding does not (arXiv 2603.16731 shows the freeze for beta2 = 0.999).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from baoc_compile.kernels.codecs.counter_hash import upper_half
 class Bfloat16(Codec):
     """stored = the upper 16 bits of fp32(value) + r, with r uniform in [0, 2^16).
 
-    The result is one of the two bf16 neighbours, each with the probability that makes the mean exact, so
-    |error| < 2^-7 |value| (2^-133 for subnormals) and E[error] = 0. Values of bf16 are fixed points. NaN stays
-    NaN, infinities stay; a finite value above the largest bf16 may round to infinity.
+    The result is one of the two bf16 neighbours, chosen with the probability that makes the mean exact:
+    |error| < 2^-7 |value| (2^-133 for subnormals) and E[error] = 0. A bf16 value is a fixed point. NaN and infinities
+    are preserved. A finite value above the largest bf16 may round to infinity.
     """
 
     name = "bf16"

@@ -1,4 +1,4 @@
-"""All codecs, by name, and the formats a user may ask for."""
+"""All codecs by name, and the formats that a user may ask for."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ CODECS: dict[str, Codec] = {
     )
 }
 
-#: Codecs with a size in their name: "head:64".
+#: Codecs with a size in their name, such as "head:64".
 SIZED: dict[str, Callable[[int], Codec]] = {form: partial(Shared, form) for form in ("head", "column_head", "run")}
 
-#: Format -> codecs that realize it, the first that accepts a slot is taken. In order of falling precision.
+#: Format -> codecs that realize it; the first that accepts a slot is used. Formats in order of falling precision.
 FORMATS: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
     "bf16": ("bf16",),
@@ -51,11 +51,11 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "4bit-learned": ("ucodebook4", "codebook4"),
 }
 
-#: The formats that are tried when only a budget is given: for all parameters alike, and for each block.
+#: The formats tried when only a budget is given: uniformly over all parameters, and per block.
 AUTOMATIC = ("fp32", "bf16", "8bit", "4bit", "factored")
 BY_BLOCK = (*AUTOMATIC, "row", "column", "tensor", "dropped")
 
-#: Formats of weights: "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
+#: Formats of weights. "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
 WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
     "nearest": ("nearest",),
     "32bit": ("bf16+16", "fp16+16"),
@@ -65,13 +65,16 @@ WEIGHT_FORMATS: dict[str, tuple[str, ...]] = {
 
 
 def known_choices(slot: str) -> tuple[str, ...]:
-    """What a plan may say for a slot; N stands for a size."""
-    formats = WEIGHT_FORMATS if slot == WEIGHT_KEY else FORMATS
+    """Return the formats and codec names that a plan may give for a slot; N stands for a size.
+
+    The weight's key may be that of a slot, too.
+    """
+    formats = (*WEIGHT_FORMATS, *FORMATS) if slot == WEIGHT_KEY else FORMATS
     return tuple(dict.fromkeys((*formats, *CODECS, *(f"{form}:N" for form in SIZED))))
 
 
 def is_known(choice: str, slot: str) -> bool:
-    """May a plan say this for a slot?"""
+    """Tell whether a plan may give this format or codec name for a slot."""
     form, _, size = choice.partition(":")
     return (choice in known_choices(slot) and size != "N") or (form in SIZED and _is_size(size))
 
@@ -82,7 +85,7 @@ def _is_size(text: str) -> bool:
 
 @cache
 def codec_named(name: str) -> Codec:
-    """Raises PlanError for an unknown name."""
+    """Return the codec of this name. Raises PlanError for an unknown name."""
     form, _, size = name.partition(":")
     if name in CODECS:
         return CODECS[name]
@@ -91,17 +94,25 @@ def codec_named(name: str) -> Codec:
     raise PlanError(f"unknown codec {name!r}; known are {', '.join(known_choices(''))}")
 
 
-#: The least common multiple of the group sizes of all formats that are chosen by block.
+#: Least common multiple of the group sizes of all formats chosen per block.
 GROUP = math.lcm(*(codec_named(name).group_size or 1 for f in BY_BLOCK for name in FORMATS.get(f, (f,))))
 
 
 def full_precision(parameter_dtype: torch.dtype) -> Codec:
-    """fp64 for fp64 parameters, fp32 for all others."""
+    """Return fp64 for fp64 parameters, fp32 for all others."""
     return CODECS["fp64" if parameter_dtype == torch.float64 else "fp32"]
 
 
 def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch.dtype) -> tuple[Codec, str]:
-    """The codec that realizes a format, or a codec's own name, for `slot`; full precision and the reason if refused."""
+    """Return the codec that realizes a format or codec name for `slot`, and "".
+
+    If every candidate refuses the slot, return full precision and the last reason. Raises PlanError for a format of weights.
+    """
+    if choice in WEIGHT_FORMATS and choice not in CODECS:
+        raise PlanError(
+            f"{choice!r} is a format of weights, but {slot.key!r} is state that the optimizer keeps: choose one of "
+            f"{', '.join(FORMATS)}"
+        )
     reasons = []
     for name in FORMATS.get(choice, (choice,)):
         codec = codec_named(name) if name not in ("fp32", "fp64") else full_precision(parameter_dtype)
@@ -113,7 +124,15 @@ def codec_for(choice: str, slot: Slot, shape: torch.Size, parameter_dtype: torch
 
 
 def weight_codec_for(choice: str, slot: Slot, shape: torch.Size) -> tuple[Codec, str]:
-    """The codec that realizes a weight format, or a codec's own name; "nearest" and why, if none does."""
+    """Return the codec that realizes a weight format or codec name, and ""; if none does, "nearest" and the reason.
+
+    Raises PlanError for a format of state.
+    """
+    if choice in FORMATS and choice not in CODECS:
+        raise PlanError(
+            f"{choice!r} is a format of state, but {slot.key!r} is the weight itself: choose one of "
+            f"{', '.join(WEIGHT_FORMATS)}"
+        )
     reason = ""
     for name in WEIGHT_FORMATS.get(choice, (choice,)):
         codec = codec_named(name)

@@ -1,10 +1,10 @@
 """`codebook8`, `codebook4`, `int4` for signed slots, `ucodebook8`, `ucodebook4`, `uint4` for non-negative ones.
 
-Elements are divided by their group's largest and rounded to a codebook of levels, stochastically, so that the stored
-value is exact on average. The codebook belongs to the tensor and is stored with it, as integers over a grid of 1/2048 of [-1, 1]
-or 1/4096 of [0, 1]; scales are bf16, stochastically rounded, and the group's largest element takes the top level, or the
-lowest if it is negative. Values within 2^-20 of a level, relative to it, are on it; no scale is below 2^-126 (2^-80 of
-roots). See `companded8`, whose reasons hold here too.
+An element is divided by its group's largest and rounded stochastically to a level of a codebook, so that the stored
+value is unbiased. The codebook is stored with the tensor, as integers on a grid of 1/2048 over [-1, 1] or of 1/4096
+over [0, 1]. Scales are bf16, stochastically rounded. The group's largest element takes the top level, or the lowest if
+it is negative. Values within 2^-20 (relative) of a level count as that level. A scale is at least 2^-126 (2^-80 for
+roots). `companded8` gives the reasons.
 
 | name | levels | group | bytes per element |
 |---|---|---|---|
@@ -12,25 +12,26 @@ roots). See `companded8`, whose reasons hold here too.
 | `codebook4`, `ucodebook4` | 16, learned | 64 | 1/2 + 2/64 (+ 36 a tensor) |
 | `int4:64`, `int4:128`, `uint4:64`, `uint4:128` | 16, fixed | 64, 128 | 1/2 + 2/64, 1/2 + 2/128 (+ 32 a tensor) |
 
-and 4 bytes of clock. Learned levels (`optimal_levels`; Gefen, arXiv 2606.13894, learns its by exact dynamic programming)
-minimize the expected error of *stochastic* rounding over the slot's own normalized values and are learned anew when that
-pays (`refreshed`). Fixed signed levels are NF4's (QLoRA, arXiv 2305.14314, appendix E), quantiles of a normal
-distribution; fixed non-negative ones are spaced evenly in the logarithm, which bounds the relative error of the
-preconditioner 1/sqrt(v).
+Each tensor also stores a clock of 4 bytes.
 
-Non-negative slots are looked up by their square roots, but the rounding is exact on average in the value itself: the
-average of the next step is taken of values, and rounding that is unbiased in the preconditioner instead drifts (its
-equilibrium lies above the mean, see docs/codecs.md). There is no level 0 for a positive value: `ucodebook8` skips it,
-the 4-bit ones have none, so values below (level_0 scale)^2 read as that.
+Learned levels (`optimal_levels`; Gefen, arXiv 2606.13894, learns its own by exact dynamic programming) minimize the
+expected error of *stochastic* rounding over the slot's own normalized values. `passes/migrate/refresh_codebooks.py`
+learns them again when that pays. Fixed signed levels are NF4's (QLoRA, arXiv 2305.14314, appendix E), quantiles of a
+normal distribution. Fixed non-negative levels are spaced evenly in the logarithm, which bounds the relative error of
+the preconditioner 1/sqrt(v).
 
-NaN: one code of the 8-bit codecs; with 4 bits the scale is NaN, and with it the group. Infinities are kept (the scale
-becomes infinite); finite values that share their group read NaN.
+Non-negative slots are looked up by their square roots, but the rounding is unbiased in the value itself: the next step
+averages values, and rounding that is unbiased in the preconditioner drifts (its equilibrium lies above the mean, see
+docs/codecs.md). No positive value reads as 0: `ucodebook8` skips level 0, the 4-bit codecs have none, so values below
+(level_0 scale)^2 read as that.
 
-Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; squares of scale level for non-negative
-slots; and in addition, for values within a bf16 step of the group's largest, 2^-7 (signed) or 2^-6 (1 + 2^-8)
-(non-negative) of that, which the scale clips or raises.
-`relative_error` is that of the first levels, relative to 2^-126 in groups whose largest is less; learned ones may be
-coarse where no values were.
+NaN: the 8-bit codecs have a code for it; with 4 bits it makes the scale NaN, and so the whole group. An infinity is
+kept (the scale becomes infinite); finite values in its group read as NaN.
+
+Error: |error| < scale (level[k+1] - level[k]) for the level k below the value; for non-negative slots, with the squares
+of scale * level instead. Values within a bf16 step of the group's largest, which the scale clips or raises, have in
+addition at most 2^-7 (signed) or 2^-6 (1 + 2^-8) (non-negative) of that largest value. `relative_error` is that of the
+initial levels, relative to 2^-126 in groups whose largest is less; learned levels may be coarse where no values were.
 """
 
 from __future__ import annotations
@@ -62,14 +63,20 @@ from baoc_compile.kernels.codecs.learn_codebook import LOWEST_ROOT, learn_from_v
 
 
 class Codebook(Codec):
-    """`bits` 8 or 4; `signed` or for non-negative slots; `learned` or fixed levels."""
+    """Levels in a codebook, one code per element, one scale per group.
+
+    bits: 8 or 4.
+    signed: whether slots may be negative.
+    learned: whether levels are learned or fixed.
+    group_size: elements per scale.
+    """
 
     stochastic = True
 
     def __init__(self, bits: int, signed: bool, learned: bool, group_size: int):
         self.bits, self.signed, self.learned, self.group_size = bits, signed, learned, group_size
         self.name = ("" if signed else "u") + (f"codebook{bits}" if learned else f"int{bits}:{group_size}")
-        #: 255 levels leave one of 256 codes for NaN.
+        #: Number of levels. 255 levels leave one of 256 codes for NaN.
         self.count = 255 if bits == 8 else 16
         self.grid = 2048 if signed else 4096
         self.parts = (
@@ -85,7 +92,7 @@ class Codebook(Codec):
 
     @cached_property
     def default_levels(self) -> np.ndarray:
-        """Ascending levels on the grid, float64 `[count]`: in [-1, 1], or roots in [0, 1]."""
+        """The initial levels, ascending and on the grid, float64 `[count]`: in [-1, 1], or roots in [0, 1]."""
         if self.bits == 8:
             k = np.arange(255)
             levels = np.sign(k - 127) * (abs(k - 127) / (254 - abs(k - 127))) if self.signed else k / 254
@@ -108,7 +115,7 @@ class Codebook(Codec):
             learn_from_values(self, parts, value)
 
     def as_entries(self, levels: np.ndarray) -> np.ndarray:
-        """Levels -> what the "levels" part holds."""
+        """Convert levels to the contents of the "levels" part."""
         return np.round(levels * self.grid).astype(np.int16)
 
     def as_levels(self, entries: Tensor) -> np.ndarray:
@@ -156,7 +163,7 @@ class Codebook(Codec):
         return stored["levels"].to(torch.float32) * (1.0 / self.grid)
 
     def _search(self, levels: Tensor, x: Tensor) -> Tensor:
-        """The largest index whose level is <= x (0 if none is), by bisection."""
+        """Return the largest index whose level is <= x (0 if none is), by bisection."""
         below = torch.bitwise_and(bits_of(x), 0)  # an integer 0 for each element
         step = 1 << (self.count - 1).bit_length() - 1
         while step:
@@ -173,5 +180,5 @@ def _at(levels: Tensor, index: Tensor) -> Tensor:
     return torch.take(levels, index.to(torch.int64))
 
 
-#: NF4's outermost quantile: halfway between those that 15 and 16 values would have.
+#: NF4's outermost quantile: halfway between those of 15 and of 16 values.
 _OFFSET = 0.5 * ((1 - 1 / 32) + (1 - 1 / 30))

@@ -1,18 +1,18 @@
 """`softsign8` and `sqrt8`: 8 bits per element, one bf16 scale per group of 32 (1.0625 bytes per element).
 
-The companding curves are FlashOptim's (arXiv 2602.23349). Four things differ from it, each against a measured flaw:
+The companding curves are FlashOptim's (arXiv 2602.23349). Four things differ, each against a measured flaw:
 
-- Rounding is stochastic and exact on average *in the stored value* (not in the companded one), so an average whose
-  change per step is a fraction of a level still moves.
-- Scales are bf16, stochastically rounded, and the group's largest element takes the top level: nothing flushes or
-  overflows between 1e-30 and 1e30, and a uniform decay is carried on average. What a scale that is rounded down clips,
-  one that is rounded up gives back on average (`bits.relative`). No scale is below 2^-126 (`sqrt8`: 2^-80, whose square
-  is 0 in float32); elements of a group that lies below take lower levels.
-- What was decoded encodes to itself: values within 2^-20 of a level, relative to it, are on it (`bits.takes_upper`).
-- One code is NaN. In `sqrt8` a positive value never takes level 0, because a second moment that reads 0 beside a
-  momentum that does not divides an update by eps alone.
+- Rounding is stochastic and unbiased *in the stored value*, not in the companded one. An average that changes by a
+  fraction of a level per step still moves.
+- Scales are bf16, stochastically rounded, and the group's largest element takes the top level. Nothing flushes to 0 or
+  overflows between 1e-30 and 1e30, and a uniform decay is preserved on average. What a scale rounded down clips, a
+  scale rounded up gives back on average (`bits.relative`). A scale is at least 2^-126 (`sqrt8`: 2^-80, whose square is
+  0 in float32); groups below that use the lower levels only.
+- A decoded value encodes to itself: values within 2^-20 (relative) of a level count as that level (`bits.takes_upper`).
+- One code is NaN. In `sqrt8` a positive value never takes level 0: a second moment that reads 0 beside a nonzero
+  momentum would divide an update by eps alone.
 
-An infinity is kept (the scale becomes infinite); finite values that share its group read NaN.
+An infinity is kept (the scale becomes infinite); finite values in its group read as NaN.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ GROUP_SIZE = 32
 class Softsign8(Codec):
     """Signed slots. Level k of 0..127 stands for scale * k / (254 - k), that is z / (2 - z) with z = k / 127.
 
-    encode: z = 2|x| / (1 + |x|), x = value / scale; |error| < scale * 254 / ((254 - k) (253 - k)), between scale/253
-    near 0 and scale/64 at the top, and for values within a bf16 step of the group's largest at most 2^-7 of it more.
+    Encodes z = 2|x| / (1 + |x|), x = value / scale. |error| < scale * 254 / ((254 - k) (253 - k)), from scale/253 near
+    0 to scale/64 at the top. Values within a bf16 step of the group's largest have at most 2^-7 of it in addition.
     int8 codes, -128 is NaN.
     """
 
@@ -63,8 +63,8 @@ class Softsign8(Codec):
         largest = group_max(value)
         scale, lower = rounded_scale(largest, random.group)
         ratio = relative(magnitude, largest, scale, lower, top=1.0)
-        level = torch.floor(ratio * (254.0 * (1.0 + TOLERANCE)) / (1.0 + ratio))  # floor_of, with one product less
-        rest = 253.0 - level  # the chance is (ratio (254 - level) - level) rest / 254
+        level = torch.floor(ratio * (254.0 * (1.0 + TOLERANCE)) / (1.0 + ratio))  # floor_of, saving one product
+        rest = 253.0 - level  # probability: (ratio (254 - level) - level) rest / 254
         distance = (ratio * (rest + 1.0) - level) * rest
         up = takes_upper(distance, 254.0 * CHANCE, level * rest, random.element)
         level = torch.where(up, level + 1.0, level)
@@ -82,9 +82,9 @@ class Softsign8(Codec):
 class Sqrt8(Codec):
     """Non-negative slots. Level k of 0..254 stands for (scale * k / 254)^2.
 
-    encode: y = 254 sqrt(value) / scale, scale about the group's largest square root; |error| < scale^2 (2k + 1) / 254^2,
-    and for values within a bf16 step of the group's largest root at most 2^-6 (1 + 2^-8) of the largest more.
-    uint8 codes, 255 is NaN.
+    Encodes y = 254 sqrt(value) / scale, with scale about the group's largest square root.
+    |error| < scale^2 (2k + 1) / 254^2. Values within a bf16 step of the group's largest root have at most
+    2^-6 (1 + 2^-8) of the largest in addition. uint8 codes, 255 is NaN.
     """
 
     name = "sqrt8"
@@ -111,7 +111,7 @@ class Sqrt8(Codec):
 
     @staticmethod
     def _value(level: Tensor, scale: Tensor) -> Tensor:
-        root = level * (scale / 254.0)  # so divided, level 254 is the scale exactly
+        root = level * (scale / 254.0)  # divided first, so that level 254 is the scale exactly
         return root * root
 
     def why_not(self, slot: Slot, shape: torch.Size) -> str:

@@ -1,9 +1,9 @@
 """`dropped`: 0 bytes. The slot is replaced by the steady state of its recurrence under the current gradient.
 
-For s' = decay * s + increment the step uses s' = (1 - decay^t) / (1 - decay) * increment, with t the rule's step count,
-or its limit 1 / (1 - decay) where the rule counts no steps. AdamW without momentum is then AdamW with beta1 = 0, bias
-correction included, and SGD keeps its effective learning rate lr / (1 - momentum). `passes/rules/reduce_state.py` rewrites the
-rule; nothing is stored, so nothing is decoded or encoded here.
+For s' = decay * s + increment the step uses s' = (1 - decay^t) / (1 - decay) * increment, where t is the rule's step
+count, or the limit 1 / (1 - decay) * increment if the rule counts no steps. AdamW without momentum then is AdamW with
+beta1 = 0, bias correction included, and SGD keeps its effective learning rate lr / (1 - momentum).
+`passes/rules/reduce_state.py` rewrites the rule. Nothing is stored, so nothing is decoded or encoded here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from baoc_compile.core.codec import Codec, Part, Slot
 
 
 class Dropped(Codec):
-    """Reads as zeros outside a compiled step. Its one part, a codebook without entries, tells torch the device."""
+    """No storage; reads as zeros outside a compiled step. Its one part, an empty codebook, tells torch the device."""
 
     name = "dropped"
     mechanism = "dropping"

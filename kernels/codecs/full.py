@@ -1,4 +1,4 @@
-"""`fp32`: full precision, one fp32 number per element (fp64 for fp64 parameters)."""
+"""`fp32`: full precision, one fp32 number per element (`fp64` for fp64 parameters)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baoc_compile.core.codec import Codec, Part, Random, Slot
 
 
 class Full(Codec):
-    """value = stored. Error 0. `dtype.itemsize` bytes per element."""
+    """stored = value. Error 0. `dtype.itemsize` bytes per element."""
 
     expected_harm = 0.0
 

@@ -1,9 +1,9 @@
 """Learn a codebook's levels from the normalized values of the slot that it stores.
 
-Values that are there in full precision (state that is adopted) make a histogram at once. Later only codes are there, but
-stochastic rounding splits every value over its two neighbouring levels in proportion to its nearness, so the number of
-elements on level k is on average the sum of a hat function around that level over all values: the density is read
-back as the piecewise linear one with these counts.
+If the values exist in full precision (when existing state is migrated), they are counted in a histogram. Later only
+codes exist. Stochastic rounding splits a value over its two neighbouring levels in proportion to its nearness, so the
+expected count of level k is the sum of a hat function around that level over all values. The density is read back as
+the piecewise linear one with these counts.
 """
 
 from __future__ import annotations
@@ -17,23 +17,27 @@ from torch import Tensor
 
 from baoc_compile.kernels.codecs.optimal_levels import Floats, stochastic_error, stochastic_levels
 
-#: The lowest root of a positive value that the first 4-bit levels tell apart, relative to the group's largest.
+#: Lowest positive root that the initial 4-bit levels resolve, relative to the group's largest.
 LOWEST_ROOT = 1 / 32
 
-#: Elements that a histogram is taken of.
+#: Elements that a histogram samples.
 SAMPLE_ELEMENTS = 1 << 20
 
-#: A level of 8-bit roots whatever the histogram: no positive value reads as more than this times the group's largest.
+#: 8-bit roots always have this level, so tiny positive values read as at most this times the group's largest root.
 LOWEST_ROOT_8 = 1 / 256
 
-#: The share of values that may lie below the lowest level where there is no level 0.
+#: Fraction of values that may lie below the lowest level of a codebook without level 0.
 BELOW_LOWEST = 0.01
 
 
 class Leveled(Protocol):
-    """What learning asks of a codec with levels: which positions they may take, and how many of them there are.
+    """What learning needs of a codec with levels. Levels are multiples of 1 / grid.
 
-    Positions are multiples of 1 / grid, in [-1, 1] if the codec is signed, and roots in [0, 1] otherwise.
+    bits: bits of a code.
+    signed: whether levels lie in [-1, 1]; otherwise they are roots in [0, 1].
+    count: number of levels.
+    grid: grid steps per unit.
+    group_size: elements per scale.
     """
 
     bits: int
@@ -46,7 +50,7 @@ class Leveled(Protocol):
 
 
 def learn_from_values(codec: Leveled, parts: Mapping[str, Tensor], value: Tensor) -> None:
-    """Sets the "levels" part from full-precision values; a tensor without a finite value that is not 0 keeps its own."""
+    """Set the "levels" part from full-precision values; leave it if no group has a finite, nonzero largest value."""
     width = codec.group_size or 1
     flat = value.detach().reshape(-1)[:SAMPLE_ELEMENTS].to(torch.float64)
     groups = torch.cat([flat, flat.new_zeros(-flat.numel() % width)]).view(-1, width)
@@ -59,7 +63,7 @@ def learn_from_values(codec: Leveled, parts: Mapping[str, Tensor], value: Tensor
 
 
 def grid_points(codec: Leveled) -> Floats:
-    """The positions that levels may take."""
+    """Return the positions that levels may take."""
     return np.arange(-codec.grid if codec.signed else 0, codec.grid + 1) / codec.grid
 
 
@@ -68,9 +72,11 @@ def _grid_index(codec: Leveled, x: Floats) -> np.ndarray:
 
 
 def best_levels(codec: Leveled, weights: Floats) -> Floats:
-    """The levels of least expected error under `weights` of the grid's points. 0 is a level of a signed codebook, and
-    the lowest one of 8-bit roots, beside `LOWEST_ROOT_8`; 4-bit roots start where 1% of the positive values lie below, at most at
-    `LOWEST_ROOT`, so that values which fall later are seen."""
+    """Return the levels of least expected error under `weights`, one per grid point.
+
+    A signed codebook has a level 0. Levels of 8-bit roots include 0 and `LOWEST_ROOT_8`. Levels of 4-bit roots start
+    where 1% of the positive values lie below, but at most at `LOWEST_ROOT`, so that values that shrink later are seen.
+    """
     points = grid_points(codec)
     if codec.signed:
         return stochastic_levels(points, weights, codec.count, fixed=(0.0,))
@@ -82,7 +88,7 @@ def best_levels(codec: Leveled, weights: Floats) -> Floats:
 
 
 def density(codec: Leveled, codes: Tensor, levels: Floats) -> Floats:
-    """Weights of the grid's points, from how often each code occurs: `codes` uint8, unpacked."""
+    """Estimate weights of the grid points from the frequency of each code. `codes`: uint8, unpacked."""
     counts = np.bincount(codes.cpu().numpy(), minlength=256)[: codec.count].astype(np.float64)
     at = _grid_index(codec, levels)
     spans = np.gradient(at.astype(np.float64))
@@ -90,12 +96,12 @@ def density(codec: Leveled, codes: Tensor, levels: Floats) -> Floats:
     weights = np.zeros(len(grid_points(codec)))
     for k in range(codec.count):
         mass = counts[k]
-        if k == zero and k > 0:  # values that are exactly 0 are no part of the density around it
+        if k == zero and k > 0:  # exact zeros are not part of the density around 0
             mass = min(mass, spans[k] * (counts[k - 1] / spans[k - 1] + counts[k + 1] / spans[k + 1]) / 2)
-        elif k == 0 and levels[0] > 0.0:  # all that lies below: taken to lie within a factor of 2
+        elif k == 0 and levels[0] > 0.0:  # everything below: assumed to lie within a factor of 2
             weights[(at[0] + 1) // 2 : at[0] + 1] += mass / (at[0] // 2 + 1)
             continue
-        elif k in (0, codec.count - 1):  # the largest of each group
+        elif k in (0, codec.count - 1):  # the largest element of each group
             weights[at[k]] += mass
             continue
         left, right = at[k] - at[k - 1], at[k + 1] - at[k]
@@ -105,15 +111,16 @@ def density(codec: Leveled, codes: Tensor, levels: Floats) -> Floats:
 
 
 def expected_error(codec: Leveled, weights: Floats, levels: Floats) -> float:
-    """Mean squared error of stochastic rounding to `levels`, relative to the group's largest value (or root)."""
+    """Return the mean squared error of stochastic rounding to `levels`, with the group's largest value or root as 1."""
     return stochastic_error(grid_points(codec), weights, levels)
 
 
 def least_error(codec: Leveled, weights: Floats) -> float:
-    """About the least `expected_error` that any levels have, without finding them: Bennett's integral with the optimal
-    point density (Panter and Dite 1951), (sum p^(1/3))^3 / (6 count^2) for stochastic rounding, whose error is gap^2 / 6.
+    """Estimate the least `expected_error` of any levels without finding them.
 
-    Good for hundreds of levels. The ends of the grid are levels and cost nothing.
+    Bennett's integral with the optimal point density (Panter and Dite 1951), (sum p^(1/3))^3 / (6 count^2) for
+    stochastic rounding, whose error is gap^2 / 6. Accurate for hundreds of levels. The ends of the grid are levels and
+    cost nothing.
     """
     p = weights[1:-1] / max(weights.sum(), 1.0) * codec.grid
     return float((np.cbrt(p).sum() / codec.grid) ** 3 / (6 * codec.count**2))

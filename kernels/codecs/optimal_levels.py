@@ -1,18 +1,19 @@
 """Optimal levels of a one-dimensional quantizer for a histogram, by exact dynamic programming.
 
-Learning all levels of a codebook from a histogram by exact dynamic programming is Gefen's (arXiv 2606.13894, 5-18 s
-for 256 levels of 4096 bins). Both costs here, of stochastic and of nearest rounding, satisfy the Monge condition
+Gefen (arXiv 2606.13894) learns all levels of a codebook from a histogram by exact dynamic programming, in 5-18 s for
+256 levels of 4096 bins. Both costs here, of stochastic and of nearest rounding, satisfy the Monge condition
 
     C(a, c) + C(b, d) <= C(b, c) + C(a, d)    for a <= b <= c <= d,
 
-so the best predecessor of a node moves only right as the node does: a layer takes O(n log n) by divide and conquer
-(Wu 1991; Gronlund et al., arXiv 1701.07204), here all subproblems of one depth at once. It also moves only right from
-layer to layer (Yao 1980), which spares more than half of the search at 256 levels of 4096 points.
+so the best predecessor of a node moves only right as the node does. Divide and conquer then needs O(n log n) per layer
+(Wu 1991; Gronlund et al., arXiv 1701.07204); here all subproblems of one depth are solved at once. The best predecessor
+also moves only right from layer to layer (Yao 1980), which saves more than half of the search at 256 levels of 4096
+points.
 
-A level that must be used makes every step across it infinitely dear. That keeps the condition, and is only a bound on
+A level that must be used makes every step across it infinitely expensive. This preserves the condition and only bounds
 the predecessors, so neither the recursion nor the number of subproblems changes.
 
-Costs come from prefix sums about a point near the mean, and are off by about 1e-16 of total weight * range^2: choices
+Costs come from prefix sums about a point near the mean. They are off by about 1e-16 of total weight * range^2: choices
 that matter less than this are arbitrary.
 """
 
@@ -29,13 +30,13 @@ Cost = Callable[[Indices, Indices, Indices], Floats]
 
 
 def _cheapest_path(nodes: int, steps: int, cost: Cost, earliest: Indices) -> Indices:
-    """The cheapest path from node 0 to the last node in exactly `steps` steps, each to a later node.
+    """Return the cheapest path from node 0 to the last node in exactly `steps` steps, each to a later node.
 
-    cost(a, b, repeats): of the steps from a to np.repeat(b, repeats). earliest[b]: the first node from which b may be
-    reached, ascending.
+    cost(a, b, repeats): costs of the steps from a to np.repeat(b, repeats).
+    earliest[b]: the first node from which b may be reached; ascending.
     """
     top = 1 << max(nodes - 1, 1).bit_length()
-    best = np.full((steps + 1, top + 1), nodes)  # the right sentinels; column 0 is the left one
+    best = np.full((steps + 1, top + 1), nodes)  # right sentinels; column 0 is the left sentinel
     best[:, 0] = 0
     best[0, :nodes] = earliest
     total = np.full(nodes, np.inf)
@@ -65,7 +66,7 @@ def _cheapest_path(nodes: int, steps: int, cost: Cost, earliest: Indices) -> Ind
 
 
 def _histogram(points: ArrayLike, weights: ArrayLike, count: int) -> tuple[Floats, Floats, Floats]:
-    """Points and weights, checked, and the points about the one nearest above their mean."""
+    """Check points and weights; return them, and the points relative to the first one at or above the mean."""
     x, w = np.asarray(points, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     if x.ndim != 1 or x.shape != w.shape or not (np.isfinite(x).all() and np.isfinite(w).all()):
         raise ValueError("points and weights must be finite and of the same length")
@@ -78,11 +79,13 @@ def _histogram(points: ArrayLike, weights: ArrayLike, count: int) -> tuple[Float
 
 
 def stochastic_levels(points: ArrayLike, weights: ArrayLike, count: int, fixed: Sequence[float] = ()) -> Floats:
-    """The `count` points that, as levels, minimize the expected squared error of stochastic rounding.
+    """Return the `count` points that, as levels, minimize the expected squared error of stochastic rounding.
 
-    That is sum_i w_i (x_i - lower_i)(upper_i - x_i) over the neighbouring levels. The first and last point and those
-    in `fixed` are always among them. Levels off the points are no better: between two points the error is linear in a
+    The error is sum_i w_i (x_i - lower_i)(upper_i - x_i) over the neighbouring levels. The first point, the last and
+    those in `fixed` are always levels. Levels off the points are no better: between two points the error is linear in a
     level. Over (a, b): C = (a + b) sum wx - sum wxx - ab sum w, whose mixed second difference is -sum w.
+
+    Raises ValueError for a bad histogram, for `fixed` levels that are no points, and for more of them than `count`.
     """
     x, w, z = _histogram(points, weights, count)
     needed = np.unique(np.concatenate([x[[0, -1]], np.asarray(fixed, dtype=np.float64)]))
@@ -104,10 +107,10 @@ def stochastic_levels(points: ArrayLike, weights: ArrayLike, count: int, fixed: 
 
 
 def nearest_levels(points: ArrayLike, weights: ArrayLike, count: int) -> Floats:
-    """The `count` levels that minimize the squared error of rounding to nearest: weighted k-means on a line.
+    """Return the `count` levels that minimize the squared error of rounding to nearest: weighted k-means on a line.
 
-    They are the means of contiguous clusters, none empty; C = sum wxx - (sum wx)^2 / sum w. A cluster without weight
-    has its level midway.
+    The levels are the means of contiguous, nonempty clusters; C = sum wxx - (sum wx)^2 / sum w. A cluster without
+    weight has its level midway. Raises ValueError for a bad histogram.
     """
     x, w, z = _histogram(points, weights, count)
     s0, s1, s2 = np.pad(np.cumsum([w, w * z, w * z * z], axis=1), ((0, 0), (1, 0)))
@@ -127,7 +130,7 @@ def nearest_levels(points: ArrayLike, weights: ArrayLike, count: int) -> Floats:
 
 
 def _neighbours(points: Floats, levels: Floats) -> tuple[Floats, Floats]:
-    """The levels around every point; twice the end level beyond the ends."""
+    """Return the levels below and above every point; beyond the ends, the end level twice."""
     inside = np.clip(points, levels[0], levels[-1])
     return levels[np.searchsorted(levels, inside, side="right") - 1], levels[np.searchsorted(levels, inside)]
 
@@ -138,14 +141,14 @@ def _mean(errors: Floats, weights: ArrayLike) -> float:
 
 
 def stochastic_error(points: ArrayLike, weights: ArrayLike, levels: ArrayLike) -> float:
-    """The weighted mean squared error of stochastic rounding to ascending levels; beyond the ends, of clipping."""
+    """Return the weighted mean squared error of stochastic rounding to ascending levels, clipping beyond the ends."""
     x = np.asarray(points, dtype=np.float64)
     lower, upper = _neighbours(x, np.asarray(levels, dtype=np.float64))
     return _mean(np.abs((x - lower) * (upper - x)), weights)
 
 
 def nearest_error(points: ArrayLike, weights: ArrayLike, levels: ArrayLike) -> float:
-    """The weighted mean squared error of rounding to the nearest of ascending levels."""
+    """Return the weighted mean squared error of rounding to the nearest of ascending levels."""
     x = np.asarray(points, dtype=np.float64)
     lower, upper = _neighbours(x, np.asarray(levels, dtype=np.float64))
     return _mean(np.minimum((x - lower) ** 2, (upper - x) ** 2), weights)

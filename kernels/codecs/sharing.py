@@ -1,10 +1,10 @@
-"""Sharing codecs: one fp32 number for many elements. Values are means; the step uses what the means decode to.
+"""Sharing codecs: one fp32 number for many elements, their mean. The step uses the values that the means decode to.
 
 With s' = decay * s + increment and P the projection onto the means, P(s') = decay * P(s) + P(increment): only the
-increment has to be averaged, in a launch before the update (Adafactor, arXiv 1804.04235, shares second moments along
-rows and columns; Gefen, arXiv 2606.13894, along runs of p elements; SlimAdam along one axis).
-Sums are in double, the stored means in fp32: error 2^-24 of the mean for each storing, whatever the decay. `encode`
-does not exist: storing a tensor is taking its means.
+increment has to be averaged, in a launch before the update. Adafactor (arXiv 1804.04235) shares second moments along
+rows and columns, Gefen (arXiv 2606.13894) along runs of p elements, SlimAdam along one axis.
+Sums are in double, stored means in fp32: each store makes an error of 2^-24 of the mean, whatever the decay. There is
+no `encode`: storing a tensor means averaging it.
 
 | name | one value per | entries |
 |---|---|---|
@@ -28,11 +28,15 @@ from baoc_compile.core.codec import Codec, Part, Sharing, Slot, sign_mismatch
 
 
 class Shared(Codec):
-    """One mean for each set of elements. 4 bytes for each set. `size`: the d or p of the table above."""
+    """One mean, of 4 bytes, per set of elements.
+
+    form: the name in the table above, without its size.
+    size: the d or p of that table; 0 for forms without.
+    """
 
     mechanism = "sharing"
     parts = (Part("values", torch.float32, "shared"),)
-    relative_error = 1.0  # nothing ties an element to the mean of its set
+    relative_error = 1.0  # nothing bounds an element by the mean of its set
     expected_harm = 10.0
 
     def __init__(self, form: str, size: int = 0):
@@ -66,9 +70,11 @@ class Shared(Codec):
 
 
 class Factored(Codec):
-    """value_ij = R_i C_j / mean, R and C the row and column means (Adafactor, arXiv 1804.04235, section 3, whose
-    row and column *sums* give the same quotient). Exact when the slot is a product of a row and a column factor. 0 where
-    the mean is 0. Dimensions after the first make up the columns.
+    """value_ij = R_i C_j / mean, with R and C the row and column means.
+
+    Adafactor (arXiv 1804.04235, section 3) uses row and column *sums*, which give the same quotient. Exact if the slot
+    is the product of a row factor and a column factor. 0 where the mean is 0. Dimensions after the first form the
+    columns.
     """
 
     name = "factored"
@@ -93,6 +99,6 @@ class Factored(Codec):
 
 
 def as_matrix(shape: torch.Size) -> tuple[int, int]:
-    """Rows and columns: the first dimension, and all others."""
+    """Return (rows, columns): the size of the first dimension, and the product of all others."""
     rows = shape[0] if len(shape) else 1
     return rows, torch.Size(shape).numel() // max(rows, 1)

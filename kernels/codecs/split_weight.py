@@ -6,19 +6,20 @@
 | `bf16+16`, `fp16+16` | 16-bit residual | 32-bit master weight |
 | `bf16+sr`, `fp16+sr` | nothing | stochastic rounding |
 
-Splitting is FlashOptim's (arXiv 2602.23349): theta' = theta rounded to nearest, e = theta - theta', |e| <= h, where h is
-half a unit in the last place of theta'; the residual is r = Q e / h, and theta' + r h / Q is read back.
+Splitting is FlashOptim's (arXiv 2602.23349): theta' = theta rounded to nearest, e = theta - theta', |e| <= h, where h
+is half a unit in the last place of theta'. The residual is r = Q e / h, and theta' + r h / Q is read back.
 
-- 8 bits, Q = 127: one unit of r is h / 127, at most 2^-8 / 127 = 3.1e-5 (bf16) or 2^-11 / 127 (fp16) of the weight. r is
-  rounded stochastically, |error| < h / 127 and 0 on average: rounded to nearest (|error| <= h / 254, at most 1.54e-5 of a
-  bf16 weight), an update below half a unit would never be seen.
+- 8 bits, Q = 127: one unit of r is h / 127, at most 2^-8 / 127 = 3.1e-5 (bf16) or 2^-11 / 127 (fp16) of the weight. r
+  is rounded stochastically: |error| < h / 127, unbiased. Rounding to nearest (|error| <= h / 254, at most 1.54e-5 of a
+  bf16 weight) would lose every update below half a unit.
 - 16 bits, Q = 2^15: h / Q is at most one unit in the last place of fp32 (2^-23 = 1.2e-7 of the weight), so r is rounded
-  to nearest as an fp32 master weight would be, and every fp32 number comes back exactly, save a tie that was rounded
-  down to theta' (r = 2^15 is stored as 2^15 - 1: off by h / Q) and, for bf16, numbers that round up to a power of 2,
-  below which fp32 is twice as fine (off by at most one unit of fp32). Below 2^-126 the unit is fp32's smallest number.
-- Stochastic rounding: |error| < 2 h, 0 on average.
+  to nearest, like an fp32 master weight. Every fp32 number comes back exactly, with two exceptions: a tie that was
+  rounded down to theta' (r = 2^15 is stored as 2^15 - 1: off by h / Q) and, for bf16, numbers that round up to a power
+  of 2, below which fp32 is twice as fine (off by at most one unit of fp32). Below 2^-126 the unit is fp32's smallest
+  number.
+- Stochastic rounding: |error| < 2 h, unbiased.
 
-NaN and infinities are those of the weight, the residual is 0.
+NaN and infinities are those of the weight; the residual is 0.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ from baoc_compile.kernels.codecs.counter_hash import uniform
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
-_LOWEST_EXPONENT = {torch.bfloat16: 1, torch.float16: 113}  # of normal numbers, as fp32 stores it
+_LOWEST_EXPONENT = {torch.bfloat16: 1, torch.float16: 113}  # of normal numbers, as the biased exponent of fp32
 
 
 class Weight(Codec):
-    """`dtype`: the parameter's type, bfloat16 or float16. Its first part is the parameter itself."""
+    """Base of the weight codecs whose first part is the parameter itself.
+
+    dtype: the parameter's type, bfloat16 or float16.
+    """
 
     mechanism = "weight"
 
@@ -51,7 +55,7 @@ class Weight(Codec):
         return self.parts[1:]
 
     def power_below(self, value: Tensor) -> Tensor:
-        """The largest power of 2 that is <= |value|; for subnormal numbers of `dtype` the smallest normal one."""
+        """Return the largest power of 2 that is <= |value|; for subnormals of `dtype`, the smallest normal number."""
         exponent = torch.bitwise_right_shift(torch.bitwise_and(bits_of(value), 0x7FFFFFFF), 23)
         return from_bits(torch.clamp_min(exponent, _LOWEST_EXPONENT[self.dtype]) * (1 << 23))
 
@@ -64,7 +68,7 @@ class Weight(Codec):
 
 
 class NearestWeight(Codec):
-    """The weight alone, rounded to nearest, as torch does: updates below half a unit are lost. 0 bytes."""
+    """The weight alone, rounded to nearest as torch does: updates below half a unit are lost. 0 bytes."""
 
     name = "nearest"
     mechanism = "weight"
@@ -79,7 +83,7 @@ class NearestWeight(Codec):
 
 
 class SplitWeight(Weight):
-    """The weight and a residual of `bits` 8 or 16."""
+    """The weight and a residual of 8 or 16 `bits`."""
 
     def __init__(self, dtype: torch.dtype, bits: int):
         super().__init__(dtype)
@@ -101,7 +105,7 @@ class SplitWeight(Weight):
         weight = value.to(self.dtype)
         near = weight.to(torch.float32)
         y = (value - near) / self.power_below(near) * (2.0 ** (self.mantissa_bits + 1) * self.steps)
-        y = torch.where(torch.abs(y) <= self.steps + 1.0, y, 0.0)  # not of infinity or NaN
+        y = torch.where(torch.abs(y) <= self.steps + 1.0, y, 0.0)  # infinity and NaN have no residual
         if self.stochastic:
             level = torch.floor(y)
             level = level + torch.where(rounds_up(y - level, random.element), 1.0, 0.0)
@@ -112,7 +116,7 @@ class SplitWeight(Weight):
 
 
 class StochasticWeight(Weight):
-    """The weight alone, one of its two neighbours in `dtype` with the chance that makes the mean exact."""
+    """The weight alone, stochastically rounded to one of its two neighbours in `dtype`, unbiased."""
 
     stochastic = True
 

@@ -1,14 +1,14 @@
 #include <algorithm>
 #include <vector>
 
-// Sums are taken over chunks whose bounds depend on the tensor alone, and added in their order: any number of threads gives
-// the same bits. A chunk spans many cycles, so that its sums are few beside its elements.
+// Each chunk is summed, and the chunks' sums are added in order. The bounds of chunks depend on the tensor alone, so
+// any number of threads gives the same bits. A chunk spans many cycles, so it has far fewer sums than elements.
 struct Chunk {
   int64_t tensor, first, last;
   double* sums[SHARED];
   int64_t first_sum[SHARED], count[SHARED];
 };
-// As for a step; see there. The shared values become decay * value + mean.
+// Sets shared values to decay * value + mean. The arguments are those of a step, see driver.h.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
                     double* derived, const int64_t* numel, const int64_t* first_tile, const int64_t* first_index,
                     const int64_t* sharing, int threads) {
@@ -27,7 +27,7 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
       Chunk chunk{t, first, std::min(tiles, first + size), {}, {}, {}};
       for (int s = 0; s < SHARED; ++s) {
         const int64_t* const set = sharing + (t * SHARED + s) * 2;
-        const bool whole = set[0] * set[1] < numel[t];  // every set is met again and again
+        const bool whole = set[0] * set[1] < numel[t];  // every set recurs
         chunk.first_sum[s] = whole ? 0 : chunk.first * TILE / set[0];
         const int64_t end = std::min(numel[t], chunk.last * TILE);
         chunk.count[s] = whole ? set[1] : (end - 1) / set[0] + 1 - chunk.first_sum[s];

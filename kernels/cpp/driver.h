@@ -1,6 +1,6 @@
-// tensors: how many. at, layouts: [tensors][POINTERS]. numbers: [tensors][NUMBERS]. derived: scratch, [tensors][DERIVED].
-// first_tile: [tensors + 1], prefix sum of each tensor's tiles. first_index: global index of each first element.
-// sharing: [tensors][SHARED][2], run and cycle of shared values.
+// tensors: number of tensors. at, layouts: [tensors][POINTERS]. numbers: [tensors][NUMBERS].
+// derived: scratch, [tensors][DERIVED]. first_tile: [tensors + 1], prefix sums of the tensors' tiles.
+// first_index: global index of each first element. sharing: [tensors][SHARED][2], run and cycle of shared values.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
                     double* derived, const int64_t* numel, const int64_t* first_tile, const int64_t* first_index,
                     const int64_t* sharing, int threads) {

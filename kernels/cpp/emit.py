@@ -1,10 +1,10 @@
-"""Program graph -> C++: one function that steps any number of tensors, threaded, vectorizable, in place.
+"""Program graph -> C++: one function that steps any number of tensors in place, threaded and vectorizable.
 
-A tile is a run of consecutive elements, one or several groups of each codec. Its loads come first, then its stages
-(`CppStages`), then its stores. Scalars are computed once per tensor in double precision before the
-parallel part. Tensors that are not contiguous are gathered into and scattered from a buffer of one tile.
+A tile is a run of consecutive elements that holds whole groups of every codec. A tile loads, then computes its stages
+(`CppStages`), then stores. Scalars are computed once per tensor, in double precision, before the parallel part. Tensors
+that are not contiguous are gathered into a buffer of one tile and scattered from it.
 
-A program that averages has no stores: lanes are added to the sums of their sets, see `average_driver.h`.
+A program that averages stores nothing per element: lanes are added to the sums of their sets, see `average_driver.h`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from baoc_compile.kernels.dialect.nodes import is_small, is_taken_from, meta_of,
 
 
 class CppEmitter(CppStages):
-    """The source defines `run`; see `driver.h`."""
+    """Emitter of C++ source that defines `run`; see `driver.h`."""
 
     @property
     def before(self) -> str:
@@ -57,7 +57,7 @@ class CppEmitter(CppStages):
         return f"\nstatic void scalars(void* const* at, const double* numbers, double* derived) {{\n{body}\n}}\n"
 
     def _finish(self) -> str:
-        """The function that folds the means of one shared operand, number s, into its values."""
+        """Return the function that folds the means of shared operand number s into its values."""
         lines = []
         for s, operand in enumerate(self.graph.shared):
             if operand.name in self.decays:
@@ -105,12 +105,12 @@ class CppEmitter(CppStages):
         return "\n".join([*out, "  }", "}", ""])
 
     def _codebooks(self) -> list[str]:
-        """Those that are stored, and those that are computed from them, once per tensor and thread."""
+        """Return the stored codebooks, and those computed from them once per tensor and thread."""
         lines = []
         for n in self.nodes:
             if per_of(n) != "codebook":
                 continue
-            entries, operand = self.variables(n, "codebook"), self.value_of(n)
+            entries, operand = self.variables(n, "codebook"), self.operand_of(n)
             if operand is not None:
                 lines.append(f"  const {MEMORY[operand.dtype]}* const {entries} = {self.data(operand)};")
             else:

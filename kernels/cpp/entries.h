@@ -1,4 +1,4 @@
-// a codebook of 16 in registers, its entries selected by the bits of their number: faster than a gather, and alike everywhere
+// A codebook of 16 entries in registers, selected by the bits of their number: faster than a gather, and portable.
 template <class T> struct Entries {
   T e[16];
   INLINE_MEMBER explicit Entries(const T* t)

@@ -11,7 +11,7 @@ from baoc_compile.kernels.dialect.nodes import is_constant, is_small, meta_of, o
 from baoc_compile.kernels.dialect.operations import OPERATIONS, bitcast, name_of
 from baoc_compile.kernels.dialect.variables import Names
 
-#: In memory.
+#: Types in memory.
 MEMORY = {
     torch.float32: "float",
     torch.float64: "double",
@@ -24,7 +24,7 @@ MEMORY = {
     torch.uint8: "uint8_t",
     torch.bool: "bool",
 }
-#: In computations. Small types take 32 bits there, so that the vectors of all have the same number of lanes.
+#: Types in computations. Small types take 32 bits, so that vectors of all types have the same number of lanes.
 TYPES = MEMORY | {torch.bfloat16: "bf16"} | dict.fromkeys((torch.int16, torch.int8, torch.uint8), "int32_t")
 _POWERS = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "__builtin_sqrt{f}({0})", -1: "({t}(1) / {0})"}
 
@@ -34,12 +34,12 @@ def type_of(node: fx.Node) -> str:
 
 
 def expression(node: fx.Node, names: Names) -> str:
-    """The value of a call, of the variables that `names` gives to its operands."""
+    """Return a call's value as an expression of the variables that `names` gives to its operands."""
     name, dtype = name_of(node.target), meta_of(node).dtype
     result = TYPES[dtype]
     if bitcast(node.target):
         source = node.args[0]
-        if torch.int16 in (dtype, meta_of(source).dtype):  # to or from bf16, both 32 bits here
+        if torch.int16 in (dtype, meta_of(source).dtype):  # to or from bf16; both take 32 bits here
             return f"{result}({names(source)})"
         return f"bits_as<{result}>({names(source)})"
     if name == "view":
@@ -57,7 +57,7 @@ def expression(node: fx.Node, names: Names) -> str:
 
 
 def argument(value: object, dtype: torch.dtype, names: Names) -> str:
-    """An operand in the type that the operation computes in."""
+    """Return an operand, converted to the type that the operation computes in."""
     ctype = TYPES[dtype]
     if isinstance(value, fx.Node) and is_constant(value):
         value = value.args[0]
@@ -73,14 +73,14 @@ def argument(value: object, dtype: torch.dtype, names: Names) -> str:
 
 
 def _take(codebook: fx.Node, index: fx.Node, names: Names) -> str:
-    """An entry of a codebook, which has an array of its own, and another form where that is small."""
+    """Return a codebook entry. A codebook has an array of its own; a small one has an `Entries` object, too."""
     if is_small(codebook):
         return f"{names(codebook, 'entries')}.at({names(index)})"
     return f"{names(codebook, 'codebook')}[{names(index)}]"
 
 
 def _cast_input(text: str, result: str) -> str:
-    """bf16 and fp16 convert from float, as torch does."""
+    """Convert to float first for bf16 and fp16, as torch does."""
     return f"float({text})" if result in ("bf16", "fp16") else text
 
 

@@ -1,4 +1,4 @@
-// two elements to a byte, the first in the low half; missing lanes repeat the last one
+// Elements packed two to a byte, the first in the low half; missing lanes repeat the last one.
 INLINE int32_t* load4(int32_t* buffer, const uint8_t* data, int64_t start, int count, int width) {
   data += start / 2;
   if (count == width) {

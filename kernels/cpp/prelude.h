@@ -1,9 +1,9 @@
-// What every program is written in: types, and loads and stores of tensors of any layout.
-// The standard library takes longer to read than a program to compile: only what is needed, no mathematics from it.
+// The basis of every program: types, and loads and stores for tensors of any layout.
+// Standard headers take longer to read than a program takes to compile: include only these, and no mathematics.
 #include <cstdint>
 #include <type_traits>
 
-enum class bf16 : uint32_t {};  // its bits; a plain integer to the vectorizer
+enum class bf16 : uint32_t {};  // holds the bits; a plain integer to the vectorizer
 typedef _Float16 fp16;
 
 template <class To, class From> static inline To bits_as(From value) {
@@ -26,7 +26,7 @@ static inline float magnitude(float x) { return __builtin_fabsf(x); }
 static inline double magnitude(double x) { return __builtin_fabs(x); }
 template <class T> static inline T magnitude(T x) { return x < 0 ? -x : x; }
 
-// layout of a strided tensor: {ndim, sizes..., strides...} in elements; null when contiguous
+// Offset of an element. Layout of a strided tensor: {ndim, sizes..., strides...}, in elements; null if contiguous.
 static inline int64_t offset_of(const int64_t* layout, int64_t index) {
   int64_t offset = 0;
   for (int64_t d = layout[0]; d >= 1; --d) {
@@ -37,7 +37,7 @@ static inline int64_t offset_of(const int64_t* layout, int64_t index) {
 }
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
-// `count` elements from `start`, as lanes; missing lanes repeat the last one
+// Loads `count` elements from `start` as lanes; missing lanes repeat the last one.
 template <class Lane, class T>
 INLINE Lane* load(Lane* buffer, T* data, const int64_t* layout, int64_t start, int count, int width) {
   if (!layout && count == width) {
@@ -71,7 +71,7 @@ INLINE void store(const Lane* lanes, const Lane* buffer, T* data, const int64_t*
   else
     for (int j = 0; j < count; ++j) data[offset_of(layout, start + j)] = static_cast<T>(buffer[j]);
 }
-// a value for each of `groups` groups, of which the last tile has only `have`
+// Loads a value for each of `groups` groups; the last tile has only `have` of them.
 template <class Lane, class T> INLINE void load_groups(Lane* values, const T* data, int have, int groups) {
   if (have == groups) {
 #pragma omp simd

@@ -13,12 +13,17 @@ from baoc_compile.kernels.build.compile_cpp import build
 from baoc_compile.kernels.cpp.emit import CppEmitter
 from baoc_compile.kernels.launch.launch_table import LaunchTable, layout_of
 
-#: Elements below which another thread does not pay.
+#: Elements that justify one more thread.
 ELEMENTS_PER_THREAD = 1 << 14
 
 
 class CppTable(LaunchTable):
-    """`arguments`: those of the compiled function, but for the number of threads."""
+    """The table of a compiled C++ program.
+
+    arguments: the arguments of the compiled function, without the number of threads.
+
+    Raises ValueError for a shard that crosses a multiple of 2^32 elements and does not start at a multiple of the tile.
+    """
 
     def __init__(self, emitter: CppEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]]):
         super().__init__(emitter.graph, batch, varying)
@@ -41,7 +46,7 @@ class CppTable(LaunchTable):
 
 
 class CppProgram:
-    """Executable backed by a compiled library. Raises CompilerMissing where there is no compiler."""
+    """Executable backed by a compiled library. Raises CompilerMissing if there is no compiler."""
 
     def __init__(self, graph: ProgramGraph):
         self.graph = graph

@@ -1,4 +1,4 @@
-// a shared value for each lane: number (index / run) % cycle
+// Loads a shared value for each lane: number (index / run) % cycle.
 template <class T> static T* spread(T* buffer, const void* at, const int64_t* sharing, int64_t start, int count, int width) {
   const T* const values = static_cast<const T*>(at);
   const int64_t run = sharing[0], cycle = sharing[1];
@@ -8,7 +8,7 @@ template <class T> static T* spread(T* buffer, const void* at, const int64_t* sh
   for (int j = count; j < width; ++j) buffer[j] = buffer[count - 1];
   return buffer;
 }
-// adds lanes to the sums of their sets; sums[0] is that of set `first`
+// Adds lanes to the sums of their sets; sums[0] belongs to set `first`.
 template <class T> static void accumulate(const T* lanes, double* sums, int64_t first, const int64_t* sharing,
                                           int64_t start, int count) {
   const int64_t run = sharing[0], cycle = sharing[1];

@@ -1,7 +1,7 @@
-"""Program graph -> the C++ between loads and stores of a tile, stage by stage.
+"""Program graph -> the C++ between the loads and stores of a tile, stage by stage.
 
-A stage computes group values, group by group, and then the lanes, in runs that no group boundary crosses; it ends where a
-reduction of a whole group is needed. Lanes that a later stage reads are kept in arrays.
+A stage first computes group values, group by group, and then lanes, in runs that no group boundary crosses. It ends
+where a reduction over a whole group is needed. Lanes that a later stage reads are kept in arrays.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from baoc_compile.kernels.dialect.emitter import Emitter
 from baoc_compile.kernels.dialect.nodes import is_in_lanes, is_truth, meta_of, per_of, reduces
 from baoc_compile.kernels.dialect.operations import name_of
 
-#: Elements that are loaded, computed and stored together: enough for full vectors of group values, too.
+#: Elements that are loaded, computed and stored together: enough to fill vectors of group values, too.
 TILE = 512
 
 
 class CppStages(Emitter):
-    """`tile`: elements of a tile, a multiple of the graph's width. `stage`: of every node.
+    """Emitter of the stages of a tile. Expressions refer to lane j and group i of the tile.
 
-    Expressions stand in lane j, group i of a tile.
+    tile: elements of a tile, a multiple of the graph's width.
+    stage: node -> its stage.
     """
 
     keywords = KEYWORDS
@@ -36,7 +37,7 @@ class CppStages(Emitter):
         self.stages = range(max(self.stage.values(), default=0) + 1)
 
     def value(self, node: fx.Node) -> str:
-        operand = self.value_of(node)
+        operand = self.operand_of(node)
         if operand is None:
             return expression(node, self.variables)
         if operand.source == "index":
@@ -53,28 +54,28 @@ class CppStages(Emitter):
         return self.graph.pointers.index(operand)
 
     def data(self, operand: Operand) -> str:
-        """The operand's tensor, as a typed pointer."""
+        """Return the operand's tensor as a typed pointer."""
         return f"static_cast<{MEMORY[operand.dtype]}*>(at[{self.pointer(operand)}])"
 
     def declared(self, node: fx.Node, value: str) -> str:
-        """The definition of a node's variable."""
+        """Return the definition of a node's variable."""
         return f"const {type_of(node)} {self.variables(node)} = {value};"
 
     def _stages(self) -> dict[fx.Node, int]:
-        """The number of group reductions that are finished before a node is computed."""
+        """Return for each node the number of group reductions that finish before it is computed."""
         stage: dict[fx.Node, int] = {}
         for node in self.nodes:
             inputs = [stage[i] for i in node.all_input_nodes if is_in_lanes(i)]
             stage[node] = max(inputs, default=0) + (1 if reduces(node) else 0)
         last = max(stage.values(), default=0)
-        for node in reversed(self.nodes):  # as late as possible: what only later stages read need not be kept for them
+        for node in reversed(self.nodes):  # as late as possible, so that fewer values are kept for later stages
             if per_of(node) == "element":
                 readers = [stage[user] - (1 if reduces(user) else 0) for user in node.users if user in stage]
                 stage[node] = max(stage[node], min(readers, default=last))
         return stage
 
     def _groups(self, node: fx.Node) -> int:
-        """How many groups of a group value there are in a tile."""
+        """Return how many groups of a group value a tile has."""
         return self.tile // (meta_of(node).group_size or self.graph.width)
 
     def stage_lines(self) -> list[str]:
@@ -83,7 +84,7 @@ class CppStages(Emitter):
             if per_of(node) == "group" and self._outlives(node):
                 values, groups = self.variables(node, "of"), self._groups(node)
                 lines.append(f"    {type_of(node)} {values}[{groups}];")
-                operand = self.value_of(node)
+                operand = self.operand_of(node)
                 if reduces(node):
                     lines.append(f"    for (int32_t& value : {values}) value = INT32_MIN;")
                 elif operand is not None and operand.in_memory:
@@ -96,7 +97,7 @@ class CppStages(Emitter):
         return lines
 
     def _outlives(self, node: fx.Node) -> bool:
-        """Is a group value read outside of the loop that computes it?"""
+        """Tell whether a group value is read outside the loop that computes it."""
         if reduces(node) or node.op == "placeholder" or node in self.new_value.values():
             return True
         return any(
@@ -108,7 +109,7 @@ class CppStages(Emitter):
         )
 
     def _group_loops(self, stage: int) -> list[str]:
-        """The group values of a stage, for every group size one loop over the groups."""
+        """Return the group values of a stage: one loop over the groups for each group size."""
         by_size: dict[int, list[fx.Node]] = defaultdict(list)
         for node in self.nodes:
             if per_of(node) == "group" and self.stage[node] == stage and not reduces(node):
@@ -128,11 +129,11 @@ class CppStages(Emitter):
         return lines
 
     def _is_loaded(self, node: fx.Node) -> bool:
-        operand = self.value_of(node)
+        operand = self.operand_of(node)
         return operand is not None and operand.in_memory
 
     def _lane_loop(self, stage: int) -> list[str]:
-        """The element values of a stage, run by run of lanes that lie in the same groups."""
+        """Return the element values of a stage: one loop over runs of lanes that lie in the same groups."""
         body: list[str] = []
         carried, recalled = self._carried(), self._recalled(stage)
         here = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage]
@@ -168,7 +169,7 @@ class CppStages(Emitter):
         lines += [f"      {type_of(n)} {self.variables(n)} = {of_run(n)};" for n in reductions]
         names = ", ".join(map(self.variables, reductions))
         lines.append("#pragma omp simd" + (f" reduction(max : {names})" if reductions else ""))
-        lines.append(f"      for (int lane = 0; lane < {length}; ++lane) {{")  # a constant: no remainder
+        lines.append(f"      for (int lane = 0; lane < {length}; ++lane) {{")  # constant, so no remainder loop
         lines.append(f"        const int j = run * {length} + lane;")
         lines += [f"        {line}" for line in body]
         lines.append("      }")
@@ -176,11 +177,13 @@ class CppStages(Emitter):
         return [*lines, "    }"]
 
     def _recalled(self, stage: int) -> list[fx.Node]:
-        """Element values of earlier stages that `stage` reads, in order. Truth values and magnitudes are computed again from
-        theirs, and loaded ones read again."""
+        """Return the element values of earlier stages that `stage` reads, in order.
+
+        Truth values and magnitudes are recomputed, and loaded values read again, rather than kept.
+        """
         recalled: set[fx.Node] = set()
         stack = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage]
-        if stage == self.stages[-1]:  # which stores, so that what was loaded stays as it is until then
+        if stage == self.stages[-1]:  # only this stage stores, so loaded values are unchanged until then
             stored = [n for n in self.new_value.values() if per_of(n) == "element" and self.stage[n] < stage]
             recalled.update(stored)
             stack += filter(_is_free, stored)
@@ -192,10 +195,10 @@ class CppStages(Emitter):
         return [n for n in self.nodes if n in recalled]
 
     def _carried(self) -> list[fx.Node]:
-        """Element values that some later stage reads."""
+        """Return the element values that some later stage reads from an array."""
         return list(dict.fromkeys(n for stage in self.stages for n in self._recalled(stage) if not _is_free(n)))
 
 
 def _is_free(node: fx.Node) -> bool:
-    """Is it computed again rather than kept? What a tile loads stays as it is until the last stage stores."""
+    """Tell whether a value is recomputed or read again, not kept. Loads are unchanged until the last stage stores."""
     return is_truth(node) or node.op == "placeholder" or name_of(node.target) == "abs"

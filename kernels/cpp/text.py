@@ -1,4 +1,4 @@
-"""The C++ that every program shares, as it stands in the `.h` files here, and the words of the language."""
+"""The C++ shared by all programs, read from the `.h` files of this folder, and the keywords of C++."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ def _read(name: str) -> str:
     return Path(__file__).with_name(name).read_text()
 
 
-#: Types, and loads and stores of tensors of any layout.
+#: Types, and loads and stores for tensors of any layout.
 PRELUDE = _read("prelude.h")
 
-#: For shared operands, for two elements to a byte, for small codebooks.
+#: For shared operands, for elements packed two to a byte, for small codebooks.
 SHARED, PACKED, ENTRIES = _read("shared.h"), _read("packed.h"), _read("entries.h")
 
-#: The function that is called: it steps tensors, or averages increments.
+#: The function that Python calls: it steps tensors, or averages increments.
 DRIVER, AVERAGE_DRIVER = _read("driver.h"), _read("average_driver.h")
 
-#: Of the language.
+#: Keywords and alternative operators of C++.
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",

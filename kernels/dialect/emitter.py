@@ -1,4 +1,4 @@
-"""What the emitters of all languages have in common: how they look at a program's graph, and what they make."""
+"""The base of all emitters: a view of a program's graph, and the text to make from it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from baoc_compile.kernels.dialect.variables import Variables
 
 
 class Emitter(ABC):
-    """Program graph -> source text.
+    """Base class of the emitters, which turn a program graph into source text.
 
-    graph: the program's.
-    nodes: its nodes in order, without the one that returns.
-    operand: the operands by name; `placeholder`: their nodes.
-    new_value: name of an operand -> the node to store; `decays`: name of an averaged operand -> its decay.
-    variables: of the text.
+    graph: the program's graph.
+    nodes: its nodes in order, without the output node.
+    operand: operand name -> operand.
+    placeholder: operand name -> its node.
+    new_value: name of a written operand -> the node to store.
+    decays: name of an averaged operand -> the node of its decay.
+    variables: the variables of the text.
     """
 
-    #: Words of the language, which variables can't be called.
+    #: Reserved words of the language, which no variable may be named.
     keywords: ClassVar[Collection[str]]
 
     def __init__(self, graph: ProgramGraph):
@@ -39,45 +41,45 @@ class Emitter(ABC):
 
     @cached_property
     def source(self) -> str:
-        """The whole text: it needs no other file of ours."""
+        """The complete source text, which needs no other file of this project."""
         return self.before + self.body + self.after
 
     @property
     @abstractmethod
     def body(self) -> str:
-        """The text that is this program's own, without what all programs share. Raises CannotEmit."""
+        """The text of this program alone, without the parts shared by all programs. Raises CannotEmit."""
 
     @property
     @abstractmethod
     def before(self) -> str:
-        """What programs share that stands before the body."""
+        """The shared text that stands before the body."""
 
     @property
     def after(self) -> str:
-        """What programs share that stands behind the body."""
+        """The shared text that stands after the body."""
         return ""
 
     @property
     def title(self) -> str:
-        """The graph's, as a comment of one line may hold it."""
+        """The graph's title, escaped to fit a one-line comment."""
         return ascii(self.graph.title)[1:-1]
 
-    def value_of(self, node: fx.Node) -> Operand | None:
-        """The operand that a placeholder stands for."""
+    def operand_of(self, node: fx.Node) -> Operand | None:
+        """Return the operand that a placeholder stands for; None for other nodes."""
         return self.operand[str(node.target)] if node.op == "placeholder" else None
 
     def variable(self, operand: Operand, role: str) -> str:
-        """A variable that belongs to an operand: its pointer, its buffer."""
+        """Return a variable that belongs to an operand, such as its pointer or its buffer."""
         return self.variables(self.placeholder[operand.name], role)
 
     @cached_property
     def scalars(self) -> list[fx.Node]:
-        """The values that are computed once for a tensor, in order."""
+        """The values computed once per tensor, in order."""
         return [n for n in self.nodes if per_of(n) == "scalar" and not is_constant(n)]
 
     @cached_property
     def derived(self) -> list[fx.Node]:
-        """The scalars that are read where elements and groups are computed, stored or averaged."""
+        """The scalars read where elements and groups are computed, stored or averaged."""
         read = [n for n in self.nodes if any(is_in_lanes(user) for user in n.users)]
         read += [value for name, value in self.new_value.items() if self.operand[name].per != "scalar"]
         read += self.decays.values()
@@ -85,6 +87,6 @@ class Emitter(ABC):
 
     @property
     def new_scalars(self) -> list[tuple[Operand, fx.Node]]:
-        """Operands that hold one number for a tensor, and their new values."""
+        """Operands that hold one number per tensor, with their new values."""
         found = ((self.operand[name], value) for name, value in self.new_value.items())
         return [(operand, value) for operand, value in found if operand.per == "scalar"]

@@ -1,4 +1,4 @@
-"""What the value of a node stands for, in the graphs of codecs, rules and programs, and what nodes are asked."""
+"""What the value of a node stands for, in the graphs of codecs, rules and programs, and predicates on nodes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from baoc_compile.kernels.dialect.operations import OPERATIONS, name_of
 
 _KEY = "baoc_value"
 
-#: Codebooks of so many entries are looked up by selections rather than gathers in C++.
+#: Number of entries of a codebook that C++ looks up by selections instead of gathers.
 FEW = 16
 
 
 @dataclass(frozen=True)
 class CodecCall:
-    """A call of a codec's function that was inlined: the codec's name, "decode", "encode" or "words", and the slot's key."""
+    """An inlined call of a codec's function.
+
+    codec: the codec's name.
+    verb: "decode", "encode" or "words".
+    slot: the slot's key.
+    """
 
     codec: str
     verb: str
@@ -29,13 +34,14 @@ class CodecCall:
 class ValueMeta:
     """What a node's value stands for.
 
-    per: one value for each "element", for each "group" of elements, for the whole tensor ("scalar"), or a "codebook" that
-        the whole tensor shares.
-    dtype: of the value.
-    group_size: elements to a group, of values per group; 0 for the largest.
-    width: elements to a row of values per element that are seen as groups; 0 for the program's.
+    per: "element", "group" or "scalar": one value per element, group or tensor. "codebook": values that the whole
+        tensor
+        shares.
+    dtype: type of the value.
+    group_size: elements per group, for values per group; 0 for the largest group size.
+    width: elements per row, for values per element that are viewed as groups; 0 for the program's width.
     count: entries of a codebook.
-    call: the codec's function that the node is part of.
+    call: the codec call that the node is part of.
     """
 
     per: Literal["element", "group", "scalar", "codebook"]
@@ -55,18 +61,18 @@ def has_meta(node: fx.Node) -> bool:
 
 
 def set_meta(node: fx.Node, meta: ValueMeta) -> fx.Node:
-    """Makes this all that the node tells. Returns the node."""
+    """Replace all of the node's metadata by `meta`. Return the node."""
     node.meta = {_KEY: meta}
     return node
 
 
 def per_of(node: fx.Node) -> str:
-    """`ValueMeta.per`; "output" for the node that returns."""
+    """Return `ValueMeta.per`; "output" for the output node."""
     return "output" if node.op == "output" else meta_of(node).per
 
 
 def is_in_lanes(node: fx.Node) -> bool:
-    """Is it computed for elements or groups, in parallel, rather than once for a tensor?"""
+    """Tell whether a node is computed in parallel, for elements or groups, not once per tensor."""
     return per_of(node) in ("element", "group")
 
 
@@ -79,22 +85,22 @@ def is_truth(node: fx.Node) -> bool:
 
 
 def is_small(codebook: fx.Node) -> bool:
-    """Is it a computed codebook of `FEW` entries?"""
+    """Tell whether a codebook is a computed one of `FEW` entries."""
     return meta_of(codebook).count == FEW
 
 
 def is_taken_from(codebook: fx.Node) -> bool:
-    """Does a node look values up in it?"""
+    """Tell whether any node looks values up in the codebook."""
     return any(user.op == "call_function" and name_of(user.target) == "take" for user in codebook.users)
 
 
 def reduces(node: fx.Node) -> bool:
-    """Is it the maximum of a group?"""
+    """Tell whether the node is the maximum of a group."""
     return node.op == "call_function" and name_of(node.target) == "amax"
 
 
 def operand_dtypes(node: fx.Node) -> list[torch.dtype]:
-    """What the operands of a call are converted to: for each of its arguments a type."""
+    """Return, for each argument of a call, the type that it is converted to."""
     operation, dtype = OPERATIONS[name_of(node.target)], meta_of(node).dtype
     if operation.name == "where":
         return [torch.bool, dtype, dtype]
@@ -102,7 +108,7 @@ def operand_dtypes(node: fx.Node) -> list[torch.dtype]:
 
 
 def _compared(node: fx.Node) -> torch.dtype:
-    """What a comparison compares in: the widest type of its tensors, numbers and scalars adapting to them."""
+    """Return the type in which a comparison compares: the widest of its tensors, to which numbers and scalars adapt."""
     nodes = [a for a in node.args if isinstance(a, fx.Node)]
     tensors = [a for a in nodes if per_of(a) != "scalar"] or nodes
     dtype = meta_of(tensors[0]).dtype
@@ -112,7 +118,7 @@ def _compared(node: fx.Node) -> torch.dtype:
 
 
 def unwidened(index: fx.Node) -> fx.Node:
-    """What an index of `take` was before it was widened to torch's 64 bits: gathers are faster with it."""
+    """Return a `take` index before it was widened to the 64 bits that torch requires: gathers are faster with it."""
     source = index.args[0] if name_of(index.target) == "_to_copy" else index
     assert isinstance(source, fx.Node)
     return source

@@ -1,8 +1,7 @@
-"""The operations that rules and codecs are written in, and how each reads in C++ and in Triton.
+"""The operations that rules and codecs are written in, with their C++ and Triton.
 
-What there is one value for, an element, a group of elements with a scale of their own, a tensor, or an entry of a codebook
-(see `ValueMeta`), is not the operation's concern: every operation is elementwise over its operands, except `amax`, which
-reduces a group, and `take`, which reads entries of a codebook.
+Every operation is elementwise over its operands, whether these are per element, per group, per tensor or codebook
+entries (see `ValueMeta`). Two are not: `amax` reduces a group, and `take` reads entries of a codebook.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-#: Operations that change no value: they vanish from rules.
+#: Operations that change no value; rules leave them out.
 NO_OPS = {
     "alias",
     "detach",
@@ -32,13 +31,14 @@ NO_OPS = {
 class Operation:
     """One elementwise operation.
 
-    name: of torch's operator, without overload.
-    cpp: C++ for it: `{0}`, `{1}`... are operands already cast, `{t}` is the result's C++ type, `{o}` the operands', `{f}`
-        the suffix of C's functions for the result.
-    triton: the same in Triton, where names without `tl.` are functions of `device_functions`; None if Triton has none.
-    is_exact: it is exact or correctly rounded (IEEE 754): torch, C++ and Triton give the same bits. The others are right to
-        a few units in the last place.
-    is_predicate: operands keep their own type, the result is a truth value.
+    name: torch's operator name, without overload.
+    cpp: C++ template. `{0}`, `{1}`... are operands already cast, `{t}` is the result's C++ type, `{o}` that of the
+        operands, `{f}` the suffix of C's functions for the result.
+    triton: Triton template. Names without `tl.` are functions of `device_functions`; None if Triton lacks the
+        operation.
+    is_exact: exact or correctly rounded (IEEE 754), so that torch, C++ and Triton give the same bits. Other operations
+        are accurate to a few units in the last place.
+    is_predicate: operands keep their own type and the result is a truth value.
     """
 
     name: str
@@ -87,7 +87,7 @@ _EVERY = (
     Operation("bitwise_right_shift", "{t}({0} >> {1})", "{0} >> {1}"),
     Operation("_to_copy", "{0}", "{0}"),
     Operation("scalar_tensor", "{0}", "{0}"),
-    # computed in double by Triton, by the library of C in C++
+    # Triton computes these in double, C++ calls the C library
     Operation("rsqrt", "({t}(1) / __builtin_sqrt{f}({0}))", "divide(1.0, square_root({0}))", is_exact=False),
     Operation("pow", "__builtin_pow{f}({0}, {1})", "power({0}, {1})", is_exact=False),
     Operation("exp", "__builtin_exp{f}({0})", "in_double(tl.exp, {0})", is_exact=False),
@@ -110,18 +110,18 @@ _EVERY = (
     Operation("fmod", "__builtin_fmod{f}({0}, {1})", "{0} % {1}", is_exact=False),
 )
 
-#: By name.
+#: Operation name -> operation.
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _EVERY}
 
 
 def name_of(target: Callable[..., Any]) -> str:
-    """`aten.add.Tensor` -> `add`."""
+    """Return an operator's name without overload: `aten.add.Tensor` -> `add`."""
     packet = getattr(target, "overloadpacket", None)
     return packet.__name__ if packet is not None else getattr(target, "__name__", str(target))
 
 
 def is_supported(target: Callable[..., Any]) -> bool:
-    """May a rule contain this operation?"""
+    """Tell whether a rule may contain this operation."""
     return (
         name_of(target) in OPERATIONS
         or name_of(target) == "lerp"
@@ -135,5 +135,5 @@ def unsupported_reason(target: Callable[..., Any]) -> str:
 
 
 def bitcast(target: Callable[..., Any]) -> bool:
-    """The operation reads the same bits as another type of the same size."""
+    """Tell whether the operation reinterprets bits as another type of the same size."""
     return target is torch.ops.aten.view.dtype

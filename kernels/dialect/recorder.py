@@ -1,4 +1,4 @@
-"""Record what runs: every operation of torch's dispatcher as a node of a graph.
+"""Record every operation that passes torch's dispatcher as a node of a graph.
 
 On tensors of a few elements this is ten times as fast as torch's own tracing, which computes with fake tensors.
 """
@@ -12,21 +12,26 @@ from torch import Tensor, fx
 
 from baoc_compile.core.torch_private import TorchDispatchMode, tree_map
 
-#: Namespaces of calls that compute nothing: ranges of the profiler, in which torch.optim wraps steps, and questions to tensors.
+#: Namespaces of calls that compute nothing: profiler ranges, in which torch.optim wraps steps, and queries of tensors.
 _SILENT = ("profiler", "prim")
 
 
 class CallRecorder(TorchDispatchMode):
-    """`graph`: the operations that ran inside; tensors that none of them made are its placeholders. `nodes`: by a tensor's
-    `id`. Nodes carry their tensor in `meta["example_value"]`."""
+    """Dispatch mode that records the operations running inside it.
+
+    graph: the recorded operations. Tensors that none of them made are its placeholders. Each node carries its tensor in
+        `meta["example_value"]`.
+    nodes: `id` of a tensor -> its node.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
-        self.kept: list[Any] = []  # so that ids stay unique
+        self.kept: list[Any] = []  # keeps ids unique
 
     def node(self, tensor: Tensor) -> fx.Node:
+        """Return the node of a tensor; a new placeholder if no recorded operation made it."""
         if id(tensor) not in self.nodes:
             self.kept.append(tensor)
             self.nodes[id(tensor)] = self.graph.placeholder(f"input_{len(self.nodes)}")
@@ -50,7 +55,7 @@ class CallRecorder(TorchDispatchMode):
         return result
 
     def enter(self, tensor: Tensor, node: fx.Node) -> None:
-        """From now on `node` stands for `tensor`."""
+        """Let `node` stand for `tensor` from now on."""
         node.meta["example_value"] = tensor
         self.kept.append(tensor)
         self.nodes[id(tensor)] = node

@@ -1,4 +1,4 @@
-"""Trace codec functions, once, into graphs of the dialect."""
+"""Trace each codec function once into a graph of the dialect."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from baoc_compile.kernels.dialect.nodes import ValueMeta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, name_of, unsupported_reason
 from baoc_compile.kernels.dialect.recorder import CallRecorder
 
-_GROUPS = 3  # any number that is not 1
+_GROUPS = 3  # any number other than 1
 
 
 @cache
 def traced_decode(codec: Codec, width: int) -> fx.Graph:
-    """Inputs: the parts in order. Output: values."""
+    """Trace `codec.decode`. Inputs: the parts in order. Output: values."""
     names = [part.name for part in codec.parts]
     return _trace(lambda *parts: (codec.decode(dict(zip(names, parts, strict=True))),), _stored(codec, width))
 
 
 @cache
 def traced_encode(codec: Codec, width: int) -> fx.Graph:
-    """Inputs: values, element words, group words, the "codebook" parts. Outputs: the other parts in order."""
+    """Trace `codec.encode_with`.
+
+    Inputs: values, element words, group words, the "codebook" parts. Outputs: the other parts in order.
+    """
     codebooks = [part for part in codec.parts if part.per == "codebook"]
 
     def encode(value: Tensor, element: Tensor, group: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
@@ -42,13 +45,16 @@ def traced_encode(codec: Codec, width: int) -> fx.Graph:
 
 
 def encoded_parts(codec: Codec) -> list[Part]:
-    """The parts that storing values writes."""
+    """Return the parts that storing values writes."""
     return [part for part in codec.parts if part.per in ("element", "group")]
 
 
 @cache
 def traced_words(width: int) -> fx.Graph:
-    """Inputs: salt, clock, index, group index. Outputs: element words, group words, the next clock."""
+    """Trace the random words of a slot.
+
+    Inputs: salt, clock, index, group index. Outputs: element words, group words, the next clock.
+    """
 
     def words(salt: Tensor, clock: Tensor, index: Tensor, group_index: Tensor) -> tuple[Tensor, ...]:
         key = step_key(salt, clock)
@@ -60,7 +66,7 @@ def traced_words(width: int) -> fx.Graph:
 def exact_encode(
     codec: Codec, value: Tensor, random: Random, codebooks: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Tensor]:
-    """`codec.encode_with` with the bits that the programs give."""
+    """Encode as `codec.encode_with` does, with the same bits as the compiled programs."""
     given = [codebooks[part.name] for part in codec.parts if part.per == "codebook"]
     parts = _exact_encoder(codec, value.shape[-1])(value, random.element, random.group, *given)
     return {part.name: stored for part, stored in zip(encoded_parts(codec), parts, strict=True)}
@@ -72,12 +78,12 @@ def _exact_encoder(codec: Codec, width: int) -> fx.GraphModule:
 
 
 def correctly_rounded_sqrt(x: Tensor) -> Tensor:
-    """torch's float32 square root on a CPU is not always correctly rounded; this is."""
+    """Return the correctly rounded square root, which torch's float32 square root on a CPU is not always."""
     return torch.sqrt(x.to(torch.float64)).to(x.dtype)
 
 
 def with_exact_roots(source: fx.Graph) -> fx.GraphModule:
-    """A module of `source` whose square roots are those of IEEE 754, as compiled code has them."""
+    """Return a module of `source` whose square roots are correctly rounded (IEEE 754), as in compiled code."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(source, {}))
     for node in graph.nodes:
@@ -100,7 +106,7 @@ def _example(part: Part, width: int) -> Example:
 
 
 def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Example]) -> fx.Graph:
-    """Raises TypeError for an operation outside the dialect."""
+    """Trace a function on example inputs. Raises TypeError for an operation outside the dialect."""
     recorder = CallRecorder()
     with unset_fake_temporarily(), disable_proxy_modes_tracing(), torch.inference_mode(False), torch.no_grad():
         tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in examples]

@@ -1,4 +1,4 @@
-"""Program graph -> torch operations: the reference, and the way on devices without a lowering."""
+"""Program graph -> torch operations: the reference, and the fallback for devices without a lowering."""
 
 if __name__ != "baoc_compile.kernels.eager":  # a second copy would have other classes
     raise ImportError("import it as baoc_compile.kernels.eager")

@@ -1,6 +1,6 @@
-"""Run a program's graph with torch itself, chunk by chunk: the reference, and the way on devices without a lowering.
+"""Run a program's graph in eager torch, chunk by chunk: the reference, and the fallback for devices without a lowering.
 
-Transient memory is bounded by `CHUNK_ELEMENTS` times the number of live values, whatever the size of the tensors.
+Transient memory is at most about `CHUNK_ELEMENTS` times the number of live values, whatever the size of the tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ CHUNK_ELEMENTS = 1 << 16
 
 @dataclass
 class TorchTable:
-    """The batch itself."""
+    """A batch of tensors, as the eager program takes it.
+
+    batch: the operands of each tensor.
+    varying: for each tensor, operand name -> position among the values that change from step to step.
+    """
 
     batch: list[TensorArguments]
     varying: Sequence[dict[str, int]]
@@ -82,8 +86,10 @@ class TorchProgram:
     def _chunk(
         self, arguments: TensorArguments, scalars: dict[str, Tensor], start: int, sums: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Steps elements [start, start + chunk), adds to `sums` what is averaged, and returns the new scalars and the
-        decays, which are the same for every chunk."""
+        """Step elements [start, start + chunk) and add the values to average to `sums`.
+
+        Return the new scalars and the decays, which are the same for every chunk.
+        """
         width = self.graph.width
         stop = min(start + self.chunk_elements, arguments.numel)
         groups = -(-(stop - start) // width)
@@ -101,7 +107,7 @@ class TorchProgram:
             tensor = arguments.tensors[operand.name]
             if operand.per == "codebook":
                 return tensor
-            if operand.per == "group":  # a row's missing groups repeat its last one
+            if operand.per == "group":  # missing groups of a row repeat its last one
                 return tensor[lanes[:: operand.group_size] // operand.group_size].view(-1, 1)
             if operand.per == "shared":
                 return tensor[arguments.sharing[operand.name].of(lanes)].view(groups, width)
@@ -133,7 +139,7 @@ class TorchProgram:
 
 
 def _elements(tensor: Tensor, lanes: Tensor) -> Tensor:
-    """Elements by their logical (row-major) index, whatever the strides."""
+    """Gather elements by their logical (row-major) index, whatever the strides."""
     if tensor.numel() == 0:
         return tensor.reshape(-1)
     if tensor.is_contiguous():

@@ -1,13 +1,13 @@
-// Where many tensors lie in memory, and marking them as written: see addresses.py.
+// Read the data pointers of many tensors, and bump their version counters: see addresses.py.
 #include <cstdint>
 
 extern "C" void* PyList_GetItem(void* list, intptr_t index);
 
 typedef char* const* Pointer;
 
-// Python object -> tensor -> storage, the way that `address` will go: the kernels have emptied the caches. The storage is
-// the first member of a tensor behind its table of functions and its counts; if it were not, nothing but time were lost.
-// (Unless it has to be inlined, g++ takes this for a function without effect.)
+// Prefetch Python object -> tensor -> storage, the path that `address` follows: kernels have emptied the caches. The
+// storage is a tensor's first member after its vtable and reference counts; a wrong guess would cost only time.
+// (g++ drops the function as one without effect unless it must inline it.)
 constexpr int ahead = 16;
 static inline __attribute__((always_inline)) void fetch(char* const* objects, int64_t offset) {
   __builtin_prefetch(objects[3 * ahead] + offset);
@@ -17,8 +17,8 @@ static inline __attribute__((always_inline)) void fetch(char* const* objects, in
   for (int line = 0; line < 128; line += 64) __builtin_prefetch(storage + line);
 }
 
-// addresses[i] becomes address(objects[i]), after column `passing` of `objects` has been taken from a list. Returns 1 if an
-// address has changed, 2 more if one of another column has, and 4 more if a tensor of the list is not contiguous.
+// Copy `list` into column `passing` of `objects`, then set addresses[i] = address(objects[i]). Returns a sum of flags: 1 if
+// an address has changed, 2 if one outside that column has, 4 if a tensor of the list is not contiguous.
 extern "C" int look(void* (*address)(void* object), int (*is_contiguous)(void* tensor, bool* result), int64_t offset,
                     int64_t rows, int64_t columns, int64_t passing, void* list, char** objects, void** addresses) {
   const int64_t size = rows * columns;

@@ -1,9 +1,9 @@
-"""Where many tensors lie in memory, looked at once a step, and marking them as written.
+"""Read the data pointers of many tensors in one C call, and bump their version counters.
 
-A method of a tensor costs 50 to 100 ns a call: with hundreds of tensors, more than all else that a step does on the
-host. So one compiled loop does it, through functions that torch exports for compiled code (Inductor's and AOTInductor's,
-and the one behind `increment_version`). What they take is the C++ tensor inside the Python object; where in the object
-that is, is looked up in one. Where a function or the compiler is missing, Python asks tensor by tensor.
+A method call on a tensor costs 50 to 100 ns. With hundreds of tensors that exceeds all other work of a step on the
+host. So one compiled loop calls functions that torch exports for compiled code (Inductor's and AOTInductor's, and the
+one behind `increment_version`). These functions take the C++ tensor inside the Python object; its offset is looked up
+in one object. If a function or the compiler is missing, Python reads tensor by tensor.
 """
 
 from __future__ import annotations
@@ -31,18 +31,22 @@ _SOURCE = Path(__file__).with_name("addresses.h").read_text()
 
 @dataclass(frozen=True)
 class Compiled:
-    """The compiled functions, with torch's bound."""
+    """The compiled functions, with torch's own already bound.
+
+    look: reads data pointers.
+    mark: bumps version counters.
+    """
 
     look: Callable[..., int]
     mark: Callable[..., None]
 
 
 _ONE_AT_A_TIME = threading.Lock()
-_OUTCOME: list[Compiled | None] = []  # of the last try; empty before the first
+_OUTCOME: list[Compiled | None] = []  # of the last attempt; empty before the first
 
 
 def compiled() -> Compiled | None:
-    """Compiles, which takes a moment, at the first call. None where a function or the compiler is missing."""
+    """Return the compiled functions; None if a function or the compiler is missing. The first call compiles."""
     with _ONE_AT_A_TIME:
         if not _OUTCOME:
             _OUTCOME.append(_compile())
@@ -50,7 +54,7 @@ def compiled() -> Compiled | None:
 
 
 def try_again() -> Compiled | None:
-    """`compiled`, once more where it failed: what was missing may be there now."""
+    """Return `compiled()`, repeating an attempt that failed: what was missing may exist now."""
     with _ONE_AT_A_TIME:
         if _OUTCOME == [None]:
             _OUTCOME.clear()
@@ -60,7 +64,7 @@ def try_again() -> Compiled | None:
 def _compile() -> Compiled | None:
     try:
         functions = tensor_functions()
-        library = with_python_lock(build(_SOURCE))  # the objects are Python's
+        library = with_python_lock(build(_SOURCE))  # it touches Python objects
     except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
@@ -77,8 +81,12 @@ def _compile() -> Compiled | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """`moved`: has a tensor another address than before? `lasting_moved`: one that is there to stay? `contiguous`: are
-    those contiguous that are others every time?"""
+    """What a look at the tensors found.
+
+    moved: whether any address has changed.
+    lasting_moved: whether the address of a lasting tensor, not a passing one, has changed.
+    contiguous: whether all passing tensors are contiguous.
+    """
 
     moved: bool
     lasting_moved: bool
@@ -86,8 +94,12 @@ class Seen:
 
 
 class Watched:
-    """Tensors in `rows` of `columns`, which have to stay alive, but for those of column `passing`, the gradients, which are
-    others every time (-1: there is none). `addresses`: uint64 [rows, columns]."""
+    """Tensors in rows and columns whose addresses are read again at every look.
+
+    Tensors must stay alive, except those of column `passing`: the gradients, new at every look (-1: no such column).
+
+    addresses: uint64 `[rows, columns]`.
+    """
 
     def __init__(self, tensors: Sequence[Tensor], columns: int, passing: int = -1):
         self._objects = _objects_of(tensors)
@@ -98,7 +110,7 @@ class Watched:
         self._arrays = self._objects.ctypes.data, self.addresses.ctypes.data
 
     def look(self, passing: Sequence[Tensor] = ()) -> Seen:
-        """Brings `addresses` up to date, with the tensors that are passing now."""
+        """Update `addresses`, given the tensors of the passing column."""
         if self._compiled is None:
             return self._look_in_python(passing)
         found = self._compiled.look(*self._size, list(passing), *self._arrays)
@@ -115,7 +127,7 @@ class Watched:
 
 
 class Written:
-    """Tensors, kept alive, whose version autograd is told to count on, as any operation in place does."""
+    """Tensors, kept alive, whose version counters are bumped for autograd, as any in-place operation does."""
 
     def __init__(self, tensors: Sequence[Tensor]):
         self.tensors, self._objects, self._compiled = list(tensors), _objects_of(tensors), compiled()

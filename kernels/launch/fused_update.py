@@ -1,9 +1,10 @@
-"""`baoc::fused_update`: the one operator that a rewritten step calls, once for every program.
+"""`baoc::fused_update`: the operator that a rewritten step calls, once per program.
 
     fused_update(str launch, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, Tensor[] scalars) -> ()
 
-`launch` names a `Launch`; `state` holds, tensor after tensor, the stored parts, clocks and counters of each parameter;
-`scalars` are the numbers that change from step to step, such as a scheduled learning rate.
+launch: the key of a `Launch`.
+state: the stored parts, clocks and counters of each parameter, tensor after tensor.
+scalars: the numbers that change from step to step, such as a scheduled learning rate.
 """
 
 from __future__ import annotations
@@ -28,11 +29,19 @@ _COUNT = itertools.count()
 
 @dataclass(eq=False)
 class Launch:
-    """A program and the tensors it is launched over: `parameters` are their names, `indices` their places in the optimizer,
-    `blocks` the blocks that they were decided with (empty before a plan by block).
+    """A program and the tensors that it is launched over.
 
-    `numbers[i]`: fixed numbers of tensor i. `varying[i]`: operand name -> position in `scalars`. `sharing[i]`: which
-    elements of tensor i have shared values in common. `count`: how often it was launched.
+    graph: the program's graph.
+    executable: the compiled program.
+    parameters: name of each parameter.
+    shapes: shape of each parameter.
+    numbers: for each tensor, operand name -> fixed number.
+    varying: for each tensor, operand name -> position in `scalars`.
+    sharing: for each tensor, name of a shared operand -> which elements share a value.
+    indices: position of each parameter in the optimizer.
+    blocks: block that each parameter was planned with; empty if not planned by block.
+    key: name of the launch.
+    count: number of launches so far.
     """
 
     graph: ProgramGraph
@@ -56,8 +65,10 @@ class Launch:
         return [o for o in self.graph.pointers if o.source not in ("param", "grad")]
 
     def table(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor]) -> Any:
-        """The table of the executable for these tensors; see `Table`. Raises StateError for parameters of another shape,
-        type or device than those that the step was compiled for."""
+        """Build the executable's table for these tensors; see `Table`.
+
+        Raises StateError for parameters of another shape, type or device than the step was compiled for.
+        """
         expected = (self.graph.signature.param_dtype, self.graph.signature.device)
         for i, param in enumerate(params):
             if param.shape != self.shapes[i] or (param.dtype, str(param.device)) != expected:
@@ -76,6 +87,7 @@ class Launch:
     def run(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], scalars: Sequence[Tensor]
     ) -> None:
+        """Build a table for these tensors and launch over it once."""
         table = self.table(params, grads, state)
         table.refresh(grads, scalars)
         self.launch(table)
@@ -86,14 +98,13 @@ class Launch:
 
 
 class BoundLaunch:
-    """A launch over parameters and state that stay the same tensors; its table is built at the first call, and again when
-    a tensor's layout has changed.
+    """A launch over parameters and state that stay the same tensors.
 
-    A table that a CUDA graph has captured stays as it is, for the graph's replays: the next launch that is no part of a
-    capture has one of its own.
+    Its table is built at the first call, and again when a tensor's layout has changed. A table captured by a CUDA graph
+    stays unchanged for the graph's replays: the next launch outside a capture builds its own.
     """
 
-    #: Called before every launch with what it is given, while somebody looks on.
+    #: Observer called before every launch with its arguments; None without one.
     observe: Callable[[Launch, Sequence[Tensor], Sequence[Tensor]], None] | None = None
 
     def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
@@ -115,13 +126,13 @@ class BoundLaunch:
         except LayoutChanged:
             self.table = self.launch.table(self.params, grads, self.state)
             self.table.refresh(grads, scalars)
-        self.written.mark()  # before the launch, which empties the caches
+        self.written.mark()  # before the launch empties the caches
         self.launch.launch(self.table)
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
 
     def release(self) -> None:
-        """Forgets its tensors, whoever still holds on to it; it can't be called any more."""
+        """Drop all tensors, even if other objects still hold the launch; it can't be called afterwards."""
         self.params, self.state, self.table, self.captured = [], [], None, []
 
 

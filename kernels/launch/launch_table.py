@@ -1,7 +1,8 @@
-"""What a launch tells a compiled program about its tensors: addresses, layouts, numbers. Built once, then kept up to date.
+"""What a launch passes to a compiled program about its tensors: addresses, layouts, numbers.
 
-Between two steps, gradients and changing numbers are others, and any tensor may have been given other memory
-(`tensor.data = ...`). `refresh` reads all addresses again, without a Python loop over them.
+A table is built once and then kept up to date. Between steps, gradients and varying numbers change, and any tensor may
+have been given other memory (`tensor.data = ...`). `refresh` reads all addresses again, without a Python loop over
+them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from baoc_compile.kernels.launch.addresses import Watched
 
 
 class LayoutChanged(Exception):
-    """A tensor now has other strides, another size or type: the table has to be built anew."""
+    """A tensor has other strides, another size or another type: the table must be rebuilt."""
 
 
 @dataclass
 class Varying:
-    """Numbers that change from step to step: entry [tensor, column] of the table is value number `position`."""
+    """Numbers that change from step to step: entry [tensor, column] of the table is value number `position`.
+
+    tensors: row of each number.
+    columns: column of each number.
+    positions: position of each number among the step's values.
+    """
 
     tensors: list[int] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
@@ -31,17 +37,23 @@ class Varying:
 
 
 class LaunchTable:
-    """One row for each tensor of the launch, a column for each of the graph's pointers (`at`) and numbers (`numbers`).
+    """One row per tensor of the launch, one column per pointer (`at`) and per number (`numbers`) of the graph.
 
-    `varying[i]`: operand name -> which of the values given to `refresh` is that number of tensor i. Raises ValueError
-    for a shard that does not start at a group.
+    at: addresses, uint64 `[tensors, pointers]`.
+    numbers: float64 `[tensors, numbers]`.
+    numel: elements of each tensor.
+    first_index: global index of each tensor's first element.
+    sharing: run and cycle of each shared operand, int64 `[tensors, shared, 2]`.
+
+    The argument `varying[i]` maps operand name -> which of the values given to `refresh` is that number of tensor i.
+    Raises ValueError for a shard that does not start at a group boundary.
     """
 
     def __init__(self, graph: ProgramGraph, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()):
         self.graph, self.batch = graph, batch
         pointers, numbers = graph.pointers, graph.numbers
         self.tensors: list[Any] = [a.tensors[o.name] for a in batch for o in pointers]
-        #: The column of the gradients; -1 without.
+        #: Column of the gradients; -1 if there are none.
         self.passing = next((k for k, o in enumerate(pointers) if o.source == "grad"), -1)
         self._watched = Watched(self.tensors, len(pointers), self.passing)
         self.at = self._watched.addresses
@@ -66,9 +78,9 @@ class LaunchTable:
         return slice(self.passing, None, self.at.shape[1]) if self.passing >= 0 else slice(0, 0)
 
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
-        """Takes this step's gradients and values. True if an address has changed. Raises LayoutChanged.
+        """Take this step's gradients and values. Return True if an address has changed. Raises LayoutChanged.
 
-        Gradients are not kept alive: those that the table was built with are let go here.
+        The table does not keep gradients alive: it drops those that it was built with here.
         """
         if self.passing >= 0 and self.batch:
             self.batch, self.tensors[self._grads] = [], [None] * len(grads)
@@ -81,7 +93,7 @@ class LaunchTable:
         return seen.moved
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
-        """Enters this step's values. True if one has changed."""
+        """Enter this step's values. Return True if any has changed."""
         if not self.varying.positions:
             return False
         now = tuple(float(v) for v in values)
@@ -95,7 +107,7 @@ class LaunchTable:
         return [g.stride() for g in grads] == [d[1] for d in self._descriptions[self._grads]]
 
     def _check_moved(self) -> None:
-        """Looks closer when a parameter or state has been given other memory."""
+        """Compare layouts after a parameter or state was given other memory. Raises LayoutChanged."""
         for tensor, description in zip(self.tensors, self._descriptions, strict=True):
             if tensor is not None and _description(tensor) != description:
                 raise LayoutChanged
@@ -109,10 +121,10 @@ class LaunchTable:
 
 
 def _description(tensor: Tensor) -> tuple[Any, ...]:
-    """What a table takes for granted beside the address."""
+    """Return the properties, besides the address, that a table assumes constant."""
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def layout_of(tensor: Tensor) -> list[int]:
-    """{dimensions, sizes, strides}, innermost last; empty for a contiguous tensor."""
+    """Return {dimensions, sizes, strides}, innermost last; empty for a contiguous tensor."""
     return [] if tensor.is_contiguous() else [tensor.ndim, *tensor.shape, *tensor.stride()]

@@ -1,4 +1,4 @@
-"""Compile an emitted kernel for a GPU that need not be there, and read what the assembler says of it.
+"""Compile an emitted kernel for a GPU that need not be present, and read the assembler's statistics.
 
 See `benchmarks/registers.py`.
 """
@@ -23,7 +23,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-#: The kernel's arguments; the arrays of the table are allocated by torch, whose memory is aligned.
+#: Types of the kernel's arguments. torch allocates the table's arrays, so they are aligned.
 _TYPES = {"table": "*i64", "numbers": "*fp64", "instances": "*i32", "tickets": "*i32", "layouts": "*i64"}
 _AVERAGE_TYPES = {
     "table": "*i64",
@@ -37,8 +37,13 @@ _AVERAGE_TYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """`registers` of a thread, `spills`: bytes (NVIDIA) or registers (AMD) that did not fit. `loads`, `stores`: bits of an
-    access to global memory -> how many instructions."""
+    """Statistics of a compiled kernel.
+
+    registers: registers per thread.
+    spills: bytes (NVIDIA) or registers (AMD) that did not fit.
+    loads: bits of a load from global memory -> number of instructions.
+    stores: bits of a store to global memory -> number of instructions.
+    """
 
     registers: int
     spills: int
@@ -47,7 +52,10 @@ class Compiled:
 
 
 def compile_offline(program: TritonProgram, target: str, aligned: bool = True, strided: bool = False) -> Compiled:
-    """Raises what Triton and the assembler raise. Not under TRITON_INTERPRET=1."""
+    """Compile a program for a target and return its statistics.
+
+    Raises what Triton and the assembler raise. Does not work under TRITON_INTERPRET=1.
+    """
     constants = program.constants(aligned, strided)
     types = _AVERAGE_TYPES if program.graph.averages else _TYPES
     signature = types | dict.fromkeys(constants, "constexpr")

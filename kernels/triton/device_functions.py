@@ -1,8 +1,8 @@
-"""What emitted Triton kernels are written in: exact arithmetic, bit patterns, addresses of elements, and loads.
+"""Device functions that emitted Triton kernels call: exact arithmetic, bit patterns, element addresses, and loads.
 
-Only operations that the interpreter (`TRITON_INTERPRET=1`) has, too; bfloat16 is converted in integers, because the
-interpreter truncates. In computations bfloat16 is int32 with its bits in the lower half, and 8 and 16-bit integers are
-int32. Transcendental functions are taken in double and rounded.
+They use only operations that the interpreter (`TRITON_INTERPRET=1`) has, too. bfloat16 is converted in integers,
+because the interpreter truncates. In computations, bfloat16 is int32 with its bits in the lower half, and 8- and 16-bit
+integers are int32. Transcendental functions are computed in double and rounded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Columns of a table row before the addresses; see `TritonTable`.
+#: First columns of a table row; see `TritonTable`.
 NUMEL, FIRST_INDEX, FIRST_INSTANCE, INSTANCES = (tl.constexpr(column) for column in range(4))
-#: Dimensions of a tensor that is not contiguous.
+#: Maximum dimensions of a tensor that is not contiguous.
 MAX_DIMS = tl.constexpr(6)
-#: Numbers that describe it.
+#: Numbers that describe the layout of such a tensor.
 LAYOUT = tl.constexpr(13)
 _PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
 
@@ -24,7 +24,7 @@ _PAGE = tl.constexpr(0x85EBCA6B - (1 << 32))
 
 @triton.jit
 def divide(x, y):
-    """Correctly rounded x / y."""
+    """Return x / y, correctly rounded."""
     if (x + y).dtype == tl.float64:
         return x / y
     else:
@@ -33,7 +33,7 @@ def divide(x, y):
 
 @triton.jit
 def square_root(x):
-    """Correctly rounded."""
+    """Return the square root, correctly rounded."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
     else:
@@ -42,19 +42,19 @@ def square_root(x):
 
 @triton.jit
 def negative(x):
-    """-x; Triton's own minus makes 0 of 0, not -0."""
+    """Return -x. Triton's own minus turns 0 into 0, not -0."""
     return x * -1
 
 
 @triton.jit
 def larger(x, y):
-    """torch.maximum: NaN if one is."""
+    """Return the larger number, NaN if either is, as torch.maximum does."""
     return tl.where((x != x) | (x > y), x, y)
 
 
 @triton.jit
 def smaller(x, y):
-    """torch.minimum: NaN if one is."""
+    """Return the smaller number, NaN if either is, as torch.minimum does."""
     return tl.where((x != x) | (x < y), x, y)
 
 
@@ -70,7 +70,7 @@ def truncate(x):
 
 @triton.jit
 def round_to_even(x):
-    """To the nearest integer: adding 2^23 (2^52) leaves no bits behind the point."""
+    """Round to the nearest integer, ties to even: adding 2^23 (2^52 in double) leaves no fractional bits."""
     shift: tl.constexpr = 2.0**52 if x.dtype == tl.float64 else 2.0**23
     magnitude = tl.abs(x)
     rounded = (magnitude + shift) - shift
@@ -89,8 +89,8 @@ def with_sign_of(x, y):
 
 @triton.jit
 def power(x, y):
-    """pow of C for any base: |x|^y through exp and log in double, with the sign of an odd whole y."""
-    one = tl.full((), 1.0, tl.float64)  # a plain number times this is a double, too
+    """Return x^y as C's pow does: |x|^y through exp and log in double, with the sign of x if y is an odd integer."""
+    one = tl.full((), 1.0, tl.float64)  # makes a plain number a double, too
     base, exponent = tl.broadcast(x * one, y * one)
     size = tl.abs(base)
     magnitude = tl.exp(exponent * tl.log(tl.where(size == 0.0, 1.0, size)))
@@ -111,7 +111,7 @@ def in_double(function, x):
 
 @triton.jit
 def exp_less_one(x):
-    """exp(x) - 1 without cancellation (W. Kahan)."""
+    """Return exp(x) - 1 without cancellation (W. Kahan)."""
     wide = x.to(tl.float64)
     e = tl.exp(wide)
     small = tl.where(e == 1.0, wide, (e - 1.0) * wide / tl.log(tl.where(e <= 0.0, 1.0, e)))
@@ -120,7 +120,7 @@ def exp_less_one(x):
 
 @triton.jit
 def log_of_one_more(x):
-    """log(1 + x) without cancellation (W. Kahan)."""
+    """Return log(1 + x) without cancellation (W. Kahan)."""
     wide = x.to(tl.float64)
     one_more = 1.0 + wide
     exact = (one_more == 1.0) | (one_more == float("inf"))
@@ -145,7 +145,7 @@ def bfloat16_to_float(bits):
 
 @triton.jit
 def float_to_bfloat16(x):
-    """Rounded to nearest, ties to even."""
+    """Round to the nearest bfloat16, ties to even."""
     bits = x.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(x != x, 0x7FC0, rounded)
@@ -156,13 +156,13 @@ def float_to_bfloat16(x):
 
 @triton.jit
 def grouped(x, SIZE: tl.constexpr):
-    """The same elements in rows of SIZE."""
+    """Reshape to rows of SIZE elements."""
     return tl.reshape(x, (x.shape[0] * x.shape[1] // SIZE, SIZE))
 
 
 @triton.jit
 def group_max(x, mask, FULL: tl.constexpr):
-    """The largest int32 of every row; lanes without an element do not count."""
+    """Return the largest int32 of every row, ignoring lanes without an element."""
     if not FULL:
         x = tl.where(tl.reshape(mask, (x.shape[0], x.shape[1])), x, -2147483648)
     return tl.max(x, axis=1, keep_dims=True)
@@ -170,8 +170,10 @@ def group_max(x, mask, FULL: tl.constexpr):
 
 @triton.jit
 def fold_index(index, lanes, rows):
-    """The 32-bit counters of elements `index` (int64, of the first one) + `lanes`. `rows`: where rows of lanes start; only
-    between them may be a multiple of 2^32."""
+    """Return the 32-bit counters of elements index + lanes. `index`: int64, of the first element.
+
+    `rows`: where rows of lanes start. Only between rows may a multiple of 2^32 lie.
+    """
     page = (index >> 32).to(tl.int32)
     left = tl.minimum((1 << 32) - (index & 0xFFFFFFFF), 0x7FFFFFFF).to(tl.int32)
     return (index.to(tl.int32) + lanes) ^ tl.where(rows < left, page * _PAGE, (page + 1) * _PAGE)
@@ -179,7 +181,10 @@ def fold_index(index, lanes, rows):
 
 @triton.jit
 def set_index(start, lanes, run, cycle, BLOCK_SIZE: tl.constexpr):
-    """(index // run) % cycle of elements start + lanes, in 32 bits: a tile meets at most one boundary of long runs."""
+    """Return (index // run) % cycle of elements start + lanes, in 32 bits.
+
+    A tile meets at most one boundary of runs that are at least as long as the tile.
+    """
     run = tl.maximum(run, 1)
     first = (start // run) % tl.maximum(cycle, 1)
     done = start % run
@@ -195,15 +200,17 @@ def set_index(start, lanes, run, cycle, BLOCK_SIZE: tl.constexpr):
 
 @triton.jit
 def address(row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """The pointer in a column of a tensor's row of the table."""
+    """Load the pointer from a column of a tensor's table row."""
     pointer = tl.load(row + COLUMN).to(tl.pointer_type(TYPE))
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 @triton.jit
 def offsets(start, lanes, layout):
-    """Where elements start + lanes lie. `layout`: {dimensions, sizes, strides}, innermost first; without dimensions, the
-    tensor is contiguous."""
+    """Return the memory offsets of elements start + lanes.
+
+    `layout`: {dimensions, sizes, strides}, innermost first; 0 dimensions for a contiguous tensor.
+    """
     index = start + lanes.to(tl.int64)
     offset = tl.zeros_like(index)
     rest = index
@@ -248,7 +255,7 @@ def store_element(pointer, start, lanes, value, mask, layout, FULL: tl.constexpr
 
 @triton.jit
 def load_packed(pointer, start, lanes, count, FULL: tl.constexpr):
-    """4-bit codes, two to a byte, the first in the lower half."""
+    """Load 4-bit codes, two to a byte, the first in the low half."""
     half: tl.constexpr = lanes.shape[1] // 2
     bytes_ = tl.arange(0, lanes.shape[0])[:, None] * half + tl.arange(0, half)[None, :]
     both = load(pointer, start // 2, bytes_, 2 * bytes_ < count, FULL).to(tl.int32)
@@ -257,7 +264,7 @@ def load_packed(pointer, start, lanes, count, FULL: tl.constexpr):
 
 @triton.jit
 def load_half_byte(pointer, index, mask):
-    """`load_packed` of single elements."""
+    """Load single 4-bit codes by element index."""
     both = tl.load(pointer + index // 2, mask=mask, other=0).to(tl.int32)
     return (both >> ((index % 2) * 4).to(tl.int32)) & 15
 
@@ -277,7 +284,7 @@ def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
 
 @triton.jit
 def is_last(ticket, instances):
-    """Is this the last of a tensor's program instances to come here? Resets the ticket for the next step."""
+    """Tell whether this program instance is the last of a tensor to arrive; if so, reset the ticket to 0."""
     tl.debug_barrier()
     last = tl.atomic_add(ticket, 1) == instances - 1
     if last:

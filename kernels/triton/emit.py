@@ -1,10 +1,11 @@
-"""Program graph -> source of a Triton kernel that steps any number of tensors in one launch, in place.
+"""Program graph -> source of a Triton kernel that steps any number of tensors in place, in one launch.
 
-A program instance takes a few tiles of one tensor; what the tensors are stands in a table of addresses, see `TritonTable`.
-Whole tiles are loaded and stored without masks, the last one of a tensor with. Scalars are computed in double by every
-program instance; the last one of a tensor stores its counters, once all have read them.
+A program instance steps a few tiles of one tensor. It finds the tensor in a table of addresses, see `TritonTable`.
+Whole tiles are loaded and stored without masks, the last tile of a tensor with masks. Every program instance computes
+the scalars in double. The last one of a tensor stores its counters, after all have read them.
 
-Codecs become functions, called by name; their bodies, like the kernel's, are the nodes of the graph, one to a line.
+A codec becomes a function under its own name. The bodies of these functions and of the kernel are the nodes of the
+graph, one per line.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from baoc_compile.kernels.dialect.variables import Names, Variables
 from baoc_compile.kernels.triton.expressions import MEMORY, TYPES, argument, expression, narrowed, widened
 from baoc_compile.kernels.triton.text import HEAD, STEP, TILE
 
-#: Columns of a table row before the sharing of shared operands and the addresses: those named in `device_functions`.
+#: Number of columns of a table row before the sharing and the addresses: those named in `device_functions`.
 HEADER = 4
 
 
 class TritonEmitter(Emitter):
-    """The source is that of a module with a kernel `step_tensors`. Raises CannotEmit.
+    """Emitter of a module with a kernel `step_tensors`. Raises CannotEmit.
 
     functions: name of a codec's function -> its text.
-    column: of an operand's address in a row of the table.
+    column: operand name -> column of its address in a table row.
+    row_length: columns of a table row.
     strided: the operands that may not be contiguous.
     """
 
-    keywords = ()  # Python's are no identifiers to begin with
+    keywords = ()  # Python keywords are no identifiers in the first place
 
     def __init__(self, graph: ProgramGraph):
         super().__init__(graph)
@@ -79,7 +81,7 @@ class TritonEmitter(Emitter):
         return [f"{self.variables(node)} = {self._scalar(node)}" for node in self.scalars]
 
     def _scalar(self, node: fx.Node) -> str:
-        operand = self.value_of(node)
+        operand = self.operand_of(node)
         if operand is None:
             return expression(node, self.variables)
         if operand.in_memory:
@@ -89,7 +91,7 @@ class TritonEmitter(Emitter):
         return text if TYPES[operand.dtype] == "tl.float64" else f"{text}.to({TYPES[operand.dtype]})"
 
     def _counters(self) -> list[str]:
-        """Stores of what is one number for a tensor; nothing else may follow in a program instance."""
+        """Return the stores of one number per tensor. They must come last in a program instance."""
         if not self.new_scalars:
             return []
         lines = ["if is_last(tickets + tensor, tl.load(row + INSTANCES)):"]
@@ -130,7 +132,7 @@ class TritonEmitter(Emitter):
     def _loaded_lanes(self) -> list[str]:
         lines = []
         for node in self.nodes:
-            operand = self.value_of(node)
+            operand = self.operand_of(node)
             if operand is not None and operand.read and operand.per in ("element", "group", "shared"):
                 lines.append(f"{self.variables(node)} = {self._load(operand)}")
         return lines
@@ -180,7 +182,7 @@ class TritonEmitter(Emitter):
         return f"tl.zeros_like(lanes).to({TYPES[o.dtype]}) + {text}"
 
     def _lanes(self) -> list[str]:
-        """The element and group values, codec by codec."""
+        """Return the element and group values, codec by codec."""
         nodes = [n for n in self.nodes if is_in_lanes(n) and n.op != "placeholder"]
         lines: list[str] = []
         for call, members in groupby(nodes, lambda n: meta_of(n).call):
@@ -191,7 +193,7 @@ class TritonEmitter(Emitter):
         return lines
 
     def _called(self, call: CodecCall, members: Sequence[fx.Node]) -> str:
-        """Moves a codec's nodes into a function; returns the line that calls it."""
+        """Move a codec's nodes into a function; return the line that calls it."""
         inside = set(members)
         outside = dict.fromkeys(i for n in members for i in _inputs(n) if i not in inside)
         returned = [n for n in members if n in self.new_value.values() or any(u not in inside for u in n.users)]
@@ -206,7 +208,7 @@ class TritonEmitter(Emitter):
         return f"{', '.join(map(self.variables, returned))} = {name}({', '.join(given)})"
 
     def _function(self, wanted: str, text: str) -> str:
-        """The name of a new function, or of the one of the same text."""
+        """Return the name of a new function, or of an existing one with the same text."""
         for suffix in range(1, len(self.functions) + 2):
             name = wanted if suffix == 1 else f"{wanted}_{suffix}"
             whole = f"@triton.jit\ndef {name}{text}"
@@ -216,12 +218,12 @@ class TritonEmitter(Emitter):
 
 
 def _given(node: fx.Node, names: Names) -> str:
-    """What a function is given: a value, or the pointer to a codebook."""
+    """Return the argument for a node: its value, or the pointer to a codebook."""
     return names(node, "ptr" if per_of(node) == "codebook" else "")
 
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
-    """What a node reads, with stored codebooks in place of what is computed from them."""
+    """Return the nodes that a node reads, replacing computed codebooks by the stored ones behind them."""
     found: list[fx.Node] = []
     for i in node.all_input_nodes:
         if is_constant(i):

@@ -1,10 +1,9 @@
-"""Program graph -> source of a Triton kernel that averages shared slots' increments, for any number of tensors, in one launch.
+"""Program graph -> source of a Triton kernel that averages the increments of shared slots of any number of tensors.
 
-A program instance takes some sets of elements that share a value (or, of long sets, a piece), in an order of its own:
-element j of set k is number j // run * run * cycle + k * run + j % run of the tensor. It sums in double. Of the program
-instances that work on the same sets the last one adds up the pieces, in their order, and stores decay * value + mean: the
-same bits in every run, though not those of another lowering, which adds in another order (the last place of fp32 may
-differ).
+A program instance sums some sets of elements that share a value, or a piece of one long set, in double. Element j of
+set k is number j // run * run * cycle + k * run + j % run of the tensor. Of the program instances that work on the same
+sets, the last one adds up the pieces in order and stores decay * value + mean. Every run gives the same bits. Other
+lowerings add in another order, so the last place of fp32 may differ.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TASK = ("tensor", "operand", "first_set", "first", "last", "piece", "pieces", "p
 
 
 class TritonAverageEmitter(TritonEmitter):
-    """As for a step; see there. The kernel is `average_tensors`."""
+    """Emitter of a module with a kernel `average_tensors`; otherwise as `TritonEmitter`."""
 
     def __init__(self, graph: ProgramGraph):
         super().__init__(_without_views(graph))
@@ -52,7 +51,7 @@ class TritonAverageEmitter(TritonEmitter):
         return [o for o in self.graph.shared if o.name in self.decays]
 
     def _choice(self, texts: list[str]) -> str:
-        """Of the operand that the program instance works on; `operand` is its number among the shared ones."""
+        """Choose among `texts` by `operand`, the number of the shared operand that the program instance works on."""
         *others, last = [(self.graph.shared.index(o), text) for o, text in zip(self._averaged, texts, strict=True)]
         return "".join(f"{text} if operand == {k} else " for k, text in others) + last[1]
 
@@ -71,7 +70,7 @@ class TritonAverageEmitter(TritonEmitter):
 
 
 def _without_views(graph: ProgramGraph) -> ProgramGraph:
-    """Lanes stand for single elements here: there are no groups to view them as."""
+    """Remove the views of lanes as groups: here a lane is a single element."""
     copy = fx.Graph()
     returned = copy.graph_copy(graph.graph, {})
     copy.output(returned)

@@ -12,7 +12,7 @@ from baoc_compile.kernels.dialect.nodes import is_constant, meta_of, operand_dty
 from baoc_compile.kernels.dialect.operations import OPERATIONS, bitcast, name_of
 from baoc_compile.kernels.dialect.variables import Names
 
-#: In memory. bfloat16 is read as its bits.
+#: Types in memory. bfloat16 is read as its bits.
 MEMORY = {
     torch.float32: "tl.float32",
     torch.float64: "tl.float64",
@@ -26,29 +26,29 @@ MEMORY = {
     torch.bool: "tl.int8",
 }
 _SMALL = (torch.bfloat16, torch.int16, torch.int8, torch.uint8)
-#: In computations.
+#: Types in computations.
 TYPES = MEMORY | dict.fromkeys(_SMALL, "tl.int32") | {torch.bool: "tl.int1"}
 _POWERS = {2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "square_root({0})", -1: "divide(1.0, {0})"}
 
 
 def widened(text: str, dtype: torch.dtype) -> str:
-    """What was loaded, in its type for computations."""
+    """Convert a loaded value to its type in computations."""
     if dtype == torch.bool:
         return f"{text} != 0"
     return f"{text}.to({TYPES[dtype]})" if dtype in _SMALL else text
 
 
 def narrowed(text: str, dtype: torch.dtype) -> str:
-    """A computed value, in its type in memory."""
+    """Convert a computed value to its type in memory."""
     return f"{text}.to({MEMORY[dtype]})" if dtype in (*_SMALL, torch.bool) else text
 
 
 def expression(node: fx.Node, names: Names) -> str:
-    """The value of a call, of the variables that `names` gives to its operands. Raises CannotEmit."""
+    """Return a call's value as an expression of the variables that `names` gives to its operands. Raises CannotEmit."""
     name, dtype = name_of(node.target), meta_of(node).dtype
     if bitcast(node.target):
         source = names(node.args[0])
-        if torch.int16 in (dtype, meta_of(node.args[0]).dtype):  # to or from bfloat16, both int32 here
+        if torch.int16 in (dtype, meta_of(node.args[0]).dtype):  # to or from bfloat16; both are int32 here
             return source
         return f"{source}.to({TYPES[dtype]}, bitcast=True)"
     if name == "view":
@@ -84,7 +84,7 @@ def converted(text: str, source: torch.dtype, target: torch.dtype) -> str:
 
 
 def argument(value: object, dtype: torch.dtype, names: Names) -> str:
-    """An operand in the type that the operation computes in."""
+    """Return an operand, converted to the type that the operation computes in."""
     if isinstance(value, fx.Node) and is_constant(value):
         value = value.args[0]
     if isinstance(value, fx.Node):
@@ -95,7 +95,7 @@ def argument(value: object, dtype: torch.dtype, names: Names) -> str:
 
 
 def _take(codebook: fx.Node, index: fx.Node, names: Names) -> str:
-    """Entries of a codebook, which may be computed from a stored one: they are computed anew for each look-up."""
+    """Return codebook entries. Entries of a computed codebook are computed at each lookup, from the stored one."""
     if codebook.op == "placeholder":
         return widened(f"tl.load({names(codebook, 'ptr')} + {names(index)})", meta_of(codebook).dtype)
 

@@ -1,4 +1,4 @@
-"""Run a program as one launch of a Triton kernel over a batch of tensors on a GPU (or of the interpreter, on a CPU)."""
+"""Run a program as one launch of a Triton kernel over a batch of tensors: on a GPU, or on a CPU by the interpreter."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from baoc_compile.kernels.triton import device_functions
 from baoc_compile.kernels.triton.emit import TritonEmitter
 from baoc_compile.kernels.triton.emit_average import TASK, TritonAverageEmitter
 
-#: Of tensors that are not contiguous.
+#: Maximum dimensions of a tensor that is not contiguous.
 MAX_DIMS = device_functions.MAX_DIMS.value
 
-#: Tiles of a set that one program instance sums.
+#: Tiles that one program instance sums, at most.
 PIECE = 64
 
 
 @dataclass(frozen=True)
 class LaunchShape:
-    """`tile`: elements that a program instance computes at once. `tiles`: how many such tiles it takes, one after the other."""
+    """How a launch divides elements into program instances.
+
+    tile: elements that a program instance computes at once.
+    tiles: tiles that a program instance computes, one after the other.
+    warps: warps of a program instance.
+    """
 
     tile: int
     tiles: int
@@ -35,10 +40,10 @@ class LaunchShape:
 
 
 def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchShape:
-    """A shape at which no target spills registers (docs/kernels.md), of 4 elements a thread: 16 bytes of fp32.
+    """Return a shape at which no target spills registers (docs/kernels.md): 4 elements (16 bytes of fp32) per thread.
 
-    Steps that look values up need more registers, which fewer and larger program instances leave them. `warp_size`: threads of a
-    warp, by default of the GPUs that this torch is built for.
+    Steps that look values up need more registers per thread; fewer and larger program instances leave them more.
+    `warp_size`: threads of a warp, by default those of the GPUs that torch was built for.
     """
     looks_up = not graph.averages and any(o.per in ("codebook", "shared") for o in graph.operands)
     threads = 512 if looks_up else 128
@@ -46,10 +51,19 @@ def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchSh
 
 
 class TritonTable(LaunchTable):
-    """On the device: `rows` int64 [tensors, row_length], a row being {elements, first index, first instance, instances, run
-    and cycle of each shared operand, addresses}; `on_device` float64 numbers; `instances` int32, the tensor of each program
-    instance;
-    `tickets` int32, 0 between launches; `layouts` int64 [tensors, strided operands, 13].
+    """A table on the device.
+
+    rows: int64 `[tensors, row_length]`. A row is {elements, first index, first instance, instances, run and cycle of
+        each shared operand, addresses}.
+    on_device: the numbers, float64 `[tensors * numbers]`.
+    instances: int32, the tensor of each program instance.
+    tickets: int32 `[tensors]`, 0 between launches.
+    layouts: int64 `[tensors, strided operands, 13]`.
+    aligned: whether the elements of all operands start at multiples of 16 bytes.
+    is_strided: whether any tensor is not contiguous.
+
+    Raises StateError for a tensor on another device than its parameter, and ValueError for one with strides and more
+    than `MAX_DIMS` dimensions.
     """
 
     def __init__(
@@ -92,7 +106,10 @@ class TritonTable(LaunchTable):
         return changed
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
-        """Values that are on the device stay there: no synchronization, and a captured graph reads them anew."""
+        """Enter this step's values. Return True if any may have changed.
+
+        Values on the device stay there: no synchronization is needed, and a captured graph reads them anew.
+        """
         if self.varying.positions and any(v.device.type != "cpu" for v in values):
             stacked = torch.stack([v.to(self.device, torch.float64, non_blocking=True) for v in values])
             self.on_device.index_copy_(0, self._varying_at, stacked.index_select(0, self._varying_from))
@@ -106,8 +123,11 @@ class TritonTable(LaunchTable):
         return self._pinned(array).to(self.device, non_blocking=True)
 
     def _pinned(self, array: np.ndarray) -> Tensor:
-        """A copy that the device may read whenever it gets to it: kept for good if a graph that is being captured reads it
-        at every replay, and by torch until the copy is done otherwise."""
+        """Return a copy that the device may read at any later time.
+
+        A graph being captured reads the copy at every replay, so the table keeps it for good. Otherwise torch keeps it
+        until the transfer is done.
+        """
         copy = torch.from_numpy(array.copy())
         if self.device.type != "cuda":
             return copy
@@ -120,7 +140,7 @@ class TritonTable(LaunchTable):
         return np.concatenate([self._head, self.at.astype(np.int64)], axis=1)
 
     def _is_aligned(self) -> bool:
-        """Do the contiguous elements of all operands start at 16 bytes?"""
+        """Tell whether the elements of all operands start at multiples of 16 bytes."""
         columns = [k for k, o in enumerate(self.graph.pointers) if o.per == "element"]
         return not (self.at[:, columns] % 16).any()
 
@@ -142,9 +162,15 @@ class TritonTable(LaunchTable):
 
 
 class AverageTable(TritonTable):
-    """`instances` int64 [program instances, 9] are tasks, see `TASK`: tensor, number of the shared operand, first set, first
-    and last element of the sets, number of the piece and of the pieces that these sets are summed in, and where their sums
-    and their ticket are."""
+    """A table whose `instances` are tasks: int64 `[program instances, 9]`, columns `TASK`.
+
+    tensor: number of the tensor.
+    operand: number of the shared operand.
+    first_set: first of the sets to sum.
+    first, last: range of elements of each set.
+    piece, pieces: number of this piece, and of all pieces that these sets are summed in.
+    partials, ticket: where the sums and the ticket of these sets are.
+    """
 
     def __init__(
         self, emitter: TritonEmitter, batch: list[TensorArguments], varying: Sequence[dict[str, int]], tile: int
@@ -197,11 +223,11 @@ class TritonProgram:
                 *arrays,
                 **self.constants(table.aligned, table.is_strided),
                 num_warps=self.shape.warps,
-                enable_fp_fusion=False,  # the bits are those of separate operations
+                enable_fp_fusion=False,  # gives the bits of separate operations
             )
 
     def constants(self, aligned: bool, strided: bool) -> dict[str, int | bool]:
-        """What the kernel is specialized on."""
+        """Return the compile-time constants of the kernel."""
         layouts = {"ALIGNED": aligned, "STRIDED": strided}
         if self.graph.averages:
             return {"BLOCK_SIZE": self.shape.tile, **layouts}

@@ -1,6 +1,6 @@
-"""The Triton that every kernel shares: the tile of elements, and the program instance that walks over tiles.
+"""The Triton shared by all kernels: the tile of elements, and the program instance that iterates over tiles.
 
-A program instance is one of the many runs of a kernel that a launch consists of.
+A launch consists of many program instances of one kernel.
 """
 
 HEAD = """import triton

@@ -1,4 +1,4 @@
-"""The launch shape of a kernel, measured once on the GPU it runs on and remembered on disk."""
+"""The launch shape of a kernel, measured once on the GPU that it runs on and remembered on disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram, defa
 
 log = logging.getLogger("baoc")
 
-#: Beside the one that is used unmeasured: elements of a tile, tiles of a program instance, threads.
+#: Shapes to measure besides `default_shape`: elements of a tile, tiles of a program instance, threads.
 CANDIDATES = ((512, 4, 128), (1024, 8, 256), (1024, 8, 128), (2048, 4, 256))
 _ELEMENTS = 1 << 23
 _ROUNDS = 5
 
 
 def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
-    """The fastest of the candidates over 8 million elements of scratch memory (no more than 200 MB)."""
+    """Return the fastest candidate over 8 million elements of scratch memory (at most 200 MB)."""
     folder = cache_folder()
     source = TritonProgram(graph).source
     key = f"{torch.cuda.get_device_name(device)}/{hashlib.sha256(source.encode()).hexdigest()[:24]}"
@@ -40,7 +40,7 @@ def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
 
 
 def _shape_of(entry: Any) -> LaunchShape | None:
-    """A remembered shape; None for what is not there, or is none."""
+    """Return a remembered shape; None if the entry is missing or malformed."""
     is_one = isinstance(entry, list) and len(entry) == 3 and all(type(n) is int and n > 0 for n in entry)
     return LaunchShape(*entry) if is_one else None
 
@@ -60,7 +60,7 @@ def _milliseconds(program: TritonProgram, device: torch.device) -> float:
 
 
 def _scratch(graph: ProgramGraph, device: torch.device) -> TensorArguments:
-    """One tensor with zeros for everything: the same instructions and bytes as real ones."""
+    """Return one tensor of zeros for every operand: the same instructions and bytes as with real ones."""
 
     def entries(operand: Operand) -> tuple[int, ...]:
         if operand.per == "scalar":

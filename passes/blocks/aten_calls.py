@@ -1,4 +1,4 @@
-"""What aten calls do to the values that flow through them, and what parameters are to them: told by the calls' names."""
+"""Classify aten calls by name: what they do to the values that flow through them, and what their parameters are for."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from baoc_compile.core.torch_private import schema_of
 from baoc_compile.passes.capture.torch_calls import operation
 
 MATMULS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot"}
-MARKS = {  # what a call does to a value that is worth knowing
+MARKS = {  # call -> the mark that it leaves on its result
     **dict.fromkeys(("softmax", "safe_softmax"), "softmax"),
     **dict.fromkeys(("rsqrt", "sqrt", "std", "var", "var_mean"), "normalized"),
     **dict.fromkeys(("relu", "gelu", "silu", "sigmoid", "tanh", "mish", "elu", "celu", "selu", "erf"), "activation"),
     **dict.fromkeys(("leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "softplus", "log_sigmoid"), "activation"),
 }
-MARKS_OF_SEVERAL = {"add": "sum", "mul": "product", "div": "product", "cat": "cat", "stack": "cat"}  # of other origin
+# The same for calls that combine values of different origin.
+MARKS_OF_SEVERAL = {"add": "sum", "mul": "product", "div": "product", "cat": "cat", "stack": "cat"}
 _LOOKUPS = {"index", "index_select", "gather"}
 
 
 def op_name(node: fx.Node) -> str:
-    """What a call is called, in place or not and private or not."""
+    """Return the operation's name, the same for in-place and private variants."""
     return operation(node)[0].lstrip("_")
 
 
 def is_lookup(name: str) -> bool:
-    """The operation picks rows of its first argument by indices."""
+    """Return whether the operation selects rows of a tensor by indices."""
     return "embedding" in name or name in _LOOKUPS
 
 
 def kind_of_use(name: str, slot: str, shape: tuple[int, ...], normalized: bool) -> str:
-    """What a parameter is to a call, from its argument's name and its shape. `normalized`: what it meets was."""
+    """Return what a call uses a parameter for.
+
+    name: the operation's name.
+    slot: the name of the argument that the parameter is passed as.
+    shape: the parameter's shape.
+    normalized: whether the value that the parameter is combined with was normalized.
+    """
     is_vector = sum(size != 1 for size in shape) <= 1
     if is_lookup(name):
         return "embedding"
@@ -53,7 +60,7 @@ def kind_of_use(name: str, slot: str, shape: tuple[int, ...], normalized: bool) 
 
 
 def named_arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
-    """The tensors that a call takes, with the names of its arguments; those in a list are numbered."""
+    """Yield (argument name, tensor) for the tensors that a call takes; entries of a list are numbered."""
     schema = schema_of(node.target)
     names = [argument.name for argument in schema.arguments] if schema is not None else []
     for i, argument in enumerate(node.args):

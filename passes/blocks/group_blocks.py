@@ -1,4 +1,4 @@
-"""Analysis: parameters -> blocks, by their places in the model's computation and not by their names."""
+"""Analysis: group parameters into blocks by their places in the model's computation, not by their names."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def group_blocks(
     roles: Mapping[int, ParameterRole] = MappingProxyType({}),
     grouping: Grouping | None = None,
 ) -> tuple[Block, ...]:
-    """Every parameter of `table` in exactly one block; blocks in the order in which the model uses them.
+    """Group the parameters of `table` into blocks, ordered by the model's first use of them.
 
-    Parameters are in one block if they agree in role, shape and `must_agree`.
+    Every parameter is in exactly one block. Parameters share a block if they agree in role, shape and `must_agree`.
 
-    must_agree: by index, whatever else the parameters of one block have in common.
-    roles: by index (see `roles_by_index`); parameters without one have their number of dimensions for a role.
-    grouping: the option `blocks`, which replaces roles and shapes by labels of the user's: a function of a parameter's name
-        and the parameter, or a mapping of names.
+    must_agree: parameter index -> any other key that the parameters of a block must have in common.
+    roles: parameter index -> role (see `roles_by_index`); a parameter without a role is described by its number of
+        dimensions.
+    grouping: the option `blocks`, which replaces roles and shapes by the user's labels: a function of (name,
+        parameter), or a mapping from names to labels.
 
-    Raises OptionError if `grouping` leaves a parameter without a label or mentions one that does not exist.
+    Raises OptionError if `grouping` gives a parameter no label, or one that cannot be hashed, or names a parameter that
+    does not exist.
     """
     count = len(table.parameters)
     if grouping is not None:
@@ -68,6 +70,7 @@ def group_blocks(
 
 
 def _unseen(parameter: Tensor) -> ParameterRole:
+    """Return the role of a parameter that no forward pass was seen to use: its number of dimensions."""
     name = _BY_DIMENSIONS[parameter.ndim] if parameter.ndim < len(_BY_DIMENSIONS) else f"{parameter.ndim}d tensor"
     return ParameterRole(name, (), -1)
 

@@ -1,11 +1,11 @@
-"""Analysis: a forward graph -> the parameter graph: every use of a parameter, and what flows from one use to the next.
+"""Analysis: derive the parameter graph from a forward graph: all uses of parameters, and the data flow between them.
 
-A call that combines a value with a parameter is a *place* of that parameter. An edge from one place to another says
-that the result of the first reaches the second without meeting a parameter in between; its marks say what happened to
-it on the way. Views, casts, dropout, masks and rotations leave no mark.
+A call that combines a value with a parameter is a *place* of that parameter. An edge from one place to another means
+that the result of the first reaches the second without meeting a parameter in between; the edge's marks record what
+happened to it on the way. Views, casts, dropout, masks and rotations leave no mark.
 
-The graph is cut at the residual stream, where layers read and which they add to: a layer then has the same
-surroundings whether it is the first, the last or in between.
+The graph is cut at the residual stream, which layers read from and add to. A layer therefore has the same surroundings
+whether it is the first, the last or in between.
 """
 
 from __future__ import annotations
@@ -24,25 +24,33 @@ from baoc_compile.passes.blocks.aten_calls import (
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 from baoc_compile.passes.blocks.residual_stream import find_stream, stored_values
 
-INPUT, STREAM, OUTPUT = "input", "stream", "output"  # the nodes that are not places
+INPUT, STREAM, OUTPUT = "input", "stream", "output"  # nodes that are not places
 
-Place = tuple[int, str]  # the call's position in the program, and the name of its argument
+Place = tuple[int, str]  # position of the call in the program, name of its argument
 Marks = frozenset[str]
-Origins = dict[Place | str, Marks]  # where a value comes from, and what happened to it since
+Origins = dict[Place | str, Marks]  # where a value comes from -> what happened to it since
 
 
 def parameter_graph(forward: ForwardGraph) -> nx.DiGraph:
-    """Nodes are places, attentions, and the three constants above.
+    """Build the parameter graph. Its nodes are places, attentions, and the constants INPUT, STREAM and OUTPUT.
 
-    Attributes of a place: `kind` ("linear", "convolution", "embedding", "position", "norm", "scale", "bias", "token",
-    or the operation's name), `parameters` (placeholders), and of a bias its `owner`, the place that it is added to, if
-    there is one. An attention has the kind "attention", and edges marked "query", "key" and "value", whether it is one
-    call or is written out as matmul, softmax, matmul; written out, the first matrix is the query's. Edges have `via`.
+    Attributes of a place:
+        kind: "linear", "convolution", "embedding", "position", "norm", "scale", "bias", "token", "query", "key",
+            "value", or the operation's name.
+        parameters: the placeholders of its parameters.
+        owner: of a bias, the place whose result it is added to; None if there is no such place.
+
+    An attention has the kind "attention" and incoming edges marked "query", "key" and "value", whether it is one call
+    or is spelled out as matmul, softmax, matmul. If spelled out, the first matrix is the query.
+
+    The attribute `via` of an edge holds its marks.
     """
     return _Flow(forward).run()
 
 
 class _Flow:
+    """One pass over a forward graph, which follows the origins of every value."""
+
     def __init__(self, forward: ForwardGraph) -> None:
         self.graph = nx.DiGraph()
         self.nodes = list(forward.graph.nodes)
@@ -72,7 +80,7 @@ class _Flow:
         return self.graph
 
     def _call(self, node: fx.Node) -> Origins:
-        """Where the result of a call comes from."""
+        """Return the origins of a call's result."""
         name = op_name(node)
         arguments = list(named_arguments(node))
         if "attention" in name or "attn" in name:
@@ -88,14 +96,14 @@ class _Flow:
         return _mixed(operands, "normalized" if "norm" in name else MARKS.get(name, ""), MARKS_OF_SEVERAL.get(name, ""))
 
     def _use(self, node: fx.Node, name: str, weights: list[tuple[str, fx.Node]], operands: list[Origins]) -> Origins:
-        """A call that has parameters."""
+        """Add the places of a call that takes parameters; return the origins of its result."""
         origins = _mixed(operands)
         normalized = any("normalized" in marks for marks in origins.values())
         main: list[Place] = []
         biases: list[Place] = []
         for slot, weight in weights:
             place, kind = (self.order[node], slot), kind_of_use(name, slot, weight.meta["shape"], normalized)
-            if kind == "embedding" and not origins:  # looked up with computed indices: 0, 1, 2, ...
+            if kind == "embedding" and not origins:  # its indices are computed: 0, 1, 2, ...
                 kind = "position"
             self.graph.add_node(place, kind=kind, parameters=self.stored[weight], owner=None)
             (biases if kind == "bias" else main).append(place)
@@ -107,7 +115,7 @@ class _Flow:
             return origins
         here: Origins = {place: frozenset() for place in main}
         if self.graph.nodes[main[0]]["kind"] in ("position", "token") and name in MARKS_OF_SEVERAL:
-            return _mixed([*operands, here], of_several=MARKS_OF_SEVERAL[name])  # what is added or joined flows on
+            return _mixed([*operands, here], of_several=MARKS_OF_SEVERAL[name])  # the other operands flow on
         for place in main:
             self._connect(origins, place)
         return here
@@ -124,7 +132,10 @@ class _Flow:
         return {attention: frozenset()}
 
     def _matmul(self, node: fx.Node, left: Origins, right: Origins) -> Origins:
-        """Of two values: the scores of an attention, or their product with the values that they weigh."""
+        """Return the origins of a product of two values.
+
+        In an attention that is spelled out, it is either the scores or the product of the scores with the values.
+        """
         for weights, values in ((left, right), (right, left)):
             scores = next((s for s, marks in weights.items() if self._is_scores(s) and "softmax" in marks), None)
             if scores is not None:
@@ -148,7 +159,7 @@ class _Flow:
 
     def _add(self, node: fx.Node) -> Origins:
         operands = [self.origins[a] for a in node.all_input_nodes]
-        for a in node.all_input_nodes:  # an embedding that is the same for the whole batch
+        for a in node.all_input_nodes:  # an embedding that the whole batch shares is one of positions
             if a.meta["shape"] != node.meta["shape"] and len(operands) > 1:
                 for source, marks in self.origins[a].items():
                     if not marks and self.graph.nodes.get(source, {}).get("kind") == "embedding":
@@ -166,7 +177,7 @@ class _Flow:
 
 
 def _mixed(operands: list[Origins], mark: str = "", of_several: str = "") -> Origins:
-    """Origins of a value computed from `operands`. It gets `mark`, and `of_several` if they are of different origin."""
+    """Merge the origins of `operands`, with `mark` added, and `of_several` if the operands differ in origin."""
     mixed: Origins = {}
     for origins in operands:
         for source, marks in origins.items():

@@ -1,10 +1,13 @@
-"""Analysis: the role of every parameter in a model, read off the parameter graph.
+"""Analysis: find the role of every parameter in a model from the parameter graph.
 
-A role is a name and a class. The name says what a place does, by where its values come from and go to: a linear map
-whose result is the query of an attention, say. The class tells places apart that have one name but other surroundings:
-one round of Weisfeiler & Lehman (1968) colour refinement, in which a place sees its own kind, the kinds of the places
-around it and what happens on the way, in both directions; the hash is that of Shervashidze et al. (2011). One round,
-because names look further where it matters, and more of them would set the ends of a chain of equal layers apart.
+A role has a name and a class. The name says what a place does, from where its values come from and go to: "query" for a
+linear map whose result is the query of an attention, for example. The class distinguishes places of one name in
+different surroundings.
+
+Classes are the colours after one round of Weisfeiler & Lehman (1968) colour refinement. A place sees its own kind, the
+kinds of the places around it, and the marks on the way, in both directions; the hash is that of Shervashidze et al.
+(2011). One round is enough, because names look further where it matters. More rounds would distinguish the ends of a
+chain of equal layers from its middle.
 """
 
 from __future__ import annotations
@@ -29,7 +32,12 @@ _PASSED_BY_NAMES = ("norm", "scale")  # kinds of places that names look through
 
 @dataclass(frozen=True)
 class ParameterRole:
-    """`name`: for people. `surroundings`: equal for isomorphic places. `first_use`: position in the program."""
+    """What a parameter is for in the model.
+
+    name: a readable name, such as "mlp in".
+    surroundings: hashes of the places' surroundings; equal for isomorphic places.
+    first_use: position in the program of the first call that uses the parameter.
+    """
 
     name: str
     surroundings: tuple[str, ...]
@@ -37,14 +45,14 @@ class ParameterRole:
 
 
 def roles_by_index(forward: ForwardGraph, parameters: Sequence[Tensor]) -> dict[int, ParameterRole]:
-    """The roles of those `parameters` that the model uses, by their index."""
+    """Map the index of every parameter that the model uses to its role."""
     seen = dict(forward.placeholders_of(parameters))
     found = parameter_roles(forward) if seen else {}
     return {i: found[placeholder] for i, placeholder in seen.items() if placeholder in found}
 
 
 def parameter_roles(forward: ForwardGraph) -> dict[fx.Node, ParameterRole]:
-    """The role of every placeholder of a parameter that is used.
+    """Map the placeholder of every parameter that is used to its role.
 
     A parameter that is used in several places is named after all of them, in the order of use: "embedding+head".
     """
@@ -71,7 +79,7 @@ def _names(graph: nx.DiGraph) -> dict[Place, str]:
     after = {weight: list(_neighbours(graph, weight)) for weight in weights}
 
     def is_mlp_out(weight: Place) -> bool:
-        """It takes what an activation, or a product, made of linear maps, and adds to the residual stream."""
+        """Return whether a linear map takes an activation or product of linear maps and adds to the residual stream."""
         fed = any(kind[node] == "linear" and via & {"activation", "product"} for node, via in before[weight])
         return kind[weight] == "linear" and fed and any(node == STREAM for node, _ in after[weight])
 
@@ -102,7 +110,7 @@ def _names(graph: nx.DiGraph) -> dict[Place, str]:
 
 
 def _neighbours(graph: nx.DiGraph, place: Place, forward: bool = True) -> Iterator[tuple[Place, frozenset[str]]]:
-    """The next nodes (or the ones before) that are not norms or scales, with the marks on the way."""
+    """Yield the next nodes (or the previous ones) that are not norms or scales, with the marks on the way."""
     ahead = [(place, frozenset[str]())]
     while ahead:
         at, marks = ahead.pop()
@@ -115,10 +123,9 @@ def _neighbours(graph: nx.DiGraph, place: Place, forward: bool = True) -> Iterat
 
 
 def _classes(graph: nx.DiGraph) -> dict[Place, str]:
-    """Colours of places, as hashes of what is around them.
+    """Map every place to its colour, a hash of its surroundings.
 
-    A place looks no further than the residual stream, nor than norms: what comes out of one is like what comes out of
-    any other. What lies beyond a sum is not looked at either.
+    The surroundings end at the residual stream, at norms, since the outputs of all norms are alike, and at sums.
     """
     kind = {place: name or place for place, name in graph.nodes(data="kind")}
     around: dict[Place, set[tuple[str, Any]]] = {place: set() for place in graph}

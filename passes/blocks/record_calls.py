@@ -1,4 +1,4 @@
-"""Analysis: the operations that a computation calls, as a graph in which parameters are known by identity."""
+"""Analysis: record the operations of a computation as a graph in which parameters are identified as objects."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _SILENT = ("profiler", "prim")  # calls that compute nothing
 
 @dataclass
 class ForwardGraph:
-    """Calls of aten operations in program order, and what is returned; `node.meta["shape"]` is the shape of a tensor.
+    """A forward pass as calls of aten operations. It holds no tensors.
 
-    `parameters`: the placeholders that are parameters. Every other placeholder is an input, a buffer or a constant.
-    Holds no tensors.
+    graph: the calls in program order, and the returned values. `node.meta["shape"]` is the shape of a tensor, with -1
+        for a size that is not an int.
+    parameters: placeholder -> the parameter. All other placeholders are inputs, buffers or constants.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     parameters: dict[fx.Node, weakref.ref[Tensor]] = field(default_factory=dict)
 
     def placeholders_of(self, parameters: Sequence[Tensor]) -> Iterator[tuple[int, fx.Node]]:
-        """Pairs of an index into `parameters` and its placeholder; parameters that were not seen are left out."""
+        """Yield (index into `parameters`, placeholder) for the parameters that the graph contains."""
         index = {id(parameter): i for i, parameter in enumerate(parameters)}
         for node, reference in self.parameters.items():
             parameter = reference()
@@ -39,9 +40,12 @@ class ForwardGraph:
 
 
 class ForwardRecorder(TorchDispatchMode):
-    """Writes every operation on the way from `inputs` to the result into a graph, and leaves what it does alone.
+    """A dispatch mode that records every operation into a graph and does not change its result.
 
-    `original` maps ids of stand-ins to parameters.
+    inputs: nested arguments of the computation, whose tensors become placeholders.
+    original: id of a stand-in -> the parameter that it stands for.
+
+    An error in recording does not disturb the computation; `finish` raises it.
     """
 
     supports_higher_order_operators = True
@@ -51,7 +55,7 @@ class ForwardRecorder(TorchDispatchMode):
         self._forward = ForwardGraph()
         self._failure: Exception | None = None
         self._original = original
-        self._nodes = WeakTensorKeyDictionary()  # a tensor that dies must not lend its id to the next one
+        self._nodes = WeakTensorKeyDictionary()  # not by id, which a dead tensor passes on to the next one
         try:
             for value in tree_leaves(inputs):
                 if isinstance(value, Tensor):
@@ -61,7 +65,7 @@ class ForwardRecorder(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Compiled parts of a model run compiled, unseen, instead of eagerly."""
+        """Let compiled parts of a model run compiled, and so unseen, instead of eagerly."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -74,7 +78,7 @@ class ForwardRecorder(TorchDispatchMode):
         return result
 
     def finish(self, output: Any) -> ForwardGraph:
-        """The graph, with the tensors in `output` as its results. Raises whatever went wrong in writing down."""
+        """Return the graph, with the tensors in `output` as its results. Raises the first error that recording met."""
         if self._failure is not None:
             raise self._failure
         results = [self._argument(value) for value in tree_leaves(output) if isinstance(value, Tensor)]

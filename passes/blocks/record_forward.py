@@ -1,8 +1,8 @@
-"""Analysis: a model's forward pass as one graph of aten calls, in which parameters are known by identity.
+"""Analysis: record a model's forward pass as one graph of aten calls in which parameters are identified as objects.
 
-There are two ways in. A model that runs eagerly is watched: its first training call runs as always, under a dispatch
-mode that writes the calls down. A model that is compiled with this backend is given to the backend as a graph by
-Dynamo, which is run on fake tensors (shapes without memory) under the same mode. Both give the same graph.
+There are two ways to record. A model that runs eagerly is watched: its first training call runs as usual, under a
+dispatch mode that records the calls. For a model that is compiled with this backend, Dynamo's graph is run on fake
+tensors (shapes without memory) under the same mode. Both give the same graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ log = logging.getLogger("baoc")
 
 
 class Watch:
-    """Waits for the first call of a model in training mode with gradients on, and records it."""
+    """A watch that records the first call of a model in training mode with gradients enabled.
+
+    watched: the model, weakly; None after the watch has ended.
+    """
 
     watched: weakref.ref[torch.nn.Module] | None = None
     _recorder: ForwardRecorder | None = None
@@ -43,11 +46,11 @@ class Watch:
         ]
 
     def __reduce__(self) -> Any:
-        """Copies and pickles of the model contain a watch of nothing."""
+        """Copy and pickle as a watch of no model."""
         return object.__new__, (Watch,)
 
     def remove(self) -> None:
-        """Stops watching."""
+        """End the watch."""
         self._stop()
         for handle in self._handles:
             handle.remove()
@@ -56,7 +59,7 @@ class Watch:
     def _before(self, model: torch.nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling() or self.watched is None or self.watched() is not model:
             return
-        self._stop()  # of a call that was interrupted: hooks do not run after a KeyboardInterrupt
+        self._stop()  # hooks do not run after a KeyboardInterrupt: end the recording of that call
         if not model.training or not torch.is_grad_enabled() or torch.jit.is_tracing():
             return
         if any(is_compiled(module) for module in model.modules()):
@@ -75,7 +78,7 @@ class Watch:
         ):
             return
         recorder, on_graph = self._stop(), self._on_graph
-        if output is None:  # it raised: wait for the next call
+        if output is None:  # the call raised: wait for the next one
             return
         self.remove()
         try:
@@ -93,16 +96,16 @@ class Watch:
 
 
 def watch_forward(model: torch.nn.Module, on_graph: Callable[[ForwardGraph], None]) -> Watch:
-    """Calls `on_graph` with the first training call of `model` as a graph, once; the call itself is not changed.
+    """Call `on_graph` once, with the graph of the first training call of `model`; the call itself is unchanged.
 
-    A model that is compiled, wholly or in parts, is left alone. A call that raises is forgotten, and the next one
-    recorded. `.remove()` of what is returned ends the watch early.
+    A model that is compiled, wholly or in parts, is not recorded. A call that raises is discarded, and the next one is
+    recorded instead. The returned watch's `remove` ends it early.
     """
     return Watch(uncompiled_module(model), on_graph)
 
 
 def _is_number(value: Any) -> bool:
-    """Dynamo passes numbers that may change as tensors."""
+    """Return whether a value is a 0-dim CPU tensor: Dynamo passes numbers that may change in that form."""
     return (
         isinstance(value, Tensor)
         and not value.ndim
@@ -112,9 +115,10 @@ def _is_number(value: Any) -> bool:
 
 
 def record_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> ForwardGraph | None:
-    """The graph that Dynamo made of a forward pass, in aten calls; None if it has no parameters or cannot be run.
+    """Record Dynamo's graph of a forward pass as aten calls; return None if it has no parameters or cannot be run.
 
-    `example_inputs`: what the backend got with `gm`: parameters are themselves there, or attributes of `gm`.
+    gm: Dynamo's graph; parameters are its attributes, or among the inputs.
+    example_inputs: the inputs that the backend received with `gm`.
     """
     given = next((value.fake_mode for value in example_inputs if isinstance(value, FakeTensor)), None)
     mode = given or FakeTensorMode()

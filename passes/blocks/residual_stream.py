@@ -1,8 +1,8 @@
-"""Analysis: which values of a forward graph are the residual stream, and which are parameters or constants.
+"""Analysis: find the values of a forward graph that form the residual stream, and those that are stored.
 
-A residual addition adds two values that are computed from one value x, one of them with the help of parameters and the
-other without. x and the sum are on the stream. Where both are computed with the help of parameters (a shortcut with a
-projection), x is.
+A residual addition adds two values that are computed from one value x, one of them through parameters and the other
+not. Then x and the sum are on the stream. If both are computed through parameters (a shortcut with a projection), only
+x is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from baoc_compile.passes.blocks.record_calls import ForwardGraph
 
 
 def stored_values(forward: ForwardGraph) -> dict[fx.Node, frozenset[fx.Node]]:
-    """Values that are computed from parameters and numbers alone, with those parameters; none for constants."""
+    """Map every value computed from parameters and constants alone to those parameters; to none for a constant."""
     stored: dict[fx.Node, frozenset[fx.Node]] = {node: frozenset({node}) for node in forward.parameters}
     for node in forward.graph.nodes:
         if node.op == "call_function" and all(a in stored for a in node.all_input_nodes):
@@ -28,7 +28,7 @@ def stored_values(forward: ForwardGraph) -> dict[fx.Node, frozenset[fx.Node]]:
 
 
 def find_stream(forward: ForwardGraph, stored: Mapping[fx.Node, frozenset[fx.Node]]) -> set[fx.Node]:
-    """The values on the residual stream. `stored`: see `stored_values`."""
+    """Return the values on the residual stream. `stored`: the result of `stored_values`."""
     nodes = list(forward.graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
     all_nodes = set(nodes)
@@ -36,7 +36,10 @@ def find_stream(forward: ForwardGraph, stored: Mapping[fx.Node, frozenset[fx.Nod
     found: set[fx.Node] = set()
 
     def fork(a: fx.Node, b: fx.Node, among: set[fx.Node]) -> tuple[fx.Node, dict[int, bool]] | None:
-        """The last value that a and b are both computed from, and whether each is with the help of parameters."""
+        """Return the last value that a (side 0) and b (side 1) are both computed from; None if there is none.
+
+        With it comes, for each side, whether the side is computed through parameters.
+        """
         ways = {a: {0: False}, b: {1: False}}
         ahead = sorted((-order[a], -order[b]))  # a heap, latest first
         while ahead:
@@ -61,7 +64,7 @@ def find_stream(forward: ForwardGraph, stored: Mapping[fx.Node, frozenset[fx.Nod
         if node.op != "call_function" or op_name(node) != "add" or len(inputs) != 2 or node not in learned:
             continue
         among = learned
-        if not all(i in learned for i in inputs):  # an input, to which the first layer adds
+        if not all(i in learned for i in inputs):  # one operand is an input, to which the first layer adds
             if any(i in stored or i.meta["shape"] != node.meta["shape"] for i in inputs):
                 continue
             among = all_nodes

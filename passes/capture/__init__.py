@@ -1,4 +1,4 @@
-"""Stage 1, capture: the traced step -> a flat graph with roles, cut into one component per parameter."""
+"""Stage 1, capture: turn the traced step into a flat graph with roles, split into one component per parameter."""
 
-if __name__ != "baoc_compile.passes.capture":  # a second copy would have other classes
+if __name__ != "baoc_compile.passes.capture":  # a second copy would define its classes twice
     raise ImportError("import it as baoc_compile.passes.capture")

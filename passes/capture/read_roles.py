@@ -1,7 +1,7 @@
-"""Is this graph an optimizer step, of which optimizer, and what is each of its inputs?
+"""Decide whether a traced graph is an optimizer step, of which optimizer, and what each input is.
 
-It asks Dynamo for the sources of graph inputs, for the frame being traced, and for the dictionaries that the traced code
-will have changed when it returns.
+The answers come from Dynamo: the sources of the graph's inputs, the frame being traced, and the pending writes to
+dictionaries.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ log = logging.getLogger("baoc")
 
 @dataclass
 class TracedRoles:
-    """What `read_roles` found: the optimizer, the role of every input, and which outputs become state.
+    """What `read_roles` found in a traced graph.
 
-    `is_step` is False for a part of a step that did not trace as one graph: it changes state but no parameter, or it
-    is a function that the step calls, whose caller holds on to state tensors that must not be replaced.
-    `code`: of the function that is traced.
+    is_step: False for a part of a step that did not trace as one graph. Such a part changes state but no parameter, or
+        is a function called by the step, whose caller holds state tensors that must not be replaced.
+    table: the optimizer's parameters.
+    roles: input node -> its role.
+    new_state: output node -> the state entry that it becomes.
+    code: the code of the traced function.
     """
 
     is_step: bool
@@ -47,9 +50,10 @@ class TracedRoles:
 
 
 def read_roles(gm: fx.GraphModule, known: Iterable[Any] = ()) -> TracedRoles | None:
-    """None when the graph is not an optimizer step (it then goes to the inner backend untouched).
+    """Read the roles of a traced graph's inputs; return None if the graph is not an optimizer step.
 
-    known: optimizers whose state a part of a step may change out of sight of its own frame.
+    gm: the graph, while Dynamo traces it.
+    known: optimizers to consider besides those that the traced frame shows, for parts of steps.
     """
     translator = InstructionTranslator.current_tx()
     if translator is None:
@@ -73,15 +77,18 @@ def read_roles(gm: fx.GraphModule, known: Iterable[Any] = ()) -> TracedRoles | N
 
 
 def make_room_for_traces(code: CodeType) -> None:
-    """Before a function is traced anew since its state was replaced. Dynamo keeps traces whose guards can never hold again
-    and counts them, and runs a function that has been traced `recompile_limit` times eagerly from then on. All traces
-    of the function go, when that is near; other optimizers that run the same code are traced once more."""
+    """Drop the traces of a function that is close to Dynamo's recompile limit.
+
+    Call this before replaced state forces a new trace. Dynamo counts traces whose guards can never hold again, and runs
+    a function eagerly after `recompile_limit` of them. All traces of the function are dropped; other optimizers that
+    run the same code are traced once more.
+    """
     if len(cached_traces(code)) >= recompile_limit() - 1:
         forget_traces(code)
 
 
 def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any, Any]]:
-    """(node, live value, source) of every placeholder and attribute; sources exist for placeholders only."""
+    """Yield (node, live value, source) of every placeholder and attribute; only placeholders have a source."""
     for node in gm.graph.nodes:
         if node.op == "get_attr" and node.users:
             yield node, getattr(gm, node.target, None), None
@@ -91,7 +98,7 @@ def _inputs(gm: fx.GraphModule, translator: Any) -> Iterator[tuple[fx.Node, Any,
 
 
 def _evaluate(source: Any, translator: Any) -> Any:
-    """The live object behind a Dynamo source; None if it can't be reached."""
+    """Return the live object behind a Dynamo source, or None if it cannot be reached."""
     name = source.name() if callable(source.name) else source.name
     try:
         return eval(name, {"L": translator.f_locals, "G": translator.f_globals, "torch": torch})
@@ -105,7 +112,7 @@ def _looks_like_optimizer(value: Any) -> bool:
 
 
 def _optimizers(inputs: list[tuple[fx.Node, Any, Any]], translator: Any) -> Iterator[Any]:
-    """Candidates: owners of an input, along its source; then whatever the traced frame can see."""
+    """Yield candidate optimizers: the owners of inputs first, then those among the frame's locals and globals."""
     for _, _, source in inputs:
         while source is not None:
             if getattr(source, "member", None) in ("param_groups", "state"):
@@ -127,12 +134,12 @@ def _state_tensors(optimizer: Any) -> set[int]:
 
 
 def _changes(owned: set[int], inputs: list[tuple[fx.Node, Any, Any]]) -> bool:
-    """Does the graph change one of these tensors in place?"""
+    """Return whether the graph changes a tensor with an id in `owned` in place."""
     return any(id(value) in owned and _is_written(node) for node, value, _ in inputs)
 
 
 def _is_written(node: fx.Node) -> bool:
-    """An in-place operation takes the node as its first argument, alone or in a list."""
+    """Return whether an in-place operation takes the node as its first argument, alone or in a list."""
     for user in node.users:
         first = user.args[0] if user.args else None
         taken = first is node or (isinstance(first, (list, tuple)) and node in first)
@@ -152,16 +159,16 @@ def _known_tensors(table: ParameterTable) -> Iterator[tuple[int, InputRole]]:
 
 
 def _scalar_name(node: fx.Node) -> str:
-    """`l_self_param_groups_0_lr_` -> `lr`."""
+    """Shorten a scalar's name: `l_self_param_groups_0_lr_` becomes `lr`."""
     words = node.name.strip("_").split("_")
     return "_".join(words[words.index("groups") + 2 :]) if "groups" in words[:-2] else node.name
 
 
 def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> dict[fx.Node, InputRole]:
-    """Outputs that the traced code stores in `optimizer.state[parameter][key]`, read off its pending side effects."""
+    """Find the outputs that the traced code stores in `optimizer.state[parameter][key]`, from its side effects."""
     returned = {node.name: node for node in returned_nodes(gm.graph)}
     found: dict[fx.Node, InputRole] = {}
-    if not returned:  # all state is there already
+    if not returned:  # all state exists already
         return found
     try:
         index_of = {id(p): i for i, p in enumerate(table.parameters)}
@@ -177,7 +184,7 @@ def _new_state(gm: fx.GraphModule, table: ParameterTable, translator: Any) -> di
 
 
 def _dictionaries(side_effects: Any, translator: Any) -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
-    """(parameter, [(key, variable)]) for every dictionary keyed by a live tensor, and for every tensor's own one."""
+    """Yield (parameter, [(key, variable)]) for every traced dictionary that holds a parameter's state entries."""
     for variable in list(side_effects.id_to_variable.values()):
         source = getattr(variable, "source", None)
         for key, value in _entries(variable):
@@ -192,7 +199,7 @@ def _dictionaries(side_effects: Any, translator: Any) -> Iterator[tuple[Any, lis
 
 
 def _entries(variable: Any) -> list[tuple[Any, Any]]:
-    """(key variable, value variable) of a Dynamo dictionary, whatever class it has in this release."""
+    """List (key variable, value variable) of a Dynamo dictionary, whatever its class in this release of torch."""
     variable = variable.realize() if hasattr(variable, "realize") else variable
     for holder in holders_of(variable):
         items = getattr(holder, "items", None)

@@ -1,7 +1,7 @@
-"""Refusal: parameters that share memory with one another, or with themselves.
+"""Refuse parameters that share memory with one another or with themselves.
 
-A step updates every parameter as if its elements were its own. Where two parameters, or two elements of one, lie in the same
-memory, the result would depend on the order of the updates.
+A step updates every element independently. If two elements share memory, the result depends on the order of the
+updates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from baoc_compile.core.step_graph import ParameterTable
 
 
 def refuse_overlap(table: ParameterTable) -> None:
-    """Raises OptionError that names the parameters. Parameters without memory of their own (meta, wrappers) pass."""
+    """Raise OptionError, naming the parameters, if any elements share memory.
+
+    Parameters that own no memory (meta tensors, wrapper subclasses) are not checked.
+    """
     by_memory: dict[tuple[torch.device, int], list[tuple[int, int, int]]] = defaultdict(list)
     for index, parameter in enumerate(table.parameters):
         if parameter.layout != torch.strided or not parameter.numel() or not _address(parameter):
@@ -51,14 +54,18 @@ def _address(parameter: Tensor) -> int:
 
 
 def _extent(parameter: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte and of the last one."""
+    """Return the addresses of the first and the last byte."""
     reach = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
     first = parameter.data_ptr()
     return first, first + (reach + 1) * parameter.element_size() - 1
 
 
 def _overlaps_itself(parameter: Tensor) -> bool:
-    """Do two indices lead to one element? Not if, from the smallest stride up, each steps over all that is below."""
+    """Return whether two indices refer to the same element.
+
+    They do not if every stride, in ascending order, exceeds the reach of the smaller ones; otherwise all offsets are
+    compared.
+    """
     reach = 0
     for stride, size in sorted(
         (stride, size) for size, stride in zip(parameter.shape, parameter.stride(), strict=True)
@@ -72,7 +79,7 @@ def _overlaps_itself(parameter: Tensor) -> bool:
 
 
 def _share_bytes(a: Tensor, b: Tensor) -> bool:
-    """Exact, for tensors whose extents meet: views may interleave without sharing an element."""
+    """Return whether two tensors share a byte, exactly: interleaved views have overlapping extents but share none."""
     return bool(np.intersect1d(_bytes_of(a), _bytes_of(b)).size)
 
 
@@ -83,7 +90,7 @@ def _bytes_of(parameter: Tensor) -> np.ndarray:
 
 
 def _offsets(parameter: Tensor) -> np.ndarray:
-    """Of every element, in elements from the first."""
+    """Return the offset of every element from the first, in elements."""
     offsets = np.zeros(1, dtype=np.int64)
     for size, stride in zip(parameter.shape, parameter.stride(), strict=True):
         offsets = (offsets[:, None] + np.arange(size) * stride).reshape(-1)

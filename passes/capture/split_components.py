@@ -1,11 +1,13 @@
-"""Rewrite: the flat step graph -> one piece per parameter, plus a prelude of what they share.
+"""Rewrite: split the flat step graph into one component per parameter and a prelude that the components share.
 
-Element nodes (tensors that depend on a parameter or gradient) are joined along their edges, and so are the inputs that
-belong to one parameter; edges that carry only a 0-dim value are cut. What is left connected is exactly one parameter's
-update, as long as the optimizer is elementwise; an optimizer that mixes parameters gives a piece with several of them.
-Scalar nodes go with the piece that uses them (copied if several do); a scalar that is changed in place and used by
-several pieces, and reductions of the step's inputs such as a gradient norm, make up the prelude, which runs once before
-the pieces.
+An element node is a tensor that depends on a parameter or a gradient. Element nodes are joined along their edges, and
+so are the inputs of one parameter; edges that carry only a 0-dim value are cut. For an elementwise optimizer, each
+connected component is the update of exactly one parameter. An optimizer that mixes parameters gives a component with
+several of them.
+
+A scalar node belongs to every component that uses it, and is copied if there are several. The prelude runs once, before
+the components. It holds the scalars that are changed in place and used by several components, and the reductions of
+the step's inputs, such as a gradient norm.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ _REDUCTIONS = {"norm", "sum", "mean", "amax", "amin", "max", "min", "any", "all"
 
 @dataclass
 class Component:
-    """The update of one parameter (or of several that the optimizer mixes).
+    """The update of one parameter, or of several that the optimizer mixes.
 
-    `nodes`: its calls in program order, `element_calls` those on tensors. `element_inputs`: inputs that are not mere
-    scalars. `new_state`: outputs that become state, by role.
+    parameters: indices into the parameter table, ascending.
+    nodes: the component's calls in program order.
+    element_calls: the calls on element nodes.
+    element_inputs: the inputs that are element nodes.
+    new_state: output node -> the state entry that it becomes.
     """
 
     parameters: tuple[int, ...]
@@ -42,26 +47,33 @@ class Component:
 
 @dataclass
 class Split:
-    """The pieces and the prelude's calls in program order."""
+    """A split step.
+
+    components: one for each parameter whose update makes calls.
+    prelude: the prelude's calls in program order.
+    """
 
     components: list[Component]
     prelude: list[fx.Node]
 
 
 def split_components(step: StepGraph) -> Split:
-    """Raises UnsupportedStep when the step returns a value that is neither new state nor computed by the prelude."""
+    """Split `step` into components and a prelude.
+
+    Raises UnsupportedStep if the step returns a value that is neither new state nor computed by the prelude.
+    """
     calls = [node for node in step.graph.nodes if node.op in ("call_function", "call_method")]
     elements = _element_nodes(step, calls)
     pieces = nx.utils.UnionFind(elements)
     for node in calls:
         if node in elements:
             pieces.union(node, *(i for i in node.all_input_nodes if i in elements))
-    first: dict[int, fx.Node] = {}  # what belongs to one parameter is one piece, even where no call joins it
+    first: dict[int, fx.Node] = {}  # a parameter's inputs form one component, even if no call joins them
     for node, role in step.roles.items():
         if node in elements and role.kind != "scalar":
             pieces.union(first.setdefault(role.parameter, node), node)
 
-    parameters: dict[fx.Node, set[int]] = defaultdict(set)  # of every piece, by its representative
+    parameters: dict[fx.Node, set[int]] = defaultdict(set)  # representative of a component -> its parameters
     for node, role in step.roles.items():
         if node in elements and role.kind in ("param", "grad"):
             parameters[pieces[node]].add(role.parameter)
@@ -93,13 +105,17 @@ def split_components(step: StepGraph) -> Split:
 
 
 def ndim(node: fx.Node) -> int:
-    """Dimensions of the traced value; 0 for numbers."""
+    """Return the number of dimensions of the traced value; 0 for a number."""
     example = node.meta.get("example_value")
     return example.ndim if isinstance(example, torch.Tensor) else 0
 
 
 def _element_nodes(step: StepGraph, calls: list[fx.Node]) -> set[fx.Node]:
-    """Fixpoint: 0-dim states join once a gradient reaches them; reductions of computed values join their input."""
+    """Return the element nodes, as a fixpoint.
+
+    A 0-dim state becomes an element node once an element node is written to it. A reduction becomes one if the prelude
+    cannot compute it.
+    """
     elements = {n for n, role in step.roles.items() if role.kind in ("param", "grad")}
     elements |= {n for n, role in step.roles.items() if role.kind == "state" and ndim(n) > 0}
     while True:
@@ -121,17 +137,17 @@ def _element_nodes(step: StepGraph, calls: list[fx.Node]) -> set[fx.Node]:
 
 
 def _is_reduction(node: fx.Node, inputs: list[fx.Node]) -> bool:
-    """A 0-dim result of larger tensors, or by name where the tensor itself is 0-dim."""
+    """Return whether the call reduces its inputs to 0 dimensions; if they have none already, its name decides."""
     return ndim(node) == 0 and (max(map(ndim, inputs)) > 0 or (operation(node)[0] in _REDUCTIONS and len(inputs) == 1))
 
 
 def _is_available(inputs: list[fx.Node], step: StepGraph, elements: set[fx.Node]) -> bool:
-    """Can the prelude compute from these: inputs of the step as they came in, or values of its own?"""
+    """Return whether the prelude can compute from these nodes: step inputs, or values that no element input reaches."""
     return all(i in step.roles for i in inputs) or not any(_reaches_parameter(i, elements) for i in inputs)
 
 
 def _reaches_parameter(node: fx.Node, elements: set[fx.Node]) -> bool:
-    """Is `node` computed from an element input through element nodes? (A stack of norms is not.)"""
+    """Return whether `node` is computed from an element input through element nodes. (A stack of norms is not.)"""
     stack, seen = [node], set()
     while stack:
         current = stack.pop()
@@ -145,7 +161,11 @@ def _reaches_parameter(node: fx.Node, elements: set[fx.Node]) -> bool:
 def _component_users(
     step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node], piece_of: dict[int, fx.Node]
 ) -> dict[fx.Node, set[fx.Node]]:
-    """For every scalar call, the pieces that need it: by use, by in-place relation, or as their parameter's state."""
+    """Map every scalar call to the components that need it.
+
+    A component needs a call that it uses, a call that changes a scalar that it uses, and a call that changes the state
+    of its parameter.
+    """
     users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
     for node in reversed(calls):
         if node in owner:
@@ -160,7 +180,7 @@ def _component_users(
             together.add(piece_of[role.parameter])
         for node in chain:
             users[node] = set(together)
-    for node in reversed(calls):  # what a chain needs is needed where the chain goes
+    for node in reversed(calls):  # the inputs of a chain go to the components of the chain
         if node not in owner:
             for i in node.all_input_nodes:
                 if i in users:
@@ -171,7 +191,7 @@ def _component_users(
 def _inplace_chains(
     step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node]
 ) -> dict[fx.Node, list[fx.Node]]:
-    """Scalar inputs that the step changes -> the calls that change them."""
+    """Map every scalar input that the step changes to the calls that change it."""
     chains: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in calls:
         if node not in owner and operation(node)[1] and alias_root(node) in step.roles:
@@ -182,7 +202,11 @@ def _inplace_chains(
 def _prelude(
     step: StepGraph, calls: list[fx.Node], owner: dict[fx.Node, fx.Node], users: dict[fx.Node, set[fx.Node]]
 ) -> set[fx.Node]:
-    """Calls that run once: shared in-place scalars, reductions, parameterless tensors, and all that depends on them."""
+    """Return the calls that run once.
+
+    These are shared in-place scalars, reductions, tensors of no parameter, returned scalars, the scalar calls that
+    depend on them, and the calls that they are computed from.
+    """
     returned = {node for node in step.outputs if isinstance(node, fx.Node)}
     chained = {node for chain in _inplace_chains(step, calls, owner).values() for node in chain}
     prelude: set[fx.Node] = set()
@@ -194,7 +218,7 @@ def _prelude(
         shared = node in chained and len(users[node]) != 1
         if reads_tensor or shared or node in returned or any(i in prelude for i in inputs):
             prelude.add(node)
-    stack = list(prelude)  # and what these are computed from
+    stack = list(prelude)  # add the calls that these are computed from
     while stack:
         for i in stack.pop().all_input_nodes:
             if i.op in ("call_function", "call_method") and i not in prelude and i not in owner:

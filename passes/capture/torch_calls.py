@@ -1,6 +1,6 @@
-"""One spelling for the many ways a traced graph calls the same operation.
+"""Canonical names and functional forms for the operations that a traced graph calls.
 
-`x.add_(y, alpha=a)`, `torch.add(x, y)`, `operator.iadd(x, y)` and `torch._foreach_add_([x], [y])` are one operation,
+`x.add_(y, alpha=a)`, `torch.add(x, y)`, `operator.iadd(x, y)` and `torch._foreach_add_([x], [y])` are all the operation
 `add`, in place or not.
 """
 
@@ -35,12 +35,12 @@ _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
 
 
 def spelled(node: fx.Node) -> str:
-    """The name of the called function or method as written in the graph."""
+    """Return the name of the called function or method as the graph has it."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def operation(node: fx.Node) -> tuple[str, bool]:
-    """(canonical name, in place?) of a call node."""
+    """Return the canonical name of a call, and whether the call is in place."""
     name = spelled(node).split(".")[0]
     inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
     name = name[1:] if name in _INPLACE_OPERATORS else name.rstrip("_") if inplace else name
@@ -48,12 +48,12 @@ def operation(node: fx.Node) -> tuple[str, bool]:
 
 
 def returned_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that a graph returns. (torch may leave unused attributes behind the output node.)"""
+    """Return the nodes that a graph returns. (torch may leave unused attributes after the output node.)"""
     return next(node for node in reversed(graph.nodes) if node.op == "output").all_input_nodes
 
 
 def module_of(graph: fx.Graph, attributes: Mapping[str, Any], class_name: str) -> fx.GraphModule:
-    """A module for `graph` that holds `attributes` and nothing else: attributes not named there read None."""
+    """Make a module of `graph` that holds only `attributes`; every other attribute that the graph reads is None."""
     root = torch.nn.Module()
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -62,17 +62,20 @@ def module_of(graph: fx.Graph, attributes: Mapping[str, Any], class_name: str) -
 
 
 def is_identity(node: fx.Node) -> bool:
-    """The node hands its first argument on as a value: `.item()`, `float()`, `.detach()`."""
+    """Return whether the call returns its first argument unchanged: `.item()`, `float()`, `.detach()`."""
     return operation(node)[0] in _IDENTITIES
 
 
 def is_ignored(node: fx.Node) -> bool:
-    """The node has no bearing on values: gradient mode, assertions that Dynamo inserts."""
+    """Return whether the call computes no value: it sets the gradient mode, or is an assertion that Dynamo inserted."""
     return operation(node)[0] in COMPUTES_NOTHING
 
 
 def single_function(foreach_name: str) -> tuple[Callable[..., Any], bool]:
-    """`_foreach_add_` -> (torch.add, True): the per-tensor function and whether the list form is in place."""
+    """Return the per-tensor function of a list operation, and whether the list form is in place.
+
+    `_foreach_add_` gives (torch.add, True).
+    """
     name = foreach_name.removeprefix(FOREACH)
     base = name.rstrip("_")
     return _SINGLE.get(base) or getattr(torch, base), name.endswith("_")
@@ -107,7 +110,7 @@ def zero(x: Any) -> Any:
 
 
 def _weighted(x: Any, y: Any, alpha: Any) -> Any:
-    """y * alpha; without a multiplication where alpha is the literal 1."""
+    """Return y * alpha, without a multiplication if alpha is the literal 1."""
     return y if isinstance(alpha, int) and alpha == 1 else y * alpha
 
 
@@ -120,7 +123,7 @@ def _as_tensor(value: Any) -> Any:
     return value if isinstance(value, torch.Tensor) else torch.scalar_tensor(value, dtype=torch.float64)
 
 
-#: Per-tensor forms of list operations whose arguments differ from the list form's; named as the operation is.
+#: Operation -> its per-tensor function, where torch's function of that name takes other arguments than the list form.
 _SINGLE: dict[str, Callable[..., Any]] = {
     "addcmul": addcmul,
     "addcdiv": addcdiv,
@@ -133,8 +136,8 @@ _SINGLE: dict[str, Callable[..., Any]] = {
     "zero": zero,
 }
 
-#: Forms in which every number may as well be a 0-dim tensor: what lets a hyperparameter become an input of the rule.
-#: torch rounds a 0-dim operand to the tensor's type, as it does a number.
+#: Operation -> a functional form in which every number may be a 0-dim tensor, so that a hyperparameter can be an input
+#: of the rule. torch rounds a 0-dim operand to the tensor's type, as it does a number.
 TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "add": lambda x, y, alpha=1: x + _weighted(x, y, alpha),
     "sub": lambda x, y, alpha=1: x - _weighted(x, y, alpha),
@@ -159,7 +162,7 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "zero": zero,
     "index_put": lambda x, indices, values: _where(
         indices[0], values, x
-    ),  # accumulate=True is not elementwise: an error
+    ),  # accumulate=True is not elementwise: TypeError
     "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
@@ -171,7 +174,10 @@ def _like(value: Any, x: Any) -> Any:
 
 
 def _where(mask: Any, value: Any, x: Any) -> Any:
-    """x with `value` where the mask is true, as `x[mask] = value` does for one number."""
+    """Return x with `value` where the mask is true: the functional form of `x[mask] = value`.
+
+    Raises TypeError unless the mask is boolean and of x's shape, and `value` is one number.
+    """
     if mask.dtype != torch.bool or mask.shape != x.shape or getattr(value, "ndim", 0):
         raise TypeError("only a mask of the tensor's own shape and one number are elementwise")
     return torch.where(mask, _like(value, x), x)
@@ -183,6 +189,6 @@ def _clamp(x: Any, low: Any, high: Any) -> Any:
 
 
 def python_math(node: fx.Node) -> Callable[..., Any] | None:
-    """`math.sqrt` and its like on traced numbers -> the torch function of that name."""
+    """Return the torch function for a call of Python's `math`, such as `math.sqrt`; None for other calls."""
     name = operation(node)[0]
     return getattr(torch, name, None) if getattr(math, name, None) is node.target else None

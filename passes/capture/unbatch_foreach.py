@@ -1,7 +1,8 @@
-"""Rewrite: `torch._foreach_*` over lists -> one call per tensor, and every read after an in-place call reads its result.
+"""Rewrite: replace each `torch._foreach_*` call by one call per tensor, and order reads after in-place calls by edges.
 
-After it a graph contains no list of tensors, its edges are the data flow, and the update of one parameter is a
-connected piece of it. (An in-place call returns the tensor it changed, so reading its result is reading that tensor.)
+In the rewritten graph a tensor that was changed in place is read through the result of the last call that changed it.
+(An in-place call returns the tensor that it changed.) The graph contains no lists of tensors, its edges are the data
+flow, and the update of one parameter is a connected component.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from baoc_compile.passes.capture.torch_calls import is_ignored, operation, retur
 
 @dataclass
 class Flat:
-    """The flat graph; for every input of the old graph its node, and for every tensor the old graph returns its node."""
+    """A flat graph and how it corresponds to the traced one.
+
+    graph: the flat graph; it returns the same values.
+    inputs: placeholder or attribute of the traced graph -> its node in the flat graph.
+    returned: node that the traced graph returns -> its node in the flat graph.
+    """
 
     graph: fx.Graph
     inputs: dict[fx.Node, fx.Node]
@@ -27,7 +33,7 @@ class Flat:
 
 
 def unbatch_foreach(gm: fx.GraphModule) -> Flat:
-    """Raises AttributeError for a list operation that torch has no per-tensor form of."""
+    """Flatten a traced step. Raises AttributeError for a list operation without a per-tensor form in torch."""
     graph = fx.Graph()
     flat: dict[fx.Node, Any] = {}  # node of gm -> node of graph, or a list of them
     latest: dict[fx.Node, fx.Node] = {}  # tensor -> the call that changed it last
@@ -40,7 +46,7 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
         return fx.map_arg(argument, read)
 
     for node in gm.graph.nodes:
-        unused = node.op == "get_attr" and not node.users  # torch has dropped the attribute already
+        unused = node.op == "get_attr" and not node.users  # torch has already deleted the attribute
         if unused or (node.op in ("call_function", "call_method") and is_ignored(node)):
             continue
         if node.op == "call_function" and spelled(node).startswith(FOREACH):
@@ -62,7 +68,7 @@ def unbatch_foreach(gm: fx.GraphModule) -> Flat:
 
 
 def alias_root(node: fx.Node) -> fx.Node:
-    """The tensor that a chain of in-place calls changes, seen through `detach`."""
+    """Follow a chain of in-place calls and `detach` back to the tensor that it changes."""
     while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], fx.Node):
         name, inplace = operation(node)
         if not inplace and name != "detach":
@@ -85,7 +91,7 @@ def _expand(graph: fx.Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
 
 
 def _item(graph: fx.Graph, argument: Any, i: int) -> Any:
-    """What call i of the list gets: an entry of a list or of a 1-d tensor of numbers, or the argument itself."""
+    """Return the argument of call i: entry i of a list or of a 1-d tensor of numbers, or the argument itself."""
     if isinstance(argument, (list, tuple)):
         return argument[i]
     if not isinstance(argument, fx.Node) or not getattr(argument.meta.get("example_value"), "ndim", 0):

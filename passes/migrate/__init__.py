@@ -1,4 +1,4 @@
-"""Stage 8, migrate: bring optimizer state into the form that the plan asks for."""
+"""Stage 8, migrate: convert optimizer state to the form that a storage gives it."""
 
-if __name__ != "baoc_compile.passes.migrate":  # a second copy would have other classes
+if __name__ != "baoc_compile.passes.migrate":  # a second copy would define its classes twice
     raise ImportError("import it as baoc_compile.passes.migrate")

@@ -1,4 +1,4 @@
-"""Migration: bring every slot in `optimizer.state` into the form that a storage gives it, tensor by tensor."""
+"""Convert every slot in `optimizer.state` to the form that a storage gives it, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from baoc_compile.kernels.codecs.learn_codebook import SAMPLE_ELEMENTS
 from baoc_compile.state.entries import bytes_of, fresh, is_stored_by
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
 
-#: Entries up to this size are converted beside their old form; larger ones may be moved out of the way first.
+#: Within a budget, a larger entry is moved out of its device's memory before it is converted.
 CHUNK_BYTES = 4 * CHUNK_ELEMENTS
 
 
 def migrate_state(storage: Storage, table: ParameterTable, *, within_budget: bool = False) -> int:
-    """Returns how many entries changed their form. The old tensor of each is released before the next is converted.
+    """Convert the state of `table` to the form that `storage` gives it; return the number of entries that changed.
 
-    `within_budget`: entries that shrink come first, and the old form of a large one waits outside the device's memory (in
-    host memory, or in a file if the device is the host) while the new one is made: state never takes more than before
-    or after, and one chunk. If an entry cannot be converted, it and those that follow keep their form, and their values.
+    The old tensor of an entry is released before the next entry is converted. If an entry cannot be converted, it and
+    the entries after it keep their form and their values.
+
+    within_budget: convert entries that shrink first, and keep the old form of a large entry outside the device's memory
+        (in host memory, or in a file if the device is the host) while the new one is made. State then never takes more
+        than the larger of its old and its new size, and one chunk.
     """
     changes = []
     for index in range(len(table.parameters)):
@@ -45,12 +48,16 @@ def migrate_state(storage: Storage, table: ParameterTable, *, within_budget: boo
 
 
 def migrate_weights(storage: Storage, table: ParameterTable) -> int:
-    """What weight codecs keep beside the weights. Not before the optimizer has made its own state: many look whether
-    there is any. Returns how many entries changed."""
+    """Create, convert or remove what weight codecs store beside the weights; return the number of entries that changed.
+
+    Nothing is created before the optimizer has made its own state, because many optimizers initialize a parameter only
+    if its state is empty.
+    """
     changed = 0
     for index, parameter in enumerate(table.parameters):
         codecs, state = storage.of(index).codecs, table.state(index)
-        codec, old = codecs.get(WEIGHT_KEY), state.get(WEIGHT_KEY)
+        decided = [c for c in codecs.values() if c.mechanism == "weight"]  # a slot may have its key
+        codec, old = decided[0] if decided else None, state.get(WEIGHT_KEY)
         is_early = not state and any(c.mechanism != "weight" for c in codecs.values())
         if codec is None or is_early or (isinstance(old, StateTensor) and old.codec is codec):
             continue
@@ -68,8 +75,11 @@ def migrate_weights(storage: Storage, table: ParameterTable) -> int:
 
 @torch.no_grad()
 def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) -> Tensor:
-    """`value`, a slot of `parameter`, in the form of `codec`: a plain tensor where that holds the same numbers. What was
-    dropped starts at 0."""
+    """Return `value`, a slot of `parameter`, stored by `codec`.
+
+    The result is a plain tensor if the codec is full precision in the slot's own type, else a StateTensor. A slot that
+    is to be dropped becomes an entry without values, and a slot that was dropped starts at 0.
+    """
     new = fresh(parameter, value.dtype, 0.0, codec, key, seed)
     if codec.mechanism == "dropping":
         return new
@@ -93,7 +103,7 @@ def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) 
 
 
 def moved_away(value: Tensor) -> Tensor:
-    """The same entry outside the memory of its device: on the host, or, from there, in a temporary file that is mapped."""
+    """Copy an entry out of its device's memory: to the host, or from the host to a temporary file that is mapped."""
     move = _in_file if value.device.type == "cpu" else Tensor.cpu
     return value.like(move) if isinstance(value, StateTensor) else move(value)
 
@@ -108,5 +118,5 @@ def _in_file(tensor: Tensor) -> Tensor:
     try:
         mapped = torch.from_file(file.name, shared=False, size=len(flat), dtype=tensor.dtype)
     finally:
-        Path(file.name).unlink()  # the mapping stays until the tensor goes
+        Path(file.name).unlink()  # the mapping lives as long as the tensor
     return mapped.view(tensor.shape)

@@ -1,7 +1,8 @@
-"""Keep learned codebooks fit: learn levels anew when the slot's distribution has moved so far that it pays.
+"""Learn the levels of codebooks again when the slot's distribution has changed enough.
 
-Looked at when the slot has been stored 1, 2, 4, 8, ... times and every 1,024 times after that (a refresh is a store
-too); when was looked last is stored beside the levels, so that a resumed run does the same.
+A codebook is checked when its slot has been stored 1, 2, 4, 8, ..., 1,024 times, and every 1,024 times after that (a
+refresh counts as a store). The time of the last check is stored beside the levels, so a resumed run repeats the same
+checks.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from baoc_compile.kernels.codecs.codebook import Codebook
 from baoc_compile.kernels.codecs.learn_codebook import best_levels, density, expected_error, least_error
 from baoc_compile.state.state_tensor import StateTensor
 
+#: The largest number of stores between two checks.
 LONGEST_INTERVAL = 1024
 
-#: New levels are taken when they have at most this share of the old ones' expected squared error.
+#: New levels replace the old ones if their expected squared error is at most this share of the old ones'.
 WORTHWHILE = 0.95
 
 
 @dataclass
 class CodebookRefresh:
-    """The learned codebooks of a step. `remaining`: steps until the next look at one of them."""
+    """The learned codebooks of a step.
+
+    states: the state tensors; only those with a learned codebook are kept.
+    remaining: steps until the next check.
+    """
 
     states: Sequence[StateTensor]
     remaining: int = 0
@@ -34,7 +40,7 @@ class CodebookRefresh:
         self.remaining = min((steps_until_due(s) for s in self.states), default=0)
 
     def tick(self) -> None:
-        """Called before every step."""
+        """Check the codebooks that are due. Call this before every step."""
         if self.states and self.remaining <= 0:
             for state in self.states:
                 if steps_until_due(state) == 0:
@@ -44,13 +50,14 @@ class CodebookRefresh:
 
 
 def steps_until_due(state: StateTensor) -> int:
+    """Return the number of stores until the codebook's next check."""
     clock, checked = int(state.parts["clock"]), int(state.parts["checked_at"])
     return max(0, min(max(1, 2 * checked), checked + LONGEST_INTERVAL) - clock)
 
 
 @torch.no_grad()
 def refresh_codebook(state: StateTensor) -> bool:
-    """Learns levels from the codes; if they are worth it, the state is stored with them. Returns whether it was."""
+    """Learn levels from the codes, and store the state with them if that pays; return whether it was stored."""
     codec, parts = state.codec, state.parts
     assert isinstance(codec, Codebook)
     parts["checked_at"].copy_(parts["clock"])

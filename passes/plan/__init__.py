@@ -1,4 +1,4 @@
-"""Stage 7, plan: candidates, their bytes, times and risks -> how every slot is stored."""
+"""Stage 7, plan: from candidates, their bytes, times and risks to how every slot is stored."""
 
 if __name__ != "baoc_compile.passes.plan":  # a second copy would have other classes
     raise ImportError("import it as baoc_compile.passes.plan")

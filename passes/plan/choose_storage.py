@@ -1,7 +1,7 @@
 """Choice: how the slots of new parameters are stored, before anything is measured.
 
-A named plan says it. Within a budget it is the uniform configuration of least expected harm that fits; below the smallest of
-these, a plan by block (`start_by_block.py`).
+A named plan decides it. Under a budget, the plan is the uniform configuration of least expected harm that fits. If no
+uniform configuration fits, it is a plan by block (`start_by_block.py`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SlotsOf = Mapping[int, tuple[Slot, ...]]  # by parameter index
 def choose_storage(
     request: Request, storage: Storage, table: ParameterTable, slots_of: SlotsOf, bytes_to_come: int = 0
 ) -> Storage:
-    """`storage` with a codec for every slot in `slots_of`. What was decided stays.
+    """Return `storage` with a codec for every slot in `slots_of`. Decisions already made stay.
 
     slots_of: the slots of every parameter that is stepped, by index.
-    bytes_to_come: of counters that do not exist yet; they count against the budget.
+    bytes_to_come: bytes of counters that do not exist yet; they count against the budget.
 
     Raises BudgetError that names the smallest budget that can be met, and PlanError.
     """
@@ -59,6 +59,7 @@ def choose_storage(
 def _extended(
     storage: Storage, plan: Plan, table: ParameterTable, index: int, slots: tuple[Slot, ...]
 ) -> StoredParameter:
+    """Return how parameter `index` is stored once `plan` has decided on `slots`."""
     known = storage.parameters.get(index)
     if known is None:
         known = StoredParameter({}, plan.block_of(index), plan.update_scale_of(index, table.parameters[index]))
@@ -66,11 +67,15 @@ def _extended(
 
 
 def _stored(plan: Plan, table: ParameterTable, index: int, slots: tuple[Slot, ...]) -> dict[str, StoredSlot]:
+    """Return how `plan` stores these slots."""
     return {s.key: StoredSlot(*plan.codec(table, index, s)) for s in slots}
 
 
 def _with_loaded(storage: Storage, table: ParameterTable, slots_of: SlotsOf) -> Storage:
-    """State that is already compressed (a checkpoint) keeps its codec where the user asked for nothing else."""
+    """Return `storage` with the codecs of state that is already compressed (a checkpoint).
+
+    Only called where the user asked for nothing else.
+    """
     changed = {}
     for index, slots in slots_of.items():
         state, known = table.state(index), storage.of(index)
@@ -86,7 +91,14 @@ def _with_loaded(storage: Storage, table: ParameterTable, slots_of: SlotsOf) -> 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The search for a uniform plan within a budget. `new`: the slots to decide on, by parameter."""
+    """The search for a plan within a budget.
+
+    request: what the user asked for.
+    storage: what was decided before.
+    table: the optimizer's parameters.
+    new: the slots to decide on, by parameter index.
+    bytes_to_come: bytes of counters that do not exist yet.
+    """
 
     request: Request
     storage: Storage
@@ -95,8 +107,10 @@ class _Fit:
     bytes_to_come: int
 
     def plan(self) -> Plan:
-        """The plan of least expected harm that fits, then of fewest bytes; parameters that join later follow the others
-        where that fits."""
+        """Return the uniform plan of least expected harm that fits, then of fewest bytes; else a plan by block.
+
+        Parameters that join later follow the plan of the others where it fits.
+        """
         budget = self.request.budget
         assert budget is not None, "only a named plan has no budget"
         limit, fixed = self._limit(budget), self._settled_bytes() + self._counter_bytes()
@@ -114,7 +128,7 @@ class _Fit:
             follows = self.storage.default is not None and order == 0
             ranked[not follows, harm, fixed + self._bytes(stored), order] = plan
         fitting = [rank for rank in ranked if rank[2] <= limit]
-        if not fitting and not self.request.is_explicit:  # nobody asked for this budget: come as close as possible
+        if not fitting and not self.request.is_explicit:  # the default budget: come as close as possible
             smallest = min(rank[2] for rank in ranked)
             log.info("the default budget of %s is out of reach; the smallest plan takes %d", budget.text, smallest)
             fitting = [rank for rank in ranked if rank[2] == smallest]
@@ -124,7 +138,10 @@ class _Fit:
         return start_by_block(base, self.table, self.new, fixed + self._weight_bytes(base), limit)
 
     def _limit(self, budget: MemoryBudget) -> int:
-        """The budget in bytes: percentages are of all slots, old and new, in full precision, and of counters."""
+        """Return the budget in bytes.
+
+        A percentage refers to all slots, old and new, in full precision, and to counters.
+        """
         full, numel = self._counter_bytes(), 0
         for index in {*self.new, *self.storage.parameters}:
             parameter = self.table.parameters[index]
@@ -135,9 +152,11 @@ class _Fit:
         return budget.in_bytes(full, numel)
 
     def _settled_bytes(self) -> int:
+        """Return the bytes of the slots that were decided before."""
         return self._bytes({i: stored.slots for i, stored in self.storage.parameters.items()})
 
     def _bytes(self, slots_of: Mapping[int, Mapping[str, StoredSlot]]) -> int:
+        """Return the bytes of these slots."""
         return sum(
             slot.codec.storage_bytes(self.table.parameters[i].shape)
             for i, slots in slots_of.items()
@@ -145,7 +164,7 @@ class _Fit:
         )
 
     def _counter_bytes(self) -> int:
-        """State that is no slot, there or to come."""
+        """Return the bytes of state that is not in slots, existing or to come."""
         total = self.bytes_to_come
         for index in range(len(self.table.parameters)):
             slots = {s.key for s in self.new.get(index, ())} | self.storage.of(index).slots.keys()
@@ -153,6 +172,6 @@ class _Fit:
         return total
 
     def _weight_bytes(self, plan: Plan) -> int:
-        """What weight codecs take, which no budget chooses."""
+        """Return the bytes of weight codecs, which no budget chooses."""
         weights = {i: tuple(s for s in slots if s.weight_dtype is not None) for i, slots in self.new.items()}
         return self._bytes({i: _stored(plan, self.table, i, slots) for i, slots in weights.items()})

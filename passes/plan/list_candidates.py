@@ -1,8 +1,9 @@
 """Candidates: the configurations that a block may get, few enough to try each of them on samples.
 
-All combinations of the formats in `BY_BLOCK` are weighed by exact bytes and by how much each format is expected to hurt
-before anything is measured (`Codec.expected_harm`). A combination stays if no other takes at most 1 % more bytes and
-is expected to hurt less; and likewise among those without 4-bit formats, which are slow on a CPU.
+All combinations of the formats in `BY_BLOCK` are compared by their exact bytes and by their expected harm before
+anything is measured (`Codec.expected_harm`). A combination stays unless another one takes at most 1 % more bytes and is
+expected to harm less. The same comparison among combinations without 4-bit formats adds more, since 4-bit formats are
+slow on a CPU.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.configuration import Configuration
 from baoc_compile.kernels.codecs.catalogue import BY_BLOCK, codec_for, full_precision
 
-#: Two sizes count as equal if they differ by less.
+#: Fraction of a size by which another may exceed it and still count as equal.
 SAME_SIZE = 0.01
 
 
 def list_candidates(
     slots: Sequence[Slot], shape: torch.Size, dtype: torch.dtype, current: Mapping[str, Codec]
 ) -> list[Configuration]:
-    """Full precision first, then by falling size. `current`, what the state is stored as now, is always among them.
+    """Return the candidates of a block: full precision first, then by falling size.
 
-    Where row and column factors fit, nothing coarser is shared: it saves next to nothing, and without momentum it cost
-    the ViT of the examples 0.18 nats. A slot that is never negative is not dropped: its steady state under one gradient
-    is no second moment, and nothing could be restored from it.
+    slots: the slots of the block's parameters.
+    shape: the shape of each of these parameters.
+    dtype: the type of these parameters.
+    current: state key -> the codec in use now.
+
+    Full precision and `current` are always among the candidates. Where row and column factors fit, nothing coarser is
+    shared: it saves next to nothing, and without momentum it cost the ViT of the examples 0.18 nats. A slot that is
+    never negative is not dropped: its steady state under one gradient is not a second moment, and nothing could restore
+    it.
     """
     choices = [_codecs(slot, shape, dtype) for slot in slots]
     every = [_configuration(slots, codecs) for codecs in itertools.product(*choices)]
@@ -40,6 +47,7 @@ def list_candidates(
 
 
 def _codecs(slot: Slot, shape: torch.Size, dtype: torch.dtype) -> list[Codec]:
+    """Return the codecs that a slot may get; full precision if there is no other."""
     found: dict[str, Codec] = {}
     for choice in BY_BLOCK:
         codec, refused = codec_for(choice, slot, shape, dtype)
@@ -53,14 +61,17 @@ def _codecs(slot: Slot, shape: torch.Size, dtype: torch.dtype) -> list[Codec]:
 
 
 def _configuration(slots: Sequence[Slot], codecs: Sequence[Codec]) -> Configuration:
+    """Return the configuration that gives each slot its codec."""
     return Configuration({slot.key: codec for slot, codec in zip(slots, codecs, strict=True)})
 
 
 def _is_packed(codec: Codec) -> bool:
+    """Return whether the codec packs several codes into one byte."""
     return any(part.bits < 8 for part in codec.parts)
 
 
 def _undominated(every: Sequence[Configuration], shape: torch.Size) -> list[Configuration]:
+    """Return the configurations that no other one beats in expected harm at about the same size or less."""
     costs = [(c.expected_harm, c.storage_bytes(shape)) for c in every]
 
     def is_beaten(cost: tuple[float, int]) -> bool:

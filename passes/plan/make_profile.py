@@ -1,4 +1,4 @@
-"""Blocks, their candidates and sampled gradients -> the profile: bytes, time and risk of everything that may be chosen."""
+"""Profiles: from blocks, candidates and sampled gradients to the bytes, time and risk of every candidate."""
 
 from __future__ import annotations
 
@@ -25,24 +25,30 @@ from baoc_compile.passes.risk.measure_risk import measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
 from baoc_compile.state.entries import state_bytes
 
-#: Nats per unit of expected harm for a block that is the whole model: an order for blocks that were not sampled.
+#: Nats per unit of expected harm, for a block that is the whole model. It only orders candidates that were not sampled.
 NATS_PER_HARM = 1e-3
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What may be planned: rules by parameter, and how each slot is stored now."""
+    """What may be planned.
+
+    storage: how each slot is stored now.
+    table: the optimizer's parameters.
+    rules: parameter index -> update rule.
+    """
 
     storage: Storage
     table: ParameterTable
     rules: Mapping[int, UpdateRule]
 
     def current(self, i: int) -> dict[str, Codec]:
+        """Return the codecs of parameter i's slots, by state key."""
         codecs = self.storage.of(i).codecs
         return {slot.key: codecs[slot.key] for slot in self.rules[i].slots}
 
     def must_agree(self) -> dict[int, object]:
-        """What the parameters of one block have in common, besides their role."""
+        """Return, by parameter index, what the parameters of one block must have in common besides their role."""
         return {i: self._common(i) for i in range(len(self.table.parameters))}
 
     def _common(self, i: int) -> object:
@@ -61,14 +67,22 @@ def make_profile(
     measure_time: bool,
     risk: str = "shadow",
 ) -> Profile:
-    """`streams`: without any, risks are the order that `Codec.expected_harm` gives. `measure_time`: time the candidates that
-    have never been timed on this device, rather than reckon them. `risk`: "shadow", or "proxy" for BAOC-style sums of
-    metrics (our reconstruction)."""
+    """Make the profile of `blocks`.
+
+    planned: rules, and how state is stored now.
+    blocks: the blocks to plan for.
+    streams: parameter index -> samples; without any, `Codec.expected_harm` alone orders the candidates.
+    seed: keys the stochastic rounding of shadow runs.
+    measure_time: whether to time candidates that were never timed on this device; otherwise their times are estimated.
+    risk: "shadow" for shadow runs, or "proxy" for BAOC-style sums of metrics (our reconstruction).
+    """
     started = time.perf_counter()
     return _Maker(planned, blocks, streams, seed, measure_time, risk).make(started)
 
 
 class _Maker:
+    """The making of one profile."""
+
     def __init__(
         self,
         planned: Planned,
@@ -135,6 +149,7 @@ class _Maker:
     def _candidate(
         self, block: Block, configuration: Configuration, risk: Risk | None, statistics: BlockStatistics
     ) -> BlockCandidate:
+        """Return one candidate with its bytes, time and risk."""
         share = self._numel(block) / max(1, sum(map(self._numel, self.blocks)))
         is_full = configuration.expected_harm == 0.0
         if is_full:
@@ -162,11 +177,12 @@ class _Maker:
         )
 
     def _size_bytes(self, block: Block, configuration: Configuration) -> int:
-        """Of the state of all the block's parameters, which have one shape."""
+        """Return the bytes of the state of all parameters of the block, which have one shape."""
         shape = self.table.parameters[block.parameters[0]].shape
         return configuration.storage_bytes(shape) * len(block.parameters)
 
     def _load(self, block: Block, configuration: Configuration) -> tuple:
+        """Return the cost of the configuration's programs, and the block's numbers of elements and tensors."""
         i = block.parameters[0]
         parameter, state = self.table.parameters[i], self.table.state(i)
         counters = tuple((c.name, state[c.key].dtype) for c in self.rules[i].inputs_of("counter"))

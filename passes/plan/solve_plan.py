@@ -1,4 +1,4 @@
-"""Profile + budgets -> a plan with its certificate."""
+"""Solving: from a profile and budgets to a plan with its certificate."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ from baoc_compile.state.plan import ParameterPlan, Plan
 
 @dataclass(frozen=True)
 class Solution:
-    """What was chosen, from what, and how good it is. `chosen[b]`: the candidate of block b. Budgets are on the whole state,
-    in bytes, and on the whole step, in ns."""
+    """What was chosen, from what, and how good it is.
+
+    profile: what the choice was made from.
+    allocation: the solver's answer, with its lower bound.
+    chosen: the candidate of each block of the profile.
+    budget_bytes: the limit on the whole state, in bytes.
+    budget_ns: the limit on the whole step, in ns; None for no limit.
+    """
 
     profile: Profile
     allocation: Allocation
@@ -30,11 +36,11 @@ class Solution:
 
     @property
     def time_ns(self) -> float:
-        """Predicted, of the whole step."""
+        """The predicted time of the whole step, in ns."""
         return self.allocation.time_ns + launch_ns(self.chosen)
 
     def kept(self) -> Solution:
-        """The same, for the plan that is in force now."""
+        """Return the solution that keeps the plan in force."""
         now = current_choice(self.profile)
         risk = risk_of(self.profile, now)
         allocation = Allocation(
@@ -47,7 +53,7 @@ class Solution:
         return replace(self, allocation=allocation, chosen=tuple(now))
 
     def stored(self, storage: Storage) -> Storage:
-        """`storage` with what was chosen for every block's parameters."""
+        """Return `storage` with the chosen configuration for every block's parameters."""
         changed = {}
         for block, candidate in zip(self.profile.blocks, self.chosen, strict=True):
             for i in block.parameters:
@@ -56,7 +62,7 @@ class Solution:
         return replace(storage.with_parameters(changed), certificate=self.allocation.certificate)
 
     def plan(self, base: Plan) -> Plan:
-        """`base` with the entries of every block's parameters."""
+        """Return `base` with entries for every block's parameters."""
         parameters: dict[int, ParameterPlan] = dict(base.parameters)
         for block, candidate in zip(self.profile.blocks, self.chosen, strict=True):
             for i in block.parameters:
@@ -69,7 +75,10 @@ class Solution:
 
 
 def items_of(profile: Profile) -> list[list[Candidate]]:
-    """What the solver chooses among: candidates that no gate excludes; last, what is not planned."""
+    """Return what the solver chooses among: the allowed candidates of every block, and last, state that is not planned.
+
+    Excluded candidates are left out. Gated ones stay.
+    """
     items = [[_item(c) for c in candidates if _is_allowed(c)] for candidates in profile.candidates]
     return [*items, [Candidate("", profile.fixed_bytes, profile.fixed_ns, 0.0)]]
 
@@ -83,10 +92,10 @@ def _item(candidate: BlockCandidate) -> Candidate:
 
 
 def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: TimeBudget | None = None) -> Solution:
-    """The plan of least risk within both budgets.
+    """Return the plan of least risk within both budgets.
 
-    Launches are shared, so they are no block's own: their time is set aside from the time budget, and the certificate is of
-    the blocks' choice within what is left. Where that leaves too little, the fastest plan is taken if it fits.
+    Blocks share launches, so the time of launches is set aside from the time budget. The certificate is about the
+    choice of the blocks within the rest. Where the rest is too small, the fastest plan is taken if it fits.
 
     Raises BudgetError that names the smallest budget that can be met.
     """
@@ -121,31 +130,39 @@ def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: Ti
 
 
 def risk_of(profile: Profile, chosen: Sequence[BlockCandidate]) -> float:
-    """Of a plan, or of a part of one whose other blocks stay in full precision; see `couple.py`."""
+    """Return the risk of a plan (see `couple.py`).
+
+    `chosen` may also be part of a plan whose other blocks stay in full precision.
+    """
     return total_risk(items_of(profile), [_item(c) for c in chosen])
 
 
 def launch_ns(chosen: Sequence[BlockCandidate]) -> float:
-    """Of the programs' launches; programs that several blocks share are launched once."""
+    """Return the time of the programs' launches. A program that several blocks share is launched once."""
     return math.fsum({c.programs: c.launch_ns for c in chosen}.values())
 
 
 def current_choice(profile: Profile) -> list[BlockCandidate]:
+    """Return the candidates that are in force now, by block."""
     return [candidates[j] for candidates, j in zip(profile.candidates, profile.current, strict=True)]
 
 
 def by_parameter(profile: Profile, chosen: Sequence[BlockCandidate]) -> Mapping[int, BlockCandidate]:
+    """Return the chosen candidates by parameter index."""
     return {i: c for block, c in zip(profile.blocks, chosen, strict=True) for i in block.parameters}
 
 
 def frontier_of(profile: Profile) -> list[tuple[int, float]]:
-    """(bytes of state, risk) of the best plans for every memory budget, without a time budget."""
+    """Return (bytes of state, risk) of the best plans for every memory budget, without a time budget."""
     return [(point.size_bytes, point.risk) for point in coupled_frontier(items_of(profile))]
 
 
 def uniform_points(profile: Profile) -> list[tuple[str, int, float]]:
-    """(codecs, bytes, risk) of one configuration for all blocks; where a block has no such candidate, it takes its best one
-    of no more bytes per element. Only configurations that are a candidate of the largest block."""
+    """Return (codecs, bytes, risk) of one configuration for all blocks, for each candidate of the largest block.
+
+    A block without that candidate takes its candidate of least risk with no more bytes per element, or
+    its smallest one if none is that small.
+    """
     sizes = [sum(math.prod(profile.shapes[i]) for i in b.parameters) for b in profile.blocks]
     if not sizes:
         return []

@@ -1,4 +1,4 @@
-"""Decision: a plan to start with under a budget that no uniform configuration meets, before anything is measured."""
+"""Start: a plan by block for a budget that no uniform configuration meets, before anything is measured."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.solve.allocate import allocate
 from baoc_compile.state.plan import ParameterPlan, Plan
 
-#: Of updates without momentum, until it is measured: halves what dropping costs (docs/learning.md).
+#: Update scale of parameters without momentum, until one is fitted. It halves the cost of dropping; docs/learning.md
+#: shows whole trainings with it.
 UPDATE_SCALE_OF_DROPPED = 0.3
 
 
 def start_by_block(
     plan: Plan, table: ParameterTable, slots_of: Mapping[int, tuple[Slot, ...]], fixed_bytes: int, budget_bytes: int
 ) -> Plan:
-    """`plan` with entries for the parameters in `slots_of`: least expected harm, weighed by elements, within the budget.
+    """Return `plan` with entries for the parameters in `slots_of`: the least expected harm within the budget.
 
-    Parameters of one shape with the same slots make up a block. `fixed_bytes`: state that is not decided here.
+    plan: the plan to extend.
+    table: the optimizer's parameters.
+    slots_of: the slots to decide on, by parameter index.
+    fixed_bytes: state that is not decided here.
+    budget_bytes: the limit on the whole state.
+
+    Harm is weighted by elements. Parameters of one shape with the same slots form a block.
+
     Raises BudgetError that names the smallest budget that can be met.
     """
     blocks: dict[tuple[tuple[Slot, ...], torch.Size, torch.dtype], list[int]] = {}

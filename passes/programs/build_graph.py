@@ -1,4 +1,4 @@
-"""Building a program's graph out of traced graphs: the rule, and the codecs' functions over groups of their size."""
+"""Build a program's graph from traced graphs: the rule, and the codecs' functions on groups of their own size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from baoc_compile.kernels.dialect.operations import name_of
 
 
 class GraphBuilder:
-    """`graph`: the program's. Element values are `[rows, width]`; a codec with smaller groups sees a view of them."""
+    """A builder of one program's graph.
+
+    compute_dtype: the type of elementwise arithmetic.
+    width: elements to a row. Elementwise values have the shape [rows, width]; a codec with smaller groups gets a view.
+    graph: the graph so far.
+    made: (target, arguments, type) of a call -> its node, so that equal calls are one node.
+    call: the codec call that is being inlined; None outside of one.
+    """
 
     def __init__(self, compute_dtype: torch.dtype, width: int):
         self.compute_dtype, self.width = compute_dtype, width
@@ -24,9 +31,13 @@ class GraphBuilder:
         self.call: CodecCall | None = None
 
     def inline_codec(self, codec: Codec, verb: str, traced: Any, values: list[Any], key: str) -> list[fx.Node]:
-        """Inlines a traced codec function, between views of the program's lanes as the codec's groups.
+        """Inline a codec's traced function, with elementwise values viewed as the codec's groups.
 
-        Its nodes tell of it: see `CodecCall`.
+        codec, verb, key: the codec, its function and the slot; they mark the inlined nodes (see `CodecCall`).
+        traced: (codec, group size) -> the graph of the function.
+        values: the arguments.
+
+        Returns the results, viewed as rows of `width` elements.
         """
         size = codec.group_size or self.width
         grouped = [self.view(value, size) for value in values]
@@ -36,6 +47,7 @@ class GraphBuilder:
         return [self.view(value, self.width) for value in found]
 
     def view(self, value: Any, width: int) -> Any:
+        """View an elementwise value as rows of `width` elements; return any other value unchanged."""
         if (
             not isinstance(value, fx.Node)
             or per_of(value) != "element"
@@ -46,6 +58,7 @@ class GraphBuilder:
         return set_meta(node, replace(meta_of(value), width=width))
 
     def cast(self, value: fx.Node, dtype: torch.dtype, name: str) -> fx.Node:
+        """Convert a value to `dtype`; return it unchanged if that is its type."""
         if meta_of(value).dtype == dtype:
             return value
         node = self.graph.create_node(
@@ -56,7 +69,13 @@ class GraphBuilder:
     def inline(
         self, source: fx.Graph, values: Any, prefix: str = "", as_compute: bool = False, group_size: int = 0
     ) -> list[fx.Node]:
-        """Copies `source` with its placeholders bound to `values` (a list, or a mapping by name)."""
+        """Copy `source` into the graph, and return its results.
+
+        values: what its placeholders are bound to: a list, or a mapping by name.
+        prefix: of the names of the copies.
+        as_compute: whether elementwise values get the compute type, and lerp and division their numeric contract.
+        group_size: of the codec whose function is copied; 0 for a rule.
+        """
         bound = list(values.values() if isinstance(values, dict) else values)
         copied: dict[fx.Node, Any] = {}
         for node in source.nodes:
@@ -69,8 +88,10 @@ class GraphBuilder:
         raise AssertionError("a graph without output")
 
     def _lerp(self, start: fx.Node, end: fx.Node, weight: fx.Node) -> fx.Node:
-        """torch's lerp without its fused multiply-add: from the nearer end, start + w (end - start) or
-        end - (1 - w) (end - start), so that every lowering gives the same bits."""
+        """Build torch's lerp without its fused multiply-add, so that every lowering gives the same bits.
+
+        From the nearer end: start + w (end - start) or end - (1 - w) (end - start).
+        """
         aten, compute = torch.ops.aten, self.compute_dtype
 
         def call(target: Any, args: tuple[Any, ...], like: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -104,10 +125,13 @@ class GraphBuilder:
         return self._call(node.target, args, node.kwargs, meta, prefix + node.name)
 
     def _call(self, target: Any, args: Any, kwargs: Any, meta: ValueMeta, name: str) -> fx.Node:
-        """A new node, or the one that computes the same. Scalars meet elements in the elements' type."""
+        """Add a call, or return the node of an equal one.
+
+        Scalars are converted to the type of the elements that they meet.
+        """
         if meta.per == "element":
             args = fx.map_arg(args, self._in_lanes)
-        key = target, repr(args), repr(kwargs), meta.dtype  # in which 0.0 is not -0.0, nor 1 True
+        key = target, repr(args), repr(kwargs), meta.dtype  # repr distinguishes 0.0 from -0.0, and 1 from True
         if key not in self.made:
             self.made[key] = set_meta(
                 self.graph.create_node("call_function", target, args, dict(kwargs), name=name), meta
@@ -115,6 +139,7 @@ class GraphBuilder:
         return self.made[key]
 
     def _in_lanes(self, value: fx.Node) -> fx.Node:
+        """Convert a float64 scalar, other than a constant, to the compute type."""
         meta = meta_of(value)
         is_wide = meta.per == "scalar" and meta.dtype == torch.float64 != self.compute_dtype
         if not is_wide or is_constant(value):
@@ -123,7 +148,7 @@ class GraphBuilder:
         return self._call(torch.ops.aten._to_copy.default, (value,), kwargs, meta, f"{value.name}_in_lanes")
 
     def _quotient(self, dividend: Any, divisor: Any, meta: ValueMeta) -> fx.Node:
-        """A number that a whole tensor is divided by is inverted once, in double."""
+        """Divide; if the divisor is one number for the whole tensor, multiply by its inverse, taken once in double."""
         if isinstance(divisor, fx.Node) and per_of(divisor) == "scalar" and isinstance(dividend, fx.Node):
             inverse = self._call(torch.ops.aten.reciprocal.default, (divisor,), {}, meta_of(divisor), "inverse")
             return self._call(torch.ops.aten.mul.Tensor, (dividend, inverse), {}, meta, "quotient")

@@ -1,6 +1,6 @@
-"""Rewrite: rule + configuration -> graphs: decode what is stored, run the rule, encode what must be kept.
+"""Rewrite: compose a rule and a configuration into graphs that decode the state, run the rule and encode the new state.
 
-Shared slots take a graph of their own, launched before the update, that averages their increments.
+Shared slots add graphs of their own, launched before the update, that average their increments.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ FREE_WIDTH = 256
 
 
 def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> list[ProgramGraph]:
-    """The programs of one step, in order: those that average shared slots, then the update.
+    """Compose the programs of one step, in order: those that average shared slots, then the update.
 
-    `configuration` gives a codec to every slot of `rule`, to every slot it creates, and possibly to the weight.
+    rule: the update rule.
+    configuration: the codec of every slot of `rule`, of every slot that it creates, and possibly of the weight.
+    signature: the types and the device.
+
+    Raises NoRecurrence for a dropped or shared slot without a recurrence, and ValueError for group sizes that cannot
+    share a program.
     """
     of_kind = {k: [key for key, c in configuration.items() if c.mechanism == k] for k in ("dropping", "sharing")}
     reduced = reduce_state(rule, of_kind["dropping"], of_kind["sharing"])
@@ -38,12 +43,12 @@ def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature
 
 
 def compose_program(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> ProgramGraph:
-    """One program. A rule that returns decays averages; see `reduce_state`."""
+    """Compose one program: an average if the rule returns decays (see `reduce_state`), else an update."""
     return _Composer(rule, configuration, signature, program_width(configuration.values())).compose()
 
 
 def program_width(codecs: Iterable[Codec]) -> int:
-    """The largest group, of which every other group size is a fraction. Raises ValueError if one is not."""
+    """Return the largest group size. Raises ValueError if it is not a multiple of all others."""
     sizes = sorted({codec.group_size for codec in codecs if codec.group_size})
     if any(sizes[-1] % size for size in sizes):
         raise ValueError(f"codecs with groups of {sizes} elements cannot share a program: none is a multiple of all")
@@ -51,17 +56,24 @@ def program_width(codecs: Iterable[Codec]) -> int:
 
 
 class _Composer(GraphBuilder):
-    """Operands are known by their `place`; what they are called says nothing."""
+    """A builder that composes one program. It finds operands by their `place`; their names carry no meaning.
+
+    operands: operand name -> operand.
+    nodes: place -> placeholder.
+    written: operand name -> its new value.
+    values: name of a rule input -> its value.
+    decays: name of an averaged operand -> its decay.
+    """
 
     def __init__(self, rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature, width: int):
         super().__init__(signature.compute_dtype, width)
         self.rule, self.configuration, self.signature = rule, configuration, signature
         self.weight = weight_entry(configuration)
         self.operands: dict[str, Operand] = {}
-        self.nodes: dict[Place, fx.Node] = {}  # the placeholders
-        self.written: dict[str, fx.Node] = {}  # operand -> its new value
-        self.values: dict[str, fx.Node] = {}  # rule input -> its value
-        self.decays: dict[str, fx.Node] = {}  # averaged operand -> its decay
+        self.nodes: dict[Place, fx.Node] = {}
+        self.written: dict[str, fx.Node] = {}
+        self.values: dict[str, fx.Node] = {}
+        self.decays: dict[str, fx.Node] = {}
 
     def compose(self) -> ProgramGraph:
         self._declare_operands()
@@ -96,7 +108,7 @@ class _Composer(GraphBuilder):
         )
 
     def _declare_operands(self) -> None:
-        """The rule's inputs keep their names; the others get names that are free."""
+        """Add a placeholder for every operand. The rule's inputs keep their names; the others get unused names."""
         signature, taken = self.signature, {"param", "grad", *(i.name for i in self.rule.inputs)}
 
         def declare(operand: Operand) -> None:
@@ -131,6 +143,7 @@ class _Composer(GraphBuilder):
             declare(Operand(name, "group", torch.int32, "group_index", group_size=size))
 
     def _read(self, rule_input: RuleInput) -> fx.Node:
+        """Return the value of a rule's input, decoded and in the type that the rule computes in."""
         key = self.weight if rule_input.kind == "param" else rule_input.key if rule_input.kind == "slot" else None
         if key is not None:
             codec = self.configuration[key]
@@ -142,17 +155,18 @@ class _Composer(GraphBuilder):
         return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
 
     def _place(self, key: str, part: Part) -> Place:
-        """Of a part; the first part of a weight codec is the parameter."""
+        """Return the place of a slot's part; a part that the codec does not store is the parameter itself."""
         return ("part", key, part.name) if part in self.configuration[key].stored_parts else ("param", "", "")
 
     def _average(self, key: str, increment: fx.Node, decay: fx.Node) -> None:
-        """shared = decay * shared + mean of the increments."""
+        """Write shared = decay * shared + mean of the increments."""
         for part in self.configuration[key].parts:
             name = self._name(("part", key, part.name))
             self.written[name] = self.cast(increment, part.dtype, f"{identifier(key)}_increment")
             self.decays[name] = decay
 
     def _write(self, output: RuleOutput, value: fx.Node) -> None:
+        """Write an output of the rule, encoded if it is a slot or has a weight codec."""
         replaced = next((i for i in self.rule.inputs if output.kind == "new" and i.name == output.name), None)
         key = output.key if replaced is None else replaced.key if replaced.kind == "slot" else None
         if replaced is not None and replaced.kind == "param":
@@ -183,7 +197,7 @@ class _Composer(GraphBuilder):
         return str(self.nodes[place].target)
 
     def _with_update_scale(self, value: fx.Node) -> fx.Node:
-        """param + update_scale * (new - param)."""
+        """Return param + update_scale * (new - param)."""
         old = self.values["param"]
         for target, other in (
             (torch.ops.aten.sub.Tensor, old),

@@ -1,4 +1,4 @@
-"""Program graph -> executable: compiled C++ on a CPU, a Triton kernel on a GPU, chunked torch operations elsewhere."""
+"""Lower a program graph: to compiled C++ on a CPU, a Triton kernel on a GPU, or chunked torch operations elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("baoc")
 
 
 def start_lowering(graphs: Sequence[ProgramGraph]) -> list[Future[Executable]]:
-    """`lower`, in the background, with the compilers running side by side. An interpreter that ends meanwhile waits."""
+    """Lower graphs in background threads, compilers in parallel. An interpreter that exits meanwhile waits for them."""
     pool = ThreadPoolExecutor(len(graphs) + 1)
     pool.submit(addresses.try_again)
     found = [pool.submit(lower, graph) for graph in graphs]
@@ -27,16 +27,20 @@ def start_lowering(graphs: Sequence[ProgramGraph]) -> list[Future[Executable]]:
 
 
 def lower(graph: ProgramGraph) -> Executable:
-    """Never fails: what can't be compiled now runs in torch, slower, and a warning says why, once."""
+    """Compile a program, or fall back to torch operations, which are slower.
+
+    The fallback is taken if the device has no kernels, the compiler is missing, or the program cannot be emitted. A
+    warning says why, once.
+    """
     about: object = None
     try:
         if graph.signature.device_type == "cpu":
             return CppProgram(graph)
-        if graph.signature.device_type == "cuda":  # that of AMD's GPUs, too
+        if graph.signature.device_type == "cuda":  # AMD GPUs too
             return _for_gpu(graph)
         reason = f"there are no kernels for devices of type {graph.signature.device_type}"
     except CompilerMissing as error:
-        reason, about = str(error), CompilerMissing  # a compiler's messages vary
+        reason, about = str(error), CompilerMissing  # warn once, although the compilers' messages vary
     except (CannotEmit, ImportError) as error:
         reason = str(error)
     log.warning("%s runs as torch operations: %s", graph.title, reason)
@@ -45,7 +49,7 @@ def lower(graph: ProgramGraph) -> Executable:
 
 
 def _for_gpu(graph: ProgramGraph) -> Executable:
-    """Imports Triton only here: it is not everywhere."""
+    """Compile a Triton kernel. Triton is imported here, because it may not be installed."""
     from baoc_compile.kernels.triton.program import TritonProgram
     from baoc_compile.kernels.triton.tune_launch import choose_shape
 

@@ -1,7 +1,7 @@
-"""What the pieces of a step need -> programs, composed and lowered once in a process.
+"""Make the programs that the slices of a step need, each once in a process.
 
-Compilers take as long as all of torch's work between the backend and the first run of the step: guards, for the most
-part. So they are started by the backend and waited for by the rewrite.
+The backend starts the compilers, and the rewrite waits for them. Meanwhile torch does its own work before the first run
+of the step, guards for the most part, which takes about as long as the compilers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ log = logging.getLogger("baoc")
 
 @dataclass(frozen=True)
 class Need:
-    """A rule, the codec of each of its slots, and the types. Pieces that need the same are launched together."""
+    """What the programs of a slice depend on. Slices with equal needs are launched together.
+
+    rule: the update rule.
+    codecs: (key, codec) of every slot, and of the weight if it has a codec.
+    signature: the types and the device.
+    """
 
     rule: UpdateRule
     codecs: tuple[tuple[str, Codec], ...]
@@ -40,7 +45,7 @@ class Need:
 
 
 def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -> Need:
-    """The state has to be there: raises KeyError for a counter that is not."""
+    """Return the need of one slice. Raises KeyError for a counter that does not exist, or a slot without a codec."""
     index = piece.component.parameters[0]
     parameter, state = step.table.parameters[index], step.table.state(index)
     grads = [n for n in piece.inputs if step.roles.get(n) and step.roles[n].kind == "grad"]
@@ -57,13 +62,15 @@ def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -
     return Need(rule, tuple(configuration.items()), signature)
 
 
-#: What was made in this process. What failed, or runs as torch operations, stays there only until the next compilation.
+#: The programs of this process. The next compilation makes those again that failed or fell back to torch operations.
 _PROGRAMS: dict[Need, list[tuple[ProgramGraph, Future[Executable]]]] = {}
 
 
 def start_programs(step: StepGraph, storage: Storage, classes: list[RuleClass]) -> None:
-    """Starts the compilers of what the step will need, as far as its state is there. Never fails: what does is tried
-    again, and told of, when the step runs."""
+    """Start compiling the programs that the step will need, if its state exists.
+
+    Never raises: what fails here is tried again when the step runs, and raises then.
+    """
     try:
         pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
         needs = dict.fromkeys(need_of(step, storage, rule, piece) for rule, piece in pieces)
@@ -76,7 +83,10 @@ def start_programs(step: StepGraph, storage: Storage, classes: list[RuleClass]) 
 
 
 def programs_of(needs: Iterable[Need]) -> list[list[tuple[ProgramGraph, Executable]]]:
-    """For every need its programs in the order they are launched in: those that average shared slots, then the update."""
+    """Return the programs of every need, in launch order: those that average shared slots, then the update.
+
+    Waits for the compilers. Raises what compiling raised.
+    """
     needs = list(needs)
     _start(needs)
     return [[(graph, executable.result()) for graph, executable in _PROGRAMS[need]] for need in needs]
@@ -94,5 +104,5 @@ def _failed(made: Future[Executable]) -> bool:
 
 
 def _fell_back(made: Future[Executable]) -> bool:
-    """What kept it from being compiled may be gone."""
+    """Return whether the program fell back to torch operations; compiling may succeed next time."""
     return made.done() and not _failed(made) and isinstance(made.result(), TorchProgram)

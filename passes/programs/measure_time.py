@@ -1,8 +1,8 @@
-"""How long a step takes under a configuration: its own programs, timed over synthetic tensors on the device.
+"""Measure how long a step takes under a configuration, by timing its own programs over synthetic tensors.
 
-Three timings, launches over one small tensor, over many small ones and over large ones, give the time per launch, per
-tensor and per element. What is timed is what a compiled step calls: for every launch the table is brought up to date,
-then the program runs. `TimeModel.predict` adds what a call of the compiled `step` takes beside.
+Three timings give the time per launch, per tensor and per element: launches over one small tensor, over many small
+tensors and over large ones. As in a compiled step, every launch refreshes its table and then runs its program.
+`TimeModel.predict` adds the host's time for a call of the compiled `step`.
 """
 
 from __future__ import annotations
@@ -32,36 +32,39 @@ from baoc_compile.passes.programs.make_programs import Need, programs_of
 from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes, Sample, device_name, fit
 from baoc_compile.passes.programs.time_call import time_call, with_threads
 
-#: What the host does for a step beside its launches, whatever the plan: Dynamo's guards, the wrapper of `Optimizer.step`.
-#: On an AMD EPYC, after a forward and backward pass (benchmarks/results/time_model.json). With warm caches it is a twentieth
-#: for the step and a quarter for a tensor (docs/host_time.md). Not measured on the machine at hand.
+#: The host's time for a step besides its launches, the same for every plan: Dynamo's guards, the wrapper of
+#: `Optimizer.step`. These are constants, not measured on the machine at hand. They come from an AMD EPYC, after a
+#: forward and backward pass (benchmarks/results/time_model.json). With warm caches the time per step is a twentieth and
+#: that per tensor a quarter (docs/host_time.md).
 HOST_NS_PER_STEP = 400_000.0
 HOST_NS_PER_TENSOR = 2_000.0
 
-#: Of a step that is not measured: what bringing a launch's table up to date takes.
+#: The time to refresh a launch's table, for a step that is not measured.
 UNMEASURED_NS_PER_LAUNCH = 15_000.0
 UNMEASURED_NS_PER_TENSOR = 300.0
 
-#: Elements and bytes that the large tensors have together at most: more than a processor's caches hold, or a GPU's.
+#: Limits on the elements and bytes of all large tensors together: more than the caches of a processor or a GPU hold.
 MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}
 MOST_BYTES = 1 << 28
 LEAST_ELEMENTS = 1 << 16
 SMALL_ELEMENTS = 256
 SMALL_TENSORS, LARGE_TENSORS = 32, 8
 
-#: How long each timing goes on, and how long a single step may take: what computes for longer isn't held up by memory.
+#: Seconds that each timing lasts, and nanoseconds that one step may take: a slower step is not limited by memory.
 SMALL_SECONDS, LARGE_SECONDS = 0.03, 0.15
 MOST_NS = 5e7
 
-#: Changed with what is timed, so that older timings are not taken for it.
+#: The version of the method of timing: change it to discard older timings.
 METHOD = 2
 
 
 class TimeModel:
-    """Predicts steps on one device.
+    """A model of step times on one device.
 
-    `threads`: of a CPU, by default torch's number. `elements`: of all parameters that a step updates, since what fits
-    into caches is faster. It is rounded up to a power of two, and counts up to `MOST_ELEMENTS`.
+    device: the device; "cuda" means the current one.
+    threads: threads on a CPU; torch's number by default.
+    elements: elements of all parameters that a step updates together, because tensors that fit into caches are faster.
+        Rounded up to a power of two, at least `LEAST_ELEMENTS` and at most `MOST_ELEMENTS`.
     """
 
     def __init__(self, device: torch.device | str, threads: int | None = None, elements: int = 1 << 25):
@@ -79,7 +82,13 @@ class TimeModel:
     def cost(
         self, rule: UpdateRule, codecs: Mapping[str, Codec], signature: Signature, *, measure: bool = True
     ) -> Cost:
-        """`measure`: False takes earlier timings only, and reckons where there is none. The device is the model's."""
+        """Return the cost of a rule's programs under a configuration, on the model's device.
+
+        rule: the update rule.
+        codecs: the codec of every slot; slots that the rule creates may be left out.
+        signature: the types; its device is ignored.
+        measure: whether to time programs without an earlier timing; if not, their cost is estimated from bytes moved.
+        """
         signature = replace(signature, device=str(self.device))
         codecs = {**{key: full_precision(signature.param_dtype) for key in rule.created}, **codecs}
         names = tuple((key, codec.name) for key, codec in codecs.items())
@@ -89,7 +98,10 @@ class TimeModel:
         return self._costs[of]
 
     def _find(self, rule: UpdateRule, codecs: dict[str, Codec], signature: Signature, measure: bool, of: str) -> Cost:
-        """Looks at the programs' sources, which takes far longer than all else, only where there may be timings of them."""
+        """Find the cost `of` in the earlier timings, else measure or estimate it.
+
+        Emitting the programs' sources takes far longer than the rest, so it is done only if timings of them may exist.
+        """
         elements = _within_memory(self.elements, codecs, signature)
         key = f"{self.name}, {elements} elements, {of}, "
         if not measure and not self.remembered.has(key):
@@ -109,9 +121,10 @@ class TimeModel:
         return cost
 
     def predict(self, loads: Iterable[tuple[Cost, int, int]], *, host: bool = True) -> float:
-        """Nanoseconds of a step over loads of (cost, elements, tensors). Loads with the same programs share launches.
+        """Return the nanoseconds of a step.
 
-        `host`: with what a call of `step()` takes beside its launches.
+        loads: (cost, elements, tensors); loads with the same programs share their launches.
+        host: whether to add the host's time for a call of `step()` besides its launches.
         """
         total, launched = HOST_NS_PER_STEP if host else 0.0, set()
         for cost, elements, tensors in loads:
@@ -122,7 +135,10 @@ class TimeModel:
 
     @property
     def bytes_per_ns(self) -> float:
-        """Read and written by a copy of `MOST_BYTES / 2`; measured once for a device and number of threads."""
+        """The memory bandwidth: bytes read and written per nanosecond by a copy that moves `MOST_BYTES / 2` bytes.
+
+        Measured once for each device and number of threads.
+        """
         key = f"{self.name}, copy"
         self._bytes_per_ns = self._bytes_per_ns or self.remembered.number(key)
         if self._bytes_per_ns is None:
@@ -138,7 +154,7 @@ class TimeModel:
     def _reckoned(
         self, rule: UpdateRule, codecs: dict[str, Codec], signature: Signature, elements: int, of: str
     ) -> Cost:
-        """Bytes moved, at a copy's speed. Too fast for programs that compute more than they move."""
+        """Estimate a cost from the bytes moved at the speed of a copy: too low if arithmetic limits the program."""
         shape = matrix(elements // LARGE_TENSORS, codecs.values())
         parameter = torch.empty(shape, dtype=signature.param_dtype, device="meta")
         ns = bytes_moved(rule, codecs, parameter) / shape.numel() / self.bytes_per_ns
@@ -147,7 +163,7 @@ class TimeModel:
     def _samples(
         self, made: Sequence[tuple[ProgramGraph, Executable]], codecs: Mapping[str, Codec], elements: int
     ) -> tuple[list[Sample], bool]:
-        """The three timings, and whether the large one had the processors to itself."""
+        """Take the three timings; also return whether the large one had the processors to itself."""
 
         def timed(tensors: int, elements: int, threads: int, seconds: float) -> tuple[Sample, bool]:
             shape = matrix(elements // tensors, codecs.values())
@@ -164,7 +180,7 @@ class TimeModel:
 
 
 def source_of(graph: ProgramGraph) -> str:
-    """What `lower` compiles for this program, or runs where it can't compile."""
+    """Return the source that `lower` compiles for this program, or the torch code that it runs if it cannot compile."""
     try:
         if graph.signature.device_type == "cpu" and compiler():
             return CppEmitter(graph).source
@@ -183,7 +199,7 @@ def _hash(*values: Any) -> str:
 
 
 def matrix(elements: int, codecs: Iterable[Codec]) -> torch.Size:
-    """A shape of about so many elements, about square, that the sharing codecs fit."""
+    """Return the shape of a roughly square matrix of about `elements` elements that the sharing codecs can divide."""
     shared = [c for c in codecs if isinstance(c, Shared) and c.size]
     of_rows = math.lcm(*(c.size for c in shared if c.form in ("head", "run")))
     of_columns = math.lcm(*(c.size for c in shared if c.form == "column_head"))
@@ -192,12 +208,12 @@ def matrix(elements: int, codecs: Iterable[Codec]) -> torch.Size:
 
 
 def _power_of_two(number: float) -> int:
-    """The next one that is not less."""
+    """Return the smallest power of two that is >= `number`, and >= 1."""
     return 1 << math.ceil(math.log2(max(number, 1.0)))
 
 
 def _within_memory(elements: int, codecs: Mapping[str, Codec], signature: Signature) -> int:
-    """So many elements, or half as many, ..., that they and their state take no more than `MOST_BYTES`."""
+    """Halve `elements` until parameters, gradients and state take no more than `MOST_BYTES`."""
     shape = matrix(elements, codecs.values())
     stored = sum(codec.storage_bytes(shape) for codec in codecs.values()) / shape.numel()
     each = stored + signature.param_dtype.itemsize + signature.grad_dtype.itemsize
@@ -207,7 +223,7 @@ def _within_memory(elements: int, codecs: Mapping[str, Codec], signature: Signat
 def synthetic_step(
     made: Sequence[tuple[ProgramGraph, Executable]], codecs: Mapping[str, Codec], shape: torch.Size, count: int
 ) -> Callable[[], None]:
-    """The launches of one step over `count` tensors of `shape`, with normal gradients. State is zero before the first."""
+    """Return a function that launches a step over `count` tensors of `shape`, with normal gradients and fresh state."""
     signature = made[0][0].signature
     device = torch.device(signature.device)
     params = [_normal(shape, signature.param_dtype, device) for _ in range(count)]
@@ -216,7 +232,7 @@ def synthetic_step(
     launches = []
     for graph, executable in made:
         launch = Launch(graph, executable)
-        for own in stored:  # programs of one step share their operands
+        for own in stored:  # the programs of one step share their operands
             own |= {o.place: _first(o, codecs, shape, device) for o in launch.state_operands if o.place not in own}
         sharing = {o.name: codecs[o.slot].sharing(o.part, shape) for o in graph.shared if o.part is not None}
         numbers = {o.name: _number(o) for o in graph.numbers}
@@ -232,14 +248,17 @@ def synthetic_step(
 
 
 def _normal(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Some normal values over and over."""
+    """Return a tensor of normal values, which repeat after `LEAST_ELEMENTS`."""
     numel = shape.numel()
     few = torch.randn(min(numel, LEAST_ELEMENTS), generator=torch.Generator().manual_seed(0)).to(device, dtype)
     return few.repeat(-(-numel // len(few)))[:numel].view(shape)
 
 
 def _number(operand: Operand) -> float:
-    """A half, where the rule's interval allows it: no decay to what the processor computes slowly, and no growth."""
+    """Return the number for an operand: the slot's salt, or 0.5 (-0.5 if negative) moved into the rule's interval.
+
+    With 0.5, state neither decays to numbers that processors compute slowly, nor grows.
+    """
     if operand.source == "salt":
         return float(slot_salt(0, operand.slot))
     bounds = operand.input.bounds if operand.input else (0.0, 1.0)
@@ -247,6 +266,7 @@ def _number(operand: Operand) -> float:
 
 
 def _first(operand: Operand, codecs: Mapping[str, Codec], shape: torch.Size, device: torch.device) -> Tensor:
+    """Return the first value of a part of a slot, a clock (0) or a counter (100)."""
     if operand.part is not None:
         return codecs[operand.slot].initial(operand.part, shape, device)
     count = 0 if operand.source == "clock" else 100

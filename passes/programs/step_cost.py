@@ -1,4 +1,4 @@
-"""The cost of programs: a plane fitted to timings, and where timings are remembered."""
+"""The cost of programs: a linear model fitted to timings, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from baoc_compile.kernels.build.cache import Folder, cache_folder
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of the launches of one configuration (averages, then the update) over some tensors, linear in their number
-    and sizes:
+    """The time of one configuration's launches (averages, then the update), linear in the tensors' number and sizes:
 
         ns = ns_per_launch + ns_per_tensor * tensors + ns_per_element * elements
 
-    `ns_per_launch`: of all launches together. `programs` tells rules, codecs and types apart; tensors with the same share
-    the launches. `is_measured`: timed, rather than reckoned from the bytes that are moved.
+    ns_per_element: nanoseconds for each element.
+    ns_per_launch: nanoseconds of all launches together, before the first tensor.
+    ns_per_tensor: nanoseconds for each tensor.
+    is_measured: timed, not estimated from the bytes moved.
+    programs: identifies rule, codecs and types; tensors with the same programs share the launches.
     """
 
     ns_per_element: float
@@ -32,11 +34,17 @@ class Cost:
     programs: str
 
     def ns(self, elements: int, tensors: int) -> float:
+        """Return the nanoseconds for `tensors` tensors of `elements` elements together."""
         return self.ns_per_launch + self.ns_per_tensor * tensors + self.ns_per_element * elements
 
 
 class Sample(NamedTuple):
-    """The time of one round of launches over `tensors` that have `elements` together."""
+    """The time of one round of launches.
+
+    tensors: number of tensors.
+    elements: elements of all tensors together.
+    ns: nanoseconds.
+    """
 
     tensors: int
     elements: int
@@ -44,10 +52,10 @@ class Sample(NamedTuple):
 
 
 def fit(samples: Sequence[Sample]) -> tuple[float, float, float]:
-    """Nanoseconds (per launch, per tensor, per element), none negative, of the least squared relative errors.
+    """Fit nanoseconds (per launch, per tensor, per element), none negative, to the least squared relative errors.
 
-    Where a coefficient would be negative, the most negative one is 0 and the others are resolved again. Raises ValueError
-    without a sample.
+    While a coefficient is negative, the most negative one is set to 0 and the others are solved for again. Raises
+    ValueError if there is no sample.
     """
     if not samples:
         raise ValueError("fit: no samples")
@@ -67,22 +75,24 @@ def fit(samples: Sequence[Sample]) -> tuple[float, float, float]:
 class RememberedTimes:
     """Costs and other numbers by key, in a JSON file that all processes of a user share.
 
-    `folder`: where the file lies; the cache folder by default. A file that is missing, damaged or unreadable counts as
-    empty; one that can't be written stays as it is.
+    folder: the folder of the file; the cache folder by default.
+
+    A file that is missing, damaged or unreadable counts as empty. A file that cannot be written stays unchanged.
     """
 
     def __init__(self, folder: Folder | None = None):
         self.folder = folder or cache_folder()
 
     def read(self) -> dict[str, Any]:
+        """Return all entries of the file."""
         return self.folder.entries("step_times.json")
 
     def has(self, beginning: str) -> bool:
-        """Is there an entry whose key begins so?"""
+        """Return whether the key of an entry starts with `beginning`."""
         return any(key.startswith(beginning) for key in self.read())
 
     def cost(self, key: str) -> Cost | None:
-        """A measured cost; None for what is not there, or is none."""
+        """Return a measured cost; None if there is no valid entry."""
         entry = self.read().get(key)
         try:
             cost = Cost(**entry)  # type: ignore[arg-type]
@@ -92,18 +102,18 @@ class RememberedTimes:
             return None
 
     def number(self, key: str) -> float | None:
-        """A positive number; None for what is not there, or is none."""
+        """Return a positive number; None if there is no valid entry."""
         entry = self.read().get(key)
         return entry if isinstance(entry, float) and 0.0 < entry < float("inf") else None
 
     def keep(self, key: str, value: Cost | float) -> None:
-        """Replaces the file as a whole. What other processes have written meanwhile stays in it."""
+        """Add an entry. The file is replaced as a whole; entries that other processes wrote meanwhile stay in it."""
         entry = asdict(value) if isinstance(value, Cost) else float(value)
         self.folder.add_entries("step_times.json", {key: entry})
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
+    """Return the name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

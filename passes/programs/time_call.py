@@ -1,4 +1,4 @@
-"""Time a call on a device, on a machine that other processes use as well."""
+"""Time a call on a device, on a machine that other processes also use."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ from contextlib import contextmanager
 
 import torch
 
-#: Timings taken of one call.
+#: The number of timings of one call.
 MOST_TIMINGS, LEAST_TIMINGS = 200, 7
 
-#: On a GPU short calls are repeated, so that each timing lasts at least so long.
+#: The least nanoseconds of one timing on a GPU: shorter calls are repeated.
 LEAST_NS = 100_000
 
-#: How many times as long timing may take where other processes have the processors, too.
+#: The factor by which timing may take longer if other processes use the processors.
 PATIENCE = 3
 
-#: Share of its processors' time that a call of several threads must get.
+#: The share of its threads' processor time that a call must get to count as undisturbed.
 LEAST_SHARE = 0.75
 
-#: More than the caches of a processor hold.
+#: More bytes than the caches of a processor hold.
 CACHE_BYTES = 1 << 26
 
 
 def time_call(call: Callable[[], object], device: torch.device, threads: int, seconds: float) -> tuple[float, bool]:
-    """Nanoseconds of a call, timed for about so many seconds of processors after two calls that warm it up, and whether
-    it had them to itself. The lower quartile: what disturbs a timing only adds to it.
+    """Return the nanoseconds of a call, and whether it had the processors to itself.
 
-    On processors every timing begins with empty caches, as a step does after a backward pass; wall time, for one thread only
-    what this process had of it. On a GPU the time between two events.
+    call: what to time; two calls warm it up first.
+    device: the device that it runs on.
+    threads: the threads that it uses on a CPU.
+    seconds: about how many seconds of processor time each thread spends on timing.
+
+    The result is the lower quartile of the timings, because disturbances only add time. On a CPU every timing starts
+    with the call's data evicted from the caches, as a step does after a backward pass. It measures wall time; for one
+    thread, the smaller of wall time and this process's processor time. On a GPU it is the time between two events.
     """
     call()
     once = max(1.0, _timing(call, 1, device)[0])
@@ -58,7 +63,7 @@ def _lower_quartile(values: Iterable[float]) -> float:
 
 
 def _timing(call: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float]:
-    """Nanoseconds of one call: on the device, and of processors (all threads of this process)."""
+    """Return the nanoseconds of one call: elapsed, and processor time of all threads of this process (0 on a GPU)."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.device(device):
@@ -77,7 +82,7 @@ def _timing(call: Callable[[], object], repeats: int, device: torch.device) -> t
 
 @contextmanager
 def with_threads(threads: int) -> Iterator[None]:
-    """Run torch on so many threads inside the `with` block."""
+    """Run torch with `threads` threads inside the `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

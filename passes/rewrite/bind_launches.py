@@ -1,7 +1,7 @@
-"""Rewrite: the rewritten step -> the same step as it runs, its launches holding their parameters and state.
+"""Rewrite: bind the launches of a rewritten step to their parameters and state.
 
-`baoc::fused_update` is for reading, tracing and checking a step. At run time its arguments, thousands of tensors that
-never change, would cost more than all else on the host: they are bound once.
+`baoc::fused_update` serves to read, trace and check a step. At run time, passing it thousands of tensors that never
+change would cost more than everything else on the host, so they are bound once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from baoc_compile.kernels.launch.fused_update import BoundLaunch
 
 
 def bind_launches(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[BoundLaunch]]:
-    """Launches over tensors that this step creates stay operators."""
+    """Return the step with bound launches in place of operators, and the bound launches.
+
+    A launch over state that this step creates stays an operator.
+    """
     launches = []
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}

@@ -1,7 +1,7 @@
-"""Rewrite: what a launch needs -> nodes of the rewritten graph: arguments, and attributes for what lives on.
+"""Rewrite: bind the operands of a launch to nodes of the rewritten graph.
 
-Parameters and state become attributes of the new graph, gradients and changing numbers stay arguments, fixed numbers go
-into the launch.
+Parameters and state become attributes of the new graph. Gradients and changing numbers stay arguments. Fixed numbers
+are kept in the launch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from baoc_compile.state.state_tensor import StateTensor
 
 
 class OperandBinder:
-    """`graph`, `root`: the rewritten graph and its attributes. `nodes`: of the flat graph -> of the rewritten one.
+    """A builder of the rewritten graph, which binds operands to its nodes.
 
-    `bound`: inputs of the traced step that the new graph holds as attributes. `results`: returned nodes that pieces
-    produce.
+    step: the flat step.
+    storage: how every slot is stored.
+    graph: the rewritten graph.
+    root: the module that holds its attributes.
+    nodes: node of the flat graph -> node of the rewritten one.
+    attributes: id of a tensor -> the node of its attribute.
+    taken: names that a new attribute must not get.
+    bound: placeholder of the flat graph -> the tensor that the rewritten graph holds in its place.
+    results: returned node of the flat graph -> its node in the rewritten one.
     """
 
     def __init__(self, step: StepGraph, storage: Storage):
@@ -35,19 +42,19 @@ class OperandBinder:
         self.root = torch.nn.Module()
         self.nodes: dict[Any, Any] = {}
         self.attributes: dict[int, fx.Node] = {}
-        self.taken = {*dir(self.root), *dir(fx.GraphModule)}  # names of attributes
+        self.taken = {*dir(self.root), *dir(fx.GraphModule)}
         self.bound: dict[fx.Node, Any] = {}
         self.results: dict[fx.Node, Any] = {}
 
     def live(self, node: fx.Node) -> Any:
-        """The tensor behind an input that belongs to a parameter."""
+        """Return the current tensor of an input that is a parameter or its state."""
         role = self.step.roles[node]
         if role.kind == "param":
             return self.step.table.parameters[role.parameter]
         return self.step.table.state(role.parameter).get(role.key)
 
     def input(self, node: fx.Node) -> Any:
-        """The rewritten graph's node for an input: an argument for gradients and scalars, an attribute for what lives on."""
+        """Return the node of an input in the rewritten graph: its argument, or an attribute."""
         if node in self.nodes:
             return self.nodes[node]
         if node.op == "get_attr":
@@ -57,12 +64,13 @@ class OperandBinder:
         return self.nodes[node]
 
     def attribute_name(self, role: Any, node: fx.Node) -> str:
+        """Return the preferred name for the attribute of an input."""
         if role.parameter < 0:
             return node.name
         return f"{self.step.table.short_name(role.parameter)}_{role.key}"
 
     def attribute(self, value: Any, name: str) -> fx.Node:
-        """`name`: what the attribute should be called, as far as that is an identifier and free."""
+        """Return the attribute that holds `value`; a new one is named after `name`, made a unique identifier."""
         if id(value) not in self.attributes:
             name = identifier(name, self.taken)
             self.taken.add(name)
@@ -71,7 +79,12 @@ class OperandBinder:
         return self.attributes[id(value)]
 
     def bind(self, launch: Launch, piece: Slice, scalars: dict[Any, int]) -> dict[str, Any]:
-        """Operand name -> node, for one parameter; its numbers go into the launch."""
+        """Return the node of every operand of one slice, by operand name, and add the slice to the launch.
+
+        launch: gets the slice's parameter and numbers.
+        piece: the slice.
+        scalars: changing number -> its position in the launch's list; gets the slice's numbers.
+        """
         graph, rule, index = launch.graph, launch.graph.rule, piece.component.parameters[0]
         name, parameter = self.step.table.short_name(index), self.step.table.parameters[index]
         live_state = self.step.table.state(index)
@@ -79,7 +92,7 @@ class OperandBinder:
         numbers: dict[str, float] = {}
         varying: dict[str, int] = {}
         sharing: dict[str, Sharing] = {}
-        for node in piece.inputs:  # arguments that this step will look up by itself
+        for node in piece.inputs:  # parameters and state that the rewritten step holds itself
             role = self.step.roles.get(node)
             if role is not None and role.kind in ("param", "state") and node.op == "placeholder":
                 self.bound[node] = self.live(node)
@@ -122,7 +135,7 @@ class OperandBinder:
         return nodes
 
     def _created(self, piece: Slice, key: str, parameter: Tensor, codec: Codec) -> fx.Node:
-        """State that this step makes: allocated by the rewritten graph, in full precision until its slot is decided."""
+        """Add nodes that allocate the state that this step creates, in full precision until its slot has a codec."""
         node, _ = next(item for item in piece.component.new_state.items() if item[1].key == key)
         dtype = node.meta["example_value"].dtype
         like = self.attribute(parameter, self.step.table.short_name(piece.component.parameters[0]))
@@ -133,7 +146,7 @@ class OperandBinder:
         return self.graph.call_function(stored_values, (entry,))
 
     def _scalar(self, node: fx.Node) -> fx.Node:
-        """A 0-dim tensor for a scalar argument, a number that the prelude computed, or a traced number."""
+        """Return a 0-dim tensor for a scalar: an argument, a number from the prelude, or a traced number."""
         found = self.input(node)
         example = node.meta.get("example_value")
         if isinstance(example, Tensor):
@@ -146,10 +159,10 @@ class OperandBinder:
 
 
 def new_entry(parameter: Tensor, dtype: torch.dtype, codec: str, key: str, seed: int) -> Tensor:
-    """State that a step creates, to be written by it."""
+    """Allocate a state entry that the step will write."""
     return fresh(parameter, dtype, 0.0, codec_named(codec), key, seed)
 
 
 def stored_values(entry: Tensor) -> Tensor:
-    """The full-precision storage of a new entry."""
+    """Return the tensor that stores the full-precision values of a new entry."""
     return entry.parts["values"] if isinstance(entry, StateTensor) else entry

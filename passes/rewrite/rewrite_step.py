@@ -1,4 +1,4 @@
-"""Rewrite: the traced step -> prelude, one `fused_update` node per program, and what has to run as traced."""
+"""Rewrite: turn the flat step into a prelude, one `fused_update` node per program, and fallbacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from baoc_compile.passes.rules.extract_rules import RuleClass, Slice, slice_comp
 
 @dataclass
 class Rewritten:
-    """`gm` takes the traced step's arguments and returns its outputs. `bound`: inputs that it holds as attributes."""
+    """A rewritten step.
+
+    gm: takes the traced step's arguments and returns its outputs.
+    launches: the launches, in order.
+    fallbacks: the pieces that are not elementwise.
+    bound: placeholder of the flat step -> the tensor that `gm` holds in its place.
+    """
 
     gm: fx.GraphModule
     launches: list[Launch]
@@ -31,7 +37,14 @@ class Rewritten:
 def rewrite_step(
     step: StepGraph, prelude: list[fx.Node], classes: list[RuleClass], storage: Storage, inner_backend: Any
 ) -> Rewritten:
-    """Binds to the tensors that are in `optimizer.state` now: state must have been adopted before."""
+    """Rewrite a step over the tensors that are in `optimizer.state` now. Migrate the state first.
+
+    step: the flat step.
+    prelude: the prelude's calls.
+    classes: the classes of components, with their rules.
+    storage: how every slot is stored.
+    inner_backend: the backend that compiles the fallbacks.
+    """
     return _Rewriter(step, storage, inner_backend).rewrite(prelude, classes)
 
 
@@ -85,10 +98,10 @@ class _Rewriter(OperandBinder):
         node.meta["baoc"] = launch
         return launch
 
-    # what is not elementwise
+    # Fallbacks
 
     def _fallback(self, rule_class: RuleClass, piece: Slice) -> Fallback:
-        """Runs a piece as it was traced, between decoding and encoding its state."""
+        """Add a call that runs a piece as traced, between decoding and encoding its state."""
         piece = slice_component(self.step, piece.component, in_program_order=True)
         names = "_".join(self.step.table.short_name(i) for i in piece.component.parameters[:2])
         runner = Fallback(piece, rule_class.reason, names, self.inner_backend)

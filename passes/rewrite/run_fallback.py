@@ -1,4 +1,4 @@
-"""A piece of the step that is not elementwise: decode its state, run it as traced through the inner backend, encode."""
+"""Run a piece of the step that is not elementwise: decode its state, run the inner backend's code, encode it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _COMPILED: dict[Any, Any] = {}
 
 
 class Fallback:
-    """Callable over the piece's inputs; changes parameters and state in place and returns new state.
+    """A callable that takes the piece's inputs, changes parameters and state in place, and returns new state.
 
-    `reason` says why the piece is not one of the fused programs. Pieces of the same structure and shapes share one
-    compilation.
+    reason: why the piece is not a fused program.
+    constants: numbers that the compiled piece takes after its inputs.
+    run: the compiled piece; pieces of the same structure, shapes and types share one.
     """
 
     def __init__(self, piece: Slice, reason: str, name: str, inner_backend: Any):

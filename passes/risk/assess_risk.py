@@ -1,44 +1,49 @@
-"""Risk: what a configuration is expected to do to the loss, in nats per window, from shadow runs on sampled gradients.
+"""Risk: the expected effect of a configuration on the loss, in nats per window, from shadow runs on sampled gradients.
 
-With u[t, i] the update of full precision, c[t, i] that of the configuration, g[t, i] the gradient before step t, and
-w[i] the number of elements that sample i stands for, the error of an update is e = update_scale * c - u, and
+For step t and sampled element i, let u[t, i] be the update in full precision, c[t, i] the update under the
+configuration, g[t, i] the gradient before step t, and w[i] the number of elements that sample i stands for. The error
+of an update is e = update_scale * c - u. Its first- and second-order costs are
 
     coherent   F(e) = sum_t sum_i w[i] g[t+1, i] e[t, i]
     noise      N(e) = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
 
-F is the first-order change of the *next* batch's loss, which owes nothing to e; its standard error comes from the spread
-over steps. N prices errors that have no direction, by a diagonal curvature proportional to the root mean square of
-the gradient. The factor is read from the stream itself: two steps on, the gradient has changed along the update by
+F is the first-order change of the loss on the *next* batch, which has no influence on e. The spread of F over steps
+gives its standard error. N is the second-order cost of an error: half the curvature times its square. The curvature is
+diagonal, proportional to the RMS of the gradient; its factor is measured from the sampled gradients. From step t+1 to
+step t+2, the gradient along the update u[t] changes by
 
     sum_t <g[t+2] - g[t+1], u[t]> = curvature * sum_t <h * u[t+1], u[t]>
 
-(u[t] owes nothing to the noise of either gradient). All blocks move at once, so this is the curvature of a joint
-displacement; SHARE is what of it is taken to be the block's own.
+because u[t] is independent of the noise of both gradients. All blocks move at once, so this is the curvature of a joint
+displacement. SHARE is the fraction of it that one block is assumed to meet alone.
 
-`predicted` = F(e) + N(e) is what a fork of the training shows when one block is switched. A plan is for longer, and for all
-blocks, and there three things differ (docs/risk.md, "All blocks at once"):
+`predicted` = F(e) + N(e) estimates what a fork of the training shows when one block is switched. A plan covers all
+blocks and stays in force for longer. Its risk differs in three ways (docs/risk.md, "All blocks at once"):
 
-- A change of the updates' length acts like another learning rate: shorter steps pay at once and cost later. So what lies
-  along u is taken out: x' = x - a(x) u, a(x) = <w h D(x), D(u)> / <w h D(u), D(u)>, with D(x) = sum_t x[t].
-- What is done at step t is there for longer than one step. So it meets the mean of the next HORIZON gradients of the window,
-  beyond which there is only noise: G(x) = sum_t sum_i w[i] mean_{t < s <= t + HORIZON} g[s, i] x'[t, i].
+- A change of the updates' length acts like another learning rate: shorter updates pay at once and cost later. The risk
+  therefore leaves out the component along u: x' = x - a(x) u, a(x) = <w h D(x), D(u)> / <w h D(u), D(u)>, where
+  D(x) = sum_t x[t] is the displacement over the window.
+- The error of one step stays in the weights for many. It is multiplied by the mean of the next HORIZON gradients of the
+  window; later gradients add only noise: G(x) = sum_t sum_i w[i] mean_{t < s <= t + HORIZON} g[s, i] x'[t, i].
 - Blocks that are displaced together meet the whole curvature.
 
-e is parted into b, what the same configuration errs without rounding, and the rest, whose mean is 0: what it seems
-to gain is chance. What blocks make of each other's b goes by their interactions (`couple.py`):
+The error e has two parts. b is the error of the same configuration without rounding. The rest, e - b, is due to
+rounding and has mean 0, so a gain that it seems to bring is chance. The errors b of different blocks interact
+(`couple.py`):
 
     I = 1/2 * curvature * sum_i w[i] h[i] D(b')[i]^2
 
-Rounding is judged block by block, what it seems to gain does not count, and doubt does:
+The risk of a block's configuration is
 
     risk = max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e' - b') + r I
 
-r is the rate at which b gains or costs by its interaction, from all blocks' G(b) (`estimate_rates.py`).
+Rounding is judged block by block: an apparent gain counts as 0, and uncertainty counts as cost. r is the rate at which
+b gains or costs relative to its interaction, estimated from G(b) of all blocks (`estimate_rates.py`).
 
-Gates price at `GATED` what these formulas can't: updates that grow out of all proportion (blow-up) or all but cease
-(stall), and a significant drift of the weights' length by rounding (radial bias, arXiv 2610.12444). So such a
-configuration is a last resort, but the smallest budget that can be met does not depend on samples. Updates that are not
-finite exclude a configuration.
+A gate adds `GATED` where these formulas do not hold: updates that grow out of all proportion (blow-up), updates that
+all but cease (stall), and rounding that significantly changes the length of the weights (radial bias, arXiv
+2610.12444). A gated configuration is a last resort. It remains available, so that the smallest budget that can be met
+does not depend on the samples. A configuration whose updates are not finite is excluded.
 """
 
 from __future__ import annotations
@@ -49,38 +54,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Of the curvature along a joint displacement of all blocks, that of one block alone.
+#: Fraction of the curvature along a joint displacement of all blocks that one block meets alone.
 SHARE = 0.125
 
-#: Standard errors that are added to an estimate of what rounding does.
+#: Standard errors that are added to the estimated cost of rounding.
 CAUTION = 0.5
 
-#: Steps that an error is followed for: of 1, 2, 4, 8 and 24 the one at which sharing and dropping stand out from the noise in
-#: the direction that whole trainings have (docs/horizon.md).
+#: Number of next gradients whose mean an error meets. Of 1, 2, 4, 8 and 24, it is the one at which sharing and dropping
+#: stand out from the noise with the sign that whole trainings show (docs/horizon.md).
 HORIZON = 4
 
-#: A group's updates may have so many times the squared length of those in full precision.
+#: Largest ratio of the squared length of a block's updates to that of its updates in full precision.
 BLOW_UP = 1e4
 
-#: Drift along the weights within a window, relative to them, if it is significant.
+#: Largest drift along the weights within a window, relative to their squared length. Only a significant drift counts.
 RADIAL_BIAS = 0.05
 SIGNIFICANT = 4.0  # standard errors
-FEWEST_STEPS = 8  # for a standard error to mean much
+FEWEST_STEPS = 8  # for a meaningful standard error
 
-#: What the updates' length along those of full precision may lose.
+#: Largest fraction of the displacement along that of full precision that may be lost.
 STALL = 0.95
 
-#: Nats per window.
+#: Risk that a gate adds, in nats per window.
 GATED = 10.0
 
-#: Below this, update scales would make a block stop learning rather than learn without noise.
+#: Smallest fitted update scale. A smaller one would stop a block from learning rather than remove its noise.
 SMALLEST_UPDATE_SCALE = 0.25
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What full precision does on the samples of one block. `weights` `[S]`, `grads` `[T + 1, S]`, `params` and `updates`
-    `[T, S]`, float64."""
+    """Full precision on the samples of one block, over T steps and S sampled elements; all tensors are float64.
+
+    weights: `[S]`, the number of elements that each sample stands for.
+    grads: `[T + 1, S]`, the gradient before each step, and one more.
+    params: `[T, S]`, the weights before each step.
+    updates: `[T, S]`, the update of each step.
+    """
 
     weights: Tensor
     grads: Tensor
@@ -89,13 +99,23 @@ class Reference:
 
     @property
     def scale(self) -> Tensor:
-        """h `[S]`: root mean square gradients."""
+        """h `[S]`: the root mean square of the gradients over steps."""
         return self.grads.square().mean(0).sqrt()
 
 
 @dataclass(frozen=True)
 class Risk:
-    """In nats per window; see the module. `excluded`: why it can't be chosen. `gate`: why it should not; empty if it may."""
+    """The risk of one configuration of one block, in nats per window; the module has the formulas.
+
+    predicted: F(e) + N(e), the expected change of the loss when this block alone is switched.
+    error: the standard error of F(e).
+    risk: what the solver minimizes, `GATED` included; `couple.py` adds the cost of interactions.
+    interaction: I, half the curvature times the squared displacement by b'.
+    update_scale: the factor on the configuration's updates.
+    relative_error: the L2 norm of e relative to that of u, weighted by w.
+    excluded: why the configuration cannot be chosen; empty if it can.
+    gate: why the configuration is a last resort; empty if it is not.
+    """
 
     predicted: float
     error: float
@@ -109,14 +129,22 @@ class Risk:
 
 @dataclass(frozen=True)
 class Assessment:
-    """`risk` lacks r I; `lasting` `[T]`: G(b), by gradient."""
+    """The assessment of one configuration of one block, before rates are known.
+
+    risk: the risk without the term r I.
+    lasting: `[T]`, the terms of G(b) by gradient.
+    """
 
     risk: Risk
     lasting: Tensor
 
 
 def curvature(references: list[Reference]) -> float:
-    """The factor of the module's third formula, over all blocks; its standard error if that is larger."""
+    """Return the factor of the curvature, over all blocks: the module's third formula.
+
+    If the standard error of the sum on the left exceeds that sum, it takes its place. The factor is 0 with
+    fewer than 3 steps, or if the sum on the right is not positive.
+    """
     change, moved = [], []
     for r in references:
         if len(r.updates) > 2:
@@ -133,9 +161,16 @@ def curvature(references: list[Reference]) -> float:
 
 
 def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None) -> Assessment:
-    """`updates` `[T, S]`: c. `factor`: the curvature. `unrounded` `[T, S]`: the updates without rounding, of a configuration
-    that shares or drops state. Such a one may get an update scale: the least-squares factor of the displacements over the window,
-    weighted by w h, in 0.25 ... 1."""
+    """Assess the updates of one configuration.
+
+    reference: full precision on the same samples.
+    updates: c `[T, S]`.
+    factor: the curvature.
+    unrounded: `[T, S]`, the updates without rounding, for a configuration that shares or drops state; otherwise None.
+
+    With `unrounded`, the configuration gets an update scale: the least-squares factor that fits its displacement over
+    the window to that of full precision, weighted by w h and limited to 0.25 ... 1.
+    """
     c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
     if not all(bool(x.isfinite().all()) for x in (c, unrounded) if x is not None):
         excluded = Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
@@ -170,7 +205,10 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
 
 
 def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
-    """The least-squares factor of `others` in `several`: of their displacements over the window, weighted by w h."""
+    """Return the least-squares factor of `others` in `several`, fitted to their displacements over the window.
+
+    Elements are weighted by w h.
+    """
     x, y = several.sum(0), others.sum(0)
     weighted = reference.weights * reference.scale * y
     length = float((weighted * y).sum())
@@ -178,12 +216,15 @@ def _along(reference: Reference, several: Tensor, others: Tensor) -> float:
 
 
 def _beside(reference: Reference, several: Tensor) -> Tensor:
-    """x' of the module."""
+    """Return x' of the module: `several` without its component along the updates of full precision."""
     return several - _along(reference, several, reference.updates) * reference.updates
 
 
 def _lasting(reference: Reference, several: Tensor) -> Tensor:
-    """`[T]`: G by gradient, for each of which HORIZON updates before it have their parts; see the module."""
+    """Return `[T]`, the terms of G by gradient.
+
+    Each gradient meets the HORIZON updates before it, each in its share.
+    """
     steps = len(several)
     followed = torch.arange(steps, 0, -1, dtype=several.dtype).clamp(max=HORIZON)
     shares = (_beside(reference, several) / followed[:, None]).cumsum(0)
@@ -192,12 +233,13 @@ def _lasting(reference: Reference, several: Tensor) -> Tensor:
 
 
 def _sum(by_step: Tensor) -> tuple[float, float]:
-    """A sum over steps, and its standard error from their spread."""
+    """Return a sum over steps, and its standard error from the spread of its terms."""
     total = float(by_step.sum())
     return total, float(by_step.std()) * math.sqrt(len(by_step)) if len(by_step) > 1 else abs(total)
 
 
 def _gate(reference: Reference, updates: Tensor, e: Tensor, rounding: Tensor) -> str:
+    """Return why the configuration is a last resort, or an empty string."""
     w, u = reference.weights, reference.updates
     length, full = (updates.square() * w).sum(), (u.square() * w).sum()
     if float(length) > BLOW_UP * max(float(full), 1e-300):

@@ -1,7 +1,7 @@
-"""Exact row and column means of what a step adds to a slot that could be shared, without running the step.
+"""Increments: exact row and column means of what a step adds to a slot that may be shared, without running the step.
 
-With s' = decay s + f(g, p), a shared slot needs only the means of f (see `kernels/codecs/sharing.py`); f is read out of the
-rule (`reduce_state`) and computed by torch, a few rows at a time.
+With s' = decay s + f(g, p), a shared slot needs only the means of f (see `kernels/codecs/sharing.py`). `reduce_state`
+extracts f from the rule. Torch evaluates it, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from baoc_compile.core.rule import RuleOutput, UpdateRule
 from baoc_compile.passes.rules.find_recurrence import NoRecurrence
 from baoc_compile.passes.rules.reduce_state import reduce_state
 
-#: Elements of which f is computed at a time.
+#: Elements for which f is evaluated at a time.
 CHUNK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Means:
-    """Float32 means over every row `[R]`, every column `[C]` and all, and the decay of the slot."""
+    """Float32 means of the increments of one slot, and the slot's decay.
+
+    rows: `[R]`, the mean of every row.
+    columns: `[C]`, the mean of every column.
+    mean: a scalar, the mean of all elements.
+    decay: the factor on the slot's old value.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -32,13 +38,14 @@ class Means:
 
 
 class IncrementMeans:
-    """The means of f for one slot of a rule. `reason`: why it can't be computed beforehand, empty if it can."""
+    """The means of f for the slot `key` of a rule."""
 
     def __init__(self, rule: UpdateRule, key: str):
         self.rule, self.key = rule, key
 
     @cached_property
     def averages(self) -> UpdateRule | str:
+        """The rule that computes f and the decay, or why there is none."""
         try:
             averages = reduce_state(self.rule, (), (self.key,)).averages[0]
         except NoRecurrence as why:
@@ -49,11 +56,16 @@ class IncrementMeans:
 
     @property
     def reason(self) -> str:
+        """Why f cannot be computed ahead of the step; empty if it can."""
         return self.averages if isinstance(self.averages, str) else ""
 
     @torch.no_grad()
     def of(self, param: Tensor, grad: Tensor, counters: Mapping[str, float], numbers: Mapping[str, float]) -> Means:
-        """The first dimension makes the rows, all others the columns, as in the codecs."""
+        """Return the means of f for one gradient.
+
+        The first dimension of `param` makes the rows and all others the columns, as in the codecs. `counters` and
+        `numbers` hold the rule's counters and scalars by input name.
+        """
         assert isinstance(self.averages, UpdateRule)
         rows = param.shape[0] if param.ndim else 1
         p, g = (t.detach().reshape(rows, -1) for t in (param, grad))

@@ -1,4 +1,4 @@
-"""Sampled gradients of a block -> the metrics of `BlockStatistics`."""
+"""Statistics: from the sampled gradients of a block to the metrics of `BlockStatistics`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from baoc_compile.passes.risk.gradient_stream import GradientStream
 
 
 def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:
-    """Formulas: `BlockStatistics`. Elements are weighed by how many they stand for."""
+    """Return the statistics of one block from the streams of its parameters.
+
+    `BlockStatistics` has the formulas. Each sampled element counts as many times as the elements that it stands for.
+    """
     if not streams:
         return BlockStatistics()
     weights = torch.cat([s.weights for s in streams]).double()
@@ -35,7 +38,7 @@ def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:
 
 
 def _signal_to_noise(streams: Sequence[GradientStream]) -> dict[str, dict[str, float]]:
-    """By slot and axis, the mean over parameters weighed by their elements."""
+    """Return the signal-to-noise ratio by slot and axis: the mean over parameters, weighted by their elements."""
     found: dict[str, dict[str, float]] = {}
     for stream in streams:
         for key, increments in stream.shared.items():

@@ -1,16 +1,19 @@
-"""Rates: what sharing or dropping state gains or costs, relative to how much a block is displaced by it.
+"""Rates: what sharing or dropping state gains or costs, relative to the interaction of the block.
 
-It may well be a gain (docs/dropping.md), and one block's G(b) (`assess_risk.py`) is mostly noise that all blocks have in
-common. So rates r_k = G(b_k) / I_k are estimated together, over the blocks k that may be changed in the same way: a rate is
-one that all have, plus one that the block has, both normal with mean 0 and standard deviation SPREAD before anything was
-seen. With y_k = G(b_k) / I_k, and C their covariances from the spread over steps, the expectation after it is
+Sharing or dropping can lower the loss (docs/dropping.md), but G(b) of a single block (`assess_risk.py`) is mostly noise
+that all blocks have in common. The rates r_k = G(b_k) / I_k of all blocks k that can be changed in the same way are
+therefore estimated together. A rate is the sum of one term that all blocks share and one of the block's own. The prior
+of both terms is normal with mean 0 and standard deviation SPREAD. With y_k = G(b_k) / I_k, and C the covariance of y
+from its spread over steps, the posterior mean is
 
     r = P (P + C)^-1 y,      P = SPREAD^2 (1 + delta_kl)
 
-(a Gaussian process; the best linear unbiased prediction of a mixed model), which believes a rate as far as it stands out from
-the noise. Gains do not add up, though: whole trainings have them from the first block or two, and no longer with half of
-the blocks. So a rate r < 0 counts as r / (1 - r), which is never below -1, where a change of all blocks at once would gain
-what it costs; and below FEWEST_STEPS steps it counts as 0.
+(a Gaussian process; the best linear unbiased prediction of a mixed model). It trusts a rate as far as the rate stands
+out from the noise.
+
+Gains do not add up: whole trainings gain from the first block or two, and no longer with half of the blocks. A negative
+rate r therefore counts as r / (1 - r), which stays above -1; at -1, changing all blocks at once would gain as much as
+it costs. With fewer than FEWEST_STEPS steps, a negative rate counts as 0.
 """
 
 from __future__ import annotations
@@ -21,15 +24,15 @@ import torch
 
 from baoc_compile.passes.risk.assess_risk import FEWEST_STEPS, Assessment
 
-#: Standard deviations of rates, before anything was seen.
+#: Prior standard deviation of each term of a rate.
 SPREAD = 0.5
 
-#: Of all blocks' interactions: a block that has less says nothing, and has a rate of 0.
+#: Fraction of the sum of all interactions below which a block says nothing and its rate is 0.
 FAINT = 1e-9
 
 
 def estimate_rates(alike: Sequence[Assessment]) -> list[float]:
-    """r of the module, as it counts, for different blocks that are changed in the same way."""
+    """Return the rate of every block in `alike`, as it counts; all of these blocks are changed in the same way."""
     interactions = torch.tensor([a.risk.interaction for a in alike], dtype=torch.float64)
     lasting = torch.stack([a.lasting for a in alike])
     known = interactions.isfinite() & lasting.isfinite().all(1)

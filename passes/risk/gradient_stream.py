@@ -1,4 +1,4 @@
-"""What was seen of a few elements of one parameter while training ran: the material that risks are judged from."""
+"""Gradient streams: the samples of one parameter that risks are estimated from, recorded while training runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from torch import Tensor
 
 @dataclass
 class SharedIncrements:
-    """Of one slot: `start`, its means when sampling began, and for each step the means of what the step added (see
-    `IncrementMeans`), each as the sampled elements have a share in them: "rows" and "columns" `[n]`, "mean" `[1]`.
-    `decays[t]`: new mean = decay * old mean + added mean. `snr`: signal-to-noise ratios of the slot along "row",
-    "column" and "tensor" when sampling began (see `BlockStatistics`)."""
+    """The means of one slot that may be shared, as the `n` sampled elements see them.
+
+    Means come by name: "rows" and "columns" `[n]`, each element's own row and column mean, and "mean", one number.
+
+    start: the means when sampling began.
+    snr: the slot's signal-to-noise ratios along "row", "column" and "tensor" when sampling began (see
+        `BlockStatistics`).
+    added: for each step, the means of what the step added (see `IncrementMeans`).
+    decays: for each step, the factor on the old mean: new mean = decay * old mean + added mean.
+    """
 
     start: dict[str, Tensor]
     snr: dict[str, float]
@@ -25,11 +31,16 @@ class SharedIncrements:
 
 @dataclass
 class GradientStream:
-    """`n` sampled elements of one parameter of `numel`, over consecutive steps. All in host memory, values in fp32.
+    """`n` sampled elements of one parameter over consecutive steps, in host memory; values are fp32.
 
-    `index` `[n]`: int64, row-major, whole quantization groups, padded by repeating the last element. `param` `[n]`,
-    `slots` and `counters` (by the rule's input name): when sampling began. For each step t: `grads[t]` `[n]` as the
-    optimizer saw it, and `numbers[t]`, the rule's scalars by name.
+    numel: the number of elements of the parameter.
+    index: `[n]` int64, row-major positions in whole quantization groups, padded by repeating the last element.
+    param: `[n]`, the weights when sampling began.
+    slots: state key -> `[n]`, the slot when sampling began.
+    counters: the rule's input name -> the counter when sampling began.
+    grads: for each step, `[n]`, the gradient as the optimizer saw it.
+    numbers: for each step, the rule's scalars by name.
+    shared: state key -> the means of a slot that may be shared.
     """
 
     numel: int
@@ -43,13 +54,14 @@ class GradientStream:
 
     @property
     def weights(self) -> Tensor:
-        """`[n]`: how many elements of the parameter each sampled one stands for; 0 for padding."""
+        """`[n]`: the number of elements of the parameter that each sampled element stands for; 0 for padding."""
         distinct = torch.ones(len(self.index))
         distinct[1:] = (self.index.diff() != 0).float()
         return distinct * (self.numel / distinct.sum().clamp(min=1.0))
 
     @property
     def tensors(self) -> Iterator[Tensor]:
+        """All tensors of the stream."""
         yield from (self.index, self.param, *self.slots.values(), *self.grads)
         for increments in self.shared.values():
             for means in (increments.start, *increments.added):
@@ -60,10 +72,11 @@ class GradientStream:
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, numbers and tensors."""
+        """Return the stream as plain dictionaries, lists, numbers and tensors."""
         return {**vars(self), "shared": {key: dict(vars(s)) for key, s in self.shared.items()}}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> GradientStream:
+        """Rebuild a stream from its `state_dict`."""
         shared = {key: SharedIncrements(**s) for key, s in state["shared"].items()}
         return cls(**{**state, "shared": shared})

@@ -1,4 +1,4 @@
-"""Risks: every configuration of every block, run on the samples beside full precision and assessed."""
+"""Risks: run every configuration of every block on the samples, next to full precision, and assess it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ def measure_risk(
     rules: Mapping[int, UpdateRule],
     seed: int,
 ) -> tuple[dict[tuple[int, str], Risk], float]:
-    """By (block, label of one of its `configurations`), of the blocks that were sampled; and the curvature."""
+    """Return the risks of all sampled blocks, by (block, configuration label), and the curvature.
+
+    `configurations[k]` are the configurations of block k; `streams` and `rules` are by parameter index.
+    """
     runs = ShadowRuns.of(blocks, streams, rules, seed)
     factor = curvature([reference for run in runs for reference in run.references.values()])
     found: dict[tuple[int, str], Assessment] = {}
-    # what is shared and dropped, and steps -> the least rounded configuration of each block
+    # (label without rounding, number of steps) -> block -> label of its first, least rounded configuration
     ways: dict[tuple[str, int], dict[int, str]] = {}
     way_of: dict[tuple[int, str], tuple[str, int]] = {}
     for run in runs:
@@ -55,14 +58,14 @@ def measure_risk(
 
 
 def without_rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec] | None:
-    """None if the configuration does nothing else."""
+    """Return `codecs` with full precision in place of rounding; None if the configuration only rounds."""
     if all(c.mechanism == "rounding" for c in codecs.values()):
         return None
     return {key: full_precision(torch.float32) if c.mechanism == "rounding" else c for key, c in codecs.items()}
 
 
 class ShadowRuns:
-    """Blocks whose parameters step alike: full precision on their samples, and what configurations make of them."""
+    """Shadow runs of blocks whose parameters step alike: full precision, and any configuration."""
 
     @classmethod
     def of(
@@ -72,7 +75,10 @@ class ShadowRuns:
         rules: Mapping[int, UpdateRule],
         seed: int,
     ) -> list[ShadowRuns]:
-        """Of all blocks that were sampled, as many at once as can be."""
+        """Group the sampled blocks so that each group runs at once.
+
+        A block counts as sampled if all its parameters were.
+        """
         block_of = {i: k for k, b in enumerate(blocks) if all(i in streams for i in b.parameters) for i in b.parameters}
         groups = [tuple(sorted({block_of[i] for i in g if i in block_of})) for g in Samples.alike(streams, rules)]
         return [cls(inside, blocks, streams, rules, seed) for inside in groups if inside]
@@ -102,11 +108,12 @@ class ShadowRuns:
         self._kept: dict[object, dict[int, Tensor]] = {}
 
     def updates(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor]:
+        """Return the updates `[steps, S]` of the blocks in `having` under `codecs`, by block."""
         weights = torch.cat([self.weights[k] for k in having], 1)
         return self._by_block(having, shadow_updates(self._samples(having), codecs, weights, self.seed))
 
     def updates_once(self, having: tuple[int, ...], codecs: Mapping[str, Codec]) -> dict[int, Tensor]:
-        """The same, kept for the configurations that differ by rounding only."""
+        """Return the same as `updates`, cached for configurations that differ only in rounding."""
         key = (having, Configuration(codecs).label)
         if key not in self._kept:
             self._kept[key] = self.updates(having, codecs)

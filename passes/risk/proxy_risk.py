@@ -1,13 +1,13 @@
-"""BAOC-style risk: a weighted sum of metrics, without trying anything. Our reconstruction, for comparison.
+"""Proxy risk: a weighted sum of metrics after BAOC, without shadow runs. Our reconstruction, for comparison.
 
-BAOC (arXiv 2605.04711) prices a block's configuration by its gradients' scale anisotropy, directional stability and noise.
-Its weights are not public; here each thing that a configuration does costs what its metric says:
+BAOC (arXiv 2605.04711) prices a block's configuration by the scale anisotropy, directional stability and noise of its
+gradients. Its weights are not public. Here each part of a configuration costs what the corresponding metric says:
 
     lower precision   relative error of the codec times (1 + anisotropy)
     sharing           variance that the shared means leave, 1 / (1 + SNR) along the axis, times (1 + anisotropy)
     no momentum       1 - stability: independent gradients need averaging most
 
-The unit is no nat; the sum only ranks.
+The sum is not in nats; it only ranks configurations.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ AXIS = {"row": "row", "column": "column", "tensor": "tensor"}
 
 
 def proxy_risk(statistics: BlockStatistics, codecs: Mapping[str, Codec]) -> float:
+    """Return the proxy risk of one configuration of a block with these statistics."""
     total = 0.0
     spread = 1.0 + (statistics.anisotropy if math.isfinite(statistics.anisotropy) else 0.0)
     for key, codec in codecs.items():

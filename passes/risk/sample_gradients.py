@@ -1,7 +1,7 @@
-"""Sampling: a seeded choice of whole quantization groups from every block, and the gradients that they see.
+"""Sampling: record the gradients of whole quantization groups, chosen from every block by a seed.
 
-Launches are observed as they happen. All that is computed is a gather of the chosen elements and, for slots that could be
-shared, the exact means of what the step adds. What is kept lies in host memory.
+Launches are observed as they happen. Per launch, sampling gathers the chosen elements and, for slots that may be
+shared, computes the exact means of what the step adds. The samples are kept in host memory.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ from baoc_compile.passes.risk.slot_values import moments_of, values_at
 if TYPE_CHECKING:
     from baoc_compile.core.block import Block
 
-#: Sampled elements of a block: one in `ONE_OF`, between these bounds; and of all blocks, since shadow runs take time.
+#: Sampled elements of a block: one in `ONE_OF`, between `FEWEST` and `MOST`.
+#: `MOST_IN_ALL` limits those of all blocks together, since shadow runs take time.
 ONE_OF, FEWEST, MOST = 64, 2048, 65536
 MOST_IN_ALL = 1 << 18
 
 
 def default_buffer_bytes(parameters: Sequence[Tensor]) -> int:
-    """The larger of 16 MiB and 2 % of the parameters' bytes."""
+    """Return the default size of the sample buffer: the larger of 16 MiB and 2 % of the parameters' bytes."""
     return max(16 << 20, sum(p.numel() * p.element_size() for p in parameters) // 50)
 
 
 def elements_per_block(numel: int, blocks: int, steps: int, slots: int, buffer_bytes: int) -> int:
-    """How many elements to sample of a block of `numel`, so that all blocks fit the buffer; whole groups."""
-    bytes_per_element = 4 * (3 * steps + 1 + 3 * slots) + 8  # a gradient and two means a step; the rest once
+    """Return how many elements of a block of `numel` to sample, in whole groups, so that all blocks fit the buffer."""
+    bytes_per_element = 4 * (3 * steps + 1 + 3 * slots) + 8  # per step a gradient and two means; the rest once
     fitting = buffer_bytes // (max(blocks, 1) * bytes_per_element)
     return min(max(numel // ONE_OF, FEWEST), MOST, fitting, MOST_IN_ALL // max(blocks, 1)) // GROUP * GROUP
 
 
 def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tensor:
-    """About `count` elements of a tensor in whole groups, one from each of as many equal strata; all if it has no more.
+    """Return the indices of about `count` elements of a tensor: one whole group from each of as many equal strata.
 
-    A tensor smaller than a group gives one group that repeats its last element.
+    If the tensor has no more groups than that, all of its whole groups are chosen. A tensor smaller than a group gives
+    one group that repeats its last element.
     """
     whole = max(numel // GROUP, 1)
     groups = min(max(round(count / GROUP), 1), whole)
@@ -55,9 +57,10 @@ def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tenso
 
 
 class GradientSampler:
-    """Records `steps` consecutive steps, and one gradient more, of the parameters in `rules`.
+    """A recorder of `steps` consecutive steps and one extra gradient, for the parameters in `rules`.
 
-    `streams`: by parameter. A parameter that has no gradient in one of these steps is given up: its stream goes.
+    `streams` holds the samples by parameter index. A parameter without a gradient in one of these steps is given up:
+    its stream is removed.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class GradientSampler:
         self._averages: dict[Any, IncrementMeans] = {}
 
     def _choose(self, blocks: Sequence[Block], seed: int, buffer_bytes: int) -> dict[int, Tensor]:
+        """Return the sampled indices of every parameter, on the host."""
         parameters = self.table.parameters
         slots = max((len(rule.slots) for rule in self.rules.values()), default=0)
         chosen = {}
@@ -95,23 +99,25 @@ class GradientSampler:
 
     @property
     def is_complete(self) -> bool:
+        """Whether all steps and the extra gradient have been recorded."""
         return self.seen > self.steps
 
     @property
     def nbytes(self) -> int:
+        """Host memory that the samples take."""
         return sum(stream.nbytes for stream in self.streams.values())
 
     # while training runs
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Before the launches of a step; before the first, parameters, state and counters are kept as they are."""
+        """Begin a step, before its launches. The first one copies the sampled parameters, state and counters."""
         if not self.seen:
             self.streams = {i: self._start(i) for i in self.index}
 
     @torch.no_grad()
     def observe(self, launch: Launch, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
-        """Before every launch."""
+        """Record one launch, before it runs."""
         values = [float(s) for s in scalars]
         for position, i in enumerate(launch.indices):
             if i not in self.streams:
@@ -124,7 +130,7 @@ class GradientSampler:
                 self._take(i, grads[position], numbers)
 
     def end_step(self) -> None:
-        """After the launches."""
+        """Append what the launches of this step showed, after they have run."""
         lengths = [len(self.index[i]) for i in self._grads]
         host = torch.cat([g.cpu() for g in self._grads.values()]).split(lengths) if lengths else ()
         self.streams = {i: self.streams[i] for i in self._grads}

@@ -1,8 +1,8 @@
-"""Shadow runs: what would a configuration have made of the updates that were sampled?
+"""Shadow runs: the updates that a configuration would have made of the sampled gradients.
 
-The program of a (rule, configuration), the very graph that is compiled, is interpreted by torch over the sampled
-elements. Every step starts from the weights that full precision has at that step, so that updates can be compared; state is
-the configuration's own from the first step on. Shared slots take the exact means that were recorded.
+Torch interprets the program of a (rule, configuration) over the sampled elements; it is the same graph that is
+compiled. Every step starts from the weights that full precision has at that step, so that updates can be compared.
+State is the configuration's own from the first step on. Shared slots take the recorded, exact means.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from baoc_compile.passes.risk.gradient_stream import GradientStream
 
 @dataclass(frozen=True)
 class Samples:
-    """Streams of parameters that step alike, one after the other: S elements. See `GradientStream`."""
+    """The concatenated streams of parameters that step alike: S elements in all.
+
+    rule: the rule of all these parameters.
+    streams: one stream per parameter.
+    """
 
     rule: UpdateRule
     streams: Sequence[GradientStream]
@@ -34,7 +38,7 @@ class Samples:
     def alike(
         streams: Mapping[int, GradientStream], rules: Mapping[int, UpdateRule]
     ) -> list[dict[int, GradientStream]]:
-        """Parameters that share rule, counters and numbers, and so can be run at once."""
+        """Group the streams of parameters that share rule, counters and numbers, and so can run at once."""
         groups: dict[object, dict[int, GradientStream]] = {}
         for i, stream in streams.items():
             numbers = tuple(tuple(sorted(n.items())) for n in stream.numbers)
@@ -43,19 +47,26 @@ class Samples:
 
     @property
     def param(self) -> Tensor:
+        """`[S]`: the weights when sampling began."""
         return torch.cat([s.param for s in self.streams])
 
     @property
     def grads(self) -> Tensor:
-        """`[steps, S]`"""
+        """`[steps, S]`: the gradients."""
         return torch.stack([torch.cat([*g]) for g in zip(*(s.grads for s in self.streams), strict=True)])
 
     def slot(self, key: str) -> Tensor:
+        """Return `[S]`, the slot `key` when sampling began."""
         return torch.cat([s.slots[key] for s in self.streams])
 
 
 class ShadowRun:
-    """One configuration, from the state that was there when sampling began. `seed` keys the stochastic rounding."""
+    """One configuration, run from the state at which sampling began.
+
+    samples: the elements to run on.
+    codecs: state key -> codec.
+    seed: keys the stochastic rounding.
+    """
 
     def __init__(self, samples: Samples, codecs: Mapping[str, Codec], seed: int):
         self.samples, self.codecs = samples, codecs
@@ -66,7 +77,7 @@ class ShadowRun:
         self.width = max((c.group_size or 0 for c in codecs.values()), default=0) or GROUP
         self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, self.width)
         self.salts: dict[str, Tensor] = {}  # by slot
-        #: By `Operand.place`, as are the places of the graph's outputs.
+        #: The stored tensors, by `Operand.place`.
         self.stored: dict[tuple[str, str, str], Tensor] = {
             ("counter", i.name, ""): torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
         }
@@ -76,7 +87,7 @@ class ShadowRun:
             self._start(key, codec, slot_salt(seed, key))
 
     def _start(self, key: str, codec: Codec, salt: int) -> None:
-        """The slot as the codec stores it."""
+        """Store the slot with its codec, as it was when sampling began."""
         if codec.mechanism == "sharing":
             for part in codec.parts:
                 means = [s.shared[key].start[_mean_name(codec, part.name)] for s in self.samples.streams]
@@ -99,14 +110,14 @@ class ShadowRun:
         self.stored["clock", key, ""] = clock + 1
 
     def _spread(self, means: Sequence[Tensor]) -> Tensor:
-        """Means of each stream, as its elements see them."""
+        """Spread each stream's means over its elements."""
         return torch.cat([m.expand(len(s.index)) for m, s in zip(means, self.samples.streams, strict=True)]).view(
             self.lanes.shape
         )
 
     @torch.no_grad()
     def step(self, t: int, param: Tensor, grad: Tensor) -> Tensor:
-        """The update of step t, flat: new weights less `param`."""
+        """Return the update of step t, `[S]`: new weights less `param`."""
         numbers = self.samples.streams[0].numbers[t]
         for key, codec in self.codecs.items():
             if codec.mechanism == "sharing":
@@ -119,6 +130,7 @@ class ShadowRun:
         return update.reshape(-1)
 
     def _average(self, t: int, key: str, codec: Codec) -> None:
+        """Update the means of a shared slot with the increments of step t."""
         for part in codec.parts:
             place = "part", key, part.name
             increments = [s.shared[key] for s in self.samples.streams]
@@ -138,12 +150,18 @@ class ShadowRun:
 
 
 def _mean_name(codec: Codec, part: str) -> str:
-    """Which recorded means a part of a sharing codec holds: "row" -> rows, "column" -> columns, "tensor" -> mean."""
+    """Return which recorded means a part of a sharing codec holds.
+
+    "row" -> rows, "column" -> columns, "tensor" -> mean.
+    """
     return part if part != "values" else {"row": "rows", "column": "columns", "tensor": "mean"}[codec.name]
 
 
 def reference_run(samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
-    """Weights before each step and updates, both `[steps, S]`, in full precision; the last gradient has no update."""
+    """Return the weights before each step and the updates, both `[steps, S]`, in full precision.
+
+    The last gradient has no update.
+    """
     full = {slot.key: full_precision(torch.float32) for slot in samples.rule.slots}
     run, grads = ShadowRun(samples, full, seed), samples.grads
     weights, updates = [samples.param], []
@@ -154,6 +172,6 @@ def reference_run(samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def shadow_updates(samples: Samples, codecs: Mapping[str, Codec], weights: Tensor, seed: int) -> Tensor:
-    """The updates of a configuration, `[steps, S]`, from the weights of the reference."""
+    """Return the updates of a configuration, `[steps, S]`, each from the weights of the reference."""
     run, grads = ShadowRun(samples, codecs, seed), samples.grads
     return torch.stack([run.step(t, weights[t], grads[t]) for t in range(len(weights))])

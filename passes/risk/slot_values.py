@@ -1,4 +1,4 @@
-"""What a slot holds, read some elements or some rows at a time, however it is stored."""
+"""Slot values: read some elements or rows of a slot, however it is stored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from torch import Tensor
 from baoc_compile.kernels.codecs.sharing import as_matrix
 from baoc_compile.state.state_tensor import StateTensor
 
-#: Elements decoded at a time.
+#: Elements that are decoded at a time.
 CHUNK_ELEMENTS = 1 << 18
 
 
 def values_at(value: Any, index: Tensor) -> Tensor:
-    """Elements of a tensor or of compressed state, in fp32 (a dropped slot reads as zeros), on the tensor's device."""
+    """Return elements of a tensor or of compressed state, in fp32.
+
+    Values of a plain tensor stay on its device, values of compressed state come to the host. A dropped slot reads as
+    zeros.
+    """
     if isinstance(value, StateTensor):
         return value.decode_at(index).float().cpu()
     return value.detach().reshape(-1)[index.to(value.device)].float()
@@ -24,7 +28,12 @@ def values_at(value: Any, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Moments:
-    """Float32 means of a slot over every row and column, and how well they stand for what they are means of."""
+    """Float32 means of a slot over rows and columns, and how well they represent its elements.
+
+    rows: `[R]`, the mean of every row.
+    columns: `[C]`, the mean of every column.
+    snr: axis ("row", "column", "tensor") -> signal-to-noise ratio of the means along it.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -32,7 +41,7 @@ class Moments:
 
 
 def moments_of(value: Any, parameter: Tensor) -> Moments:
-    """Of a slot of `parameter`, decoded some rows at a time."""
+    """Return the moments of a slot of `parameter`. The slot is decoded a few rows at a time."""
     rows, width = as_matrix(parameter.shape)
     of_rows, of_columns = [], torch.zeros(2, width, dtype=torch.float64)
     height = max(1, CHUNK_ELEMENTS // max(width, 1))
@@ -48,6 +57,9 @@ def moments_of(value: Any, parameter: Tensor) -> Moments:
 
 
 def signal_to_noise(mean: Tensor, mean_square: Tensor) -> float:
-    """Mean over sets of (mean)^2 / variance; at most 1e6, for sets without a variance."""
+    """Return the mean over sets of (mean)^2 / variance.
+
+    It is at most 1e6, the ratio of sets without variance.
+    """
     variance = (mean_square - mean.square()).clamp(min=1e-6 * mean.square())
     return float(torch.where(mean > 0.0, mean.square() / variance, 1e6).clamp(max=1e6).mean()) if mean.numel() else 1e6

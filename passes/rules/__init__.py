@@ -1,4 +1,4 @@
-"""Stage 2, rules: components -> canonical update rules, and what can be proven about their slots."""
+"""Stage 2, rules: turn components into canonical update rules, and prove properties of their slots."""
 
-if __name__ != "baoc_compile.passes.rules":  # a second copy would have other classes
+if __name__ != "baoc_compile.passes.rules":  # a second copy would define its classes twice
     raise ImportError("import it as baoc_compile.passes.rules")

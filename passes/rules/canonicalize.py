@@ -1,10 +1,10 @@
-"""Rewrite: one slice -> a canonical update rule: functional, core ATen, elementwise, numbers as 0-dim inputs.
+"""Rewrite: turn one slice into a canonical update rule: functional, core ATen, elementwise, numbers as 0-dim inputs.
 
-Every read in a slice names the value it reads, in-place calls included, so a slice is made functional by computing
-the value of each in-place call and changing nothing.
+Every read in a slice refers to the node of the value that it reads, results of in-place calls included. Replacing each
+in-place call by its functional form therefore makes the slice functional.
 
-Elementwise values are traced in float32 and numbers in float64, whatever the parameter's type: the rule says what is
-computed, the program in which precision. Casts between floating types in the user's code are therefore dropped.
+Elementwise values are traced in float32 and numbers in float64, whatever the parameter's type: the rule defines what is
+computed, and the program chooses the precision. Casts between floating types in the user's code are therefore dropped.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ _VIEWS = {
 
 
 class NotElementwise(Exception):
-    """The slice is not a pure elementwise function; the message says which operation is to blame."""
+    """A slice is not a pure elementwise function; the message says why."""
 
 
 def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
-    """Traces `piece` (a Slice) once. Raises NotElementwise."""
+    """Trace `piece` (a Slice) into an update rule. Raises NotElementwise if there is none."""
     if len(piece.component.parameters) != 1:
         raise NotElementwise("the step combines several parameters")
     parameter = step.table.parameters[piece.component.parameters[0]]
     if parameter.is_complex() or parameter.is_sparse:
         raise NotElementwise("complex and sparse parameters are stepped as traced")
     roles = [*filter(None, map(step.roles.get, piece.inputs)), *piece.new_state]
-    odd = next((role.key for role in roles if not isinstance(role.key, str)), None)
-    if odd is not None:
+    odd = [role.key for role in roles if not isinstance(role.key, str)]
+    if odd:
         raise NotElementwise(
-            f"it keeps state under the key {odd!r}; only state whose key is a string can be compressed"
+            f"it keeps state under the key {odd[0]!r}; only state whose key is a string can be compressed"
         )
     shape = tuple(parameter.shape) or (1,)
     inputs = _rule_inputs(step, piece, tuple(parameter.shape))
@@ -92,7 +92,7 @@ def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
 
 
 def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[RuleInput]:
-    """Names are identifiers that tell the inputs apart, whatever the keys; they are the same in every process."""
+    """List the rule's inputs. Names are unique identifiers, whatever the state keys, and the same in every process."""
     found: list[RuleInput] = []
     taken = {"param", "grad"}
 
@@ -125,14 +125,16 @@ def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[Ru
 
 
 def _guarded_bounds(node: fx.Node) -> tuple[float, float]:
-    """The interval of a number that was traced as a symbol (`dynamic=True`). To ask is to guard: torch traces anew when the
-    number leaves it."""
+    """Return the interval of a number that was traced as a symbol (`dynamic=True`).
+
+    Comparing a symbol adds a guard: torch traces the step again when the number leaves the interval.
+    """
     symbols = (user.meta.get("example_value") for user in node.users if is_identity(user))
     return next((bounds_of(s) for s in symbols if isinstance(s, torch.SymFloat)), (-math.inf, math.inf))
 
 
 class _SliceRunner(fx.Interpreter):
-    """Runs a slice by value: in-place calls as their functional forms, numbers as 0-dim tensors where possible."""
+    """An interpreter that runs in-place calls in their functional forms, with numbers as 0-dim tensors if possible."""
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op not in ("call_function", "call_method"):
@@ -159,7 +161,7 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             placeholders.append(copied[node])
         elif node.op == "call_function":
             copied[node] = _copy_call(graph, node, copied, shape)
-            if has_meta(copied[node]):  # an alias of a node that is already there
+            if has_meta(copied[node]):  # the call became an alias of a node that was copied before
                 continue
         elif node.op == "get_attr":
             value = getattr(gm, node.target)
@@ -201,7 +203,7 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
 
 
 def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], shape: tuple[int, ...]) -> fx.Node:
-    """One functional ATen call in the dialect: no-ops vanish, constant tensors become scalars."""
+    """Copy one functional ATen call into the dialect: drop no-ops, and turn constant tensors into scalars."""
     name = node.target.overloadpacket.__name__ if hasattr(node.target, "overloadpacket") else str(node.target)
     value = node.meta["val"]
     if tuple(value.shape) not in ((), shape):
@@ -226,7 +228,7 @@ def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], s
 
 
 def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:
-    """Floating-point values are computed in the rule's types, whatever type the user's code gave them."""
+    """Describe a value; floating-point values get the rule's types, whatever their type in the user's code."""
     value = node.meta["val"]
     is_element = tuple(value.shape) == shape
     dtype = value.dtype
@@ -236,7 +238,7 @@ def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:
 
 
 def _drop_unused(graph: fx.Graph, inputs: list[RuleInput]) -> None:
-    """Inputs that nothing reads; the parameter and the slots stay."""
+    """Remove the inputs that no node reads, except the parameter and the slots."""
     for node in list(graph.nodes):
         if node.op != "placeholder" or node.users:
             continue

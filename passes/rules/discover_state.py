@@ -1,9 +1,9 @@
-"""Discovery: which state an optimizer will create for a parameter, with which first values, by which rule.
+"""Discover which state an optimizer creates for a parameter, its first values, and the update rule.
 
-A miniature of the optimizer (same class, same hyperparameters, parameters of a few elements) takes one step from
-empty state; a dictionary that records first assignments tells what each entry started as. A second miniature starts
-from exactly that and takes the same step: only if both end alike is the state known, and may be filled in before
-training starts. The second step is recorded operation by operation and read like a traced one.
+A miniature of the optimizer (same class, same hyperparameters, one parameter of a few elements) takes one step from
+empty state, and a dictionary records the first value assigned to each entry. A second miniature starts from these
+values and takes the same step. Only if both end in the same state may the state be filled in before training starts.
+The second step is recorded operation by operation and read like a traced step.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ from baoc_compile.kernels.dialect.recorder import CallRecorder
 from baoc_compile.passes.capture.split_components import split_components
 from baoc_compile.passes.capture.unbatch_foreach import unbatch_foreach
 from baoc_compile.passes.rules.extract_rules import extract_rules
+from baoc_compile.state.state_tensor import StateTensor
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A tensor of the parameter's shape, every element `value`."""
+    """A tensor of the parameter's shape with every element equal.
+
+    value: the value of every element.
+    dtype: the tensor's type.
+    """
 
     value: float
     dtype: torch.dtype
@@ -37,10 +42,12 @@ class Filled:
 
 @dataclass
 class StateSchema:
-    """`first`: key -> first value: `Filled`, or the entry itself (a counter, a Python number).
+    """The state of one parameter, as discovered.
 
-    None if the step from that state differs from a step from empty state, so that it must not be filled in.
-    `rule`: None if the step is not elementwise.
+    first: state key -> first value: `Filled`, or the entry itself (a counter, a Python number). None if a step from
+        these values differs from a step from empty state, so that they must not be filled in.
+    rule: the update rule; None if the step is not elementwise.
+    reason: why there is no rule; may be empty.
     """
 
     first: dict[str, Any] | None
@@ -49,7 +56,7 @@ class StateSchema:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The slots to decide on: the rule's, or every filled tensor of a step that runs as traced."""
+        """Slots that need a codec: the rule's, or every filled tensor of a step that is not elementwise."""
         if self.rule is not None:
             return self.rule.slots
         entries = (self.first or {}).items()
@@ -57,21 +64,24 @@ class StateSchema:
 
 
 def discover_state(table: ParameterTable) -> list[StateSchema]:
-    """One schema per parameter (parameters that are alike share one). Raises UnsupportedStep if a step can't be tried."""
+    """Return one schema for each parameter; those of one group, rank, type and device share one.
+
+    Raises UnsupportedStep if the miniature's step fails.
+    """
     found: dict[Any, StateSchema] = {}
     schemas = []
     for index, parameter in enumerate(table.parameters):
         group = table.groups[index]
-        shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, no two sizes alike
+        shape = tuple(3 + i for i in range(parameter.ndim)) or (3,)  # several elements, all sizes different
         kind = (group, shape, parameter.dtype, parameter.device)
         if kind not in found:
-            found[kind] = _discover(table.optimizer, group, shape, parameter)
+            found[kind] = _discover(table.optimizer, group, shape, parameter, table.state(index))
         schemas.append(found[kind])
     return schemas
 
 
 class _FirstAssignments(dict):
-    """A state dictionary that remembers the first value of every key, as it was then."""
+    """A state dictionary that keeps a copy of the first value of every key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,14 +92,27 @@ class _FirstAssignments(dict):
         super().__setitem__(key, value)
 
 
-def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Tensor) -> StateSchema:
+def _discover(
+    optimizer: Any, group: int, shape: tuple[int, ...], parameter: Tensor, present: dict[str, Any]
+) -> StateSchema:
+    """`present`: the parameter's state. A step that needs it, since the constructor made it, is tried from its like."""
     generator = torch.Generator().manual_seed(0)
     value, grad = (
         torch.randn(shape, generator=generator).to(dtype=parameter.dtype, device=parameter.device) for _ in range(2)
     )
     try:
         empty, tried = _miniature(optimizer, group, value, grad, defaultdict(_FirstAssignments))
-        _step(empty)
+        try:
+            _step(empty)
+        except Exception:
+            if not present:
+                raise
+            if not parameter.ndim:  # a counter of several elements would be none
+                shape, value, grad = (), value[0], grad[0]
+            empty, tried = _miniature(optimizer, group, value, grad, defaultdict(_FirstAssignments))
+            for key, entry in _first_values(present, tuple(parameter.shape)).items():
+                empty.state[tried][key] = _materialize(entry, value)
+            _step(empty)
         recorded = empty.state.get(tried, _FirstAssignments())
         if not isinstance(recorded, _FirstAssignments):  # the step made the dictionary itself
             return StateSchema(None, None)
@@ -116,10 +139,10 @@ def _discover(optimizer: Any, group: int, shape: tuple[int, ...], parameter: Ten
 
 
 def _miniature(optimizer: Any, group: int, value: Tensor, grad: Tensor, state: Any) -> tuple[Any, Tensor]:
-    """The optimizer with one small parameter of one of its groups; shares nothing that a step changes."""
+    """Copy the optimizer with one small parameter in one of its groups; the copy shares nothing that a step changes."""
     parameter = torch.nn.Parameter(value.clone())
     parameter.grad = grad
-    small = object.__new__(type(optimizer))  # copy.copy would lose attributes: torch pickles only state and groups
+    small = object.__new__(type(optimizer))  # copy.copy would lose attributes: torch copies only state and groups
     small.__dict__ |= {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(optimizer).items()}
     small.state = state
     options = {
@@ -140,10 +163,15 @@ def _step(optimizer: Any) -> None:
 
 
 def _first_values(assigned: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Tensors of the parameter's shape become the one number they hold; 0 where they hold several (a copied gradient)."""
+    """Replace tensors of the parameter's shape by the one number that they hold.
+
+    A tensor that holds several numbers (a copied gradient), or is stored by a codec, becomes 0.
+    """
     first: dict[str, Any] = {}
     for key, value in assigned.items():
-        if isinstance(value, Tensor) and tuple(value.shape) == shape:
+        if isinstance(value, StateTensor):
+            first[key] = Filled(0.0, value.dtype)
+        elif isinstance(value, Tensor) and tuple(value.shape) == shape:
             flat = value.detach().reshape(-1)
             first[key] = Filled(float(flat[0]) if bool((flat == flat[0]).all()) else 0.0, value.dtype)
         else:
@@ -166,7 +194,7 @@ def _same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def _read_rule(
     recorder: CallRecorder, optimizer: Any, parameter: Tensor, grad: Tensor, before: dict[str, Any]
 ) -> tuple[UpdateRule | None, str]:
-    """`before`: the state's entries as the step found them."""
+    """Return the rule of a recorded step, or the reason why there is none. `before`: the state before the step."""
     table = ParameterTable.of(optimizer)
     known = {id(parameter): InputRole("param", 0), id(grad): InputRole("grad", 0)}
     known |= {id(v): InputRole("state", 0, k) for k, v in before.items() if isinstance(v, Tensor)}

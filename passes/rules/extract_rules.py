@@ -1,7 +1,7 @@
-"""Rewrite: components -> canonical update rules, one for each structural class.
+"""Rewrite: turn components into canonical update rules, one for each structural class.
 
-Every component is written down as a slice: its calls, with inputs by role and numbers by position. Slices that read
-the same are one class; only one representative of each class is traced and decomposed.
+Every component is copied into a slice: its calls, with inputs by role and numbers by position. Slices with equal
+signatures form one class, and only one representative of each class is traced and decomposed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from baoc_compile.passes.rules.canonicalize import NotElementwise, canonicalize
 class Slice:
     """One component as a graph of its own.
 
-    `graph` has a placeholder for each of `inputs` (nodes of the step graph) and for each of `constants` (numbers that
-    other members of the class may have with other values). It returns the last value of every input and then the
-    entries of `new_state`.
+    component: the component that was copied.
+    graph: takes a placeholder for each input and each constant; returns the last value of every input, then the entries
+        of `new_state`.
+    inputs: nodes of the step graph.
+    constants: numbers that may differ between members of a class.
+    new_state: the state entries that the slice creates.
+    signature: equal for slices of the same structure.
     """
 
     component: Component
@@ -40,7 +44,12 @@ class Slice:
 
 @dataclass
 class RuleClass:
-    """Components with the same structure. `rule` is None when it is not elementwise; `reason` says why."""
+    """Components with the same structure.
+
+    members: a slice of every component.
+    rule: their update rule; None if they are not elementwise.
+    reason: why there is no rule; empty if there is one.
+    """
 
     members: list[Slice] = field(default_factory=list)
     rule: UpdateRule | None = None
@@ -48,7 +57,7 @@ class RuleClass:
 
 
 def extract_rules(step: StepGraph, components: list[Component]) -> list[RuleClass]:
-    """Groups `components` by structure, in order of first appearance, and canonicalizes each group."""
+    """Group `components` by structure, in order of first appearance, and canonicalize each group."""
     classes: dict[Hashable, RuleClass] = {}
     for component in components:
         piece = slice_component(step, component)
@@ -63,10 +72,10 @@ def extract_rules(step: StepGraph, components: list[Component]) -> list[RuleClas
 
 
 def slice_component(step: StepGraph, component: Component, in_program_order: bool = False) -> Slice:
-    """Copies the component and derives its signature.
+    """Copy a component into a slice and derive its signature.
 
-    By default calls come in the order of need, which reads the same for every member of a class; it is right for
-    values but not for calls that really change tensors in place, which need program order.
+    By default every scalar call stands right before its first use, an order that all members of a class have in common.
+    That order computes the right values, but calls that really change tensors in place need program order.
     """
     inside = set(component.nodes)
     graph = fx.Graph()
@@ -86,7 +95,7 @@ def slice_component(step: StepGraph, component: Component, in_program_order: boo
     nodes = component.nodes if in_program_order else _by_need(component)
     position = {node: i for i, node in enumerate(component.nodes)}
     latest: dict[fx.Node, fx.Node] = {}  # input -> the copied call that changed it last
-    last: dict[fx.Node, fx.Node] = {}  # input -> that call
+    last: dict[fx.Node, fx.Node] = {}  # input -> the original of that call
     for node in nodes:
         for i in node.all_input_nodes:
             enter(i)
@@ -118,7 +127,10 @@ def slice_component(step: StepGraph, component: Component, in_program_order: boo
 
 
 def _by_need(component: Component) -> list[fx.Node]:
-    """The calls with every scalar right before its first use: the same order whoever computed shared scalars first."""
+    """Order the calls so that every scalar stands right before its first use.
+
+    The order does not depend on which component computed a shared scalar first.
+    """
     inside = set(component.nodes)
     ordered: dict[fx.Node, None] = {}
 
@@ -136,7 +148,10 @@ def _by_need(component: Component) -> list[fx.Node]:
 
 
 def _is_liftable(node: fx.Node, value: float, position: int | str) -> bool:
-    """Hyperparameters are inputs of a rule; 0, 1, non-finite numbers and exponents are part of its structure."""
+    """Return whether a number becomes an input of the rule.
+
+    Hyperparameters do; 0, 1, non-finite numbers and exponents are part of the rule's structure.
+    """
     name, _ = operation(node)
     is_exponent = name == "pow" and position in (1, "exponent", "other")
     structural = value in (0.0, 1.0) or not math.isfinite(value)
@@ -152,7 +167,7 @@ def _map_numbers(argument: Any, lift: Any, position: int | str) -> Any:
 
 
 def _describe(argument: Any, number: dict[fx.Node, int]) -> Hashable:
-    """Arguments as a hashable value: nodes by number, lifted numbers as a mark, everything else by its text."""
+    """Describe an argument as a hashable value: nodes by number, lifted numbers by a mark, others by type and repr."""
     if isinstance(argument, fx.Node):
         return ("node", number[argument]) if argument in number else ("constant",)
     if isinstance(argument, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Analysis: is a slot's new value decay * old value + increment, with one decay for the whole tensor?
+"""Analysis: decide whether a slot's new value is decay * old value + increment, with one decay for the whole tensor.
 
-Every value between the old and the new one is written as decay * slot + rest, from the operations that keep that form.
-An exponential moving average, heavy-ball momentum and Adagrad's sum pass; a running maximum and Adadelta's
-`acc_delta`, whose increment depends on itself, do not.
+Every value between the old one and the new one is written as decay * slot + rest, through the operations that preserve
+that form. An exponential moving average, heavy-ball momentum and Adagrad's sum qualify. A running maximum does not, nor
+does Adadelta's `acc_delta`, whose increment depends on itself.
 """
 
 from __future__ import annotations
@@ -26,20 +26,24 @@ Scalar = Any
 
 
 class NoRecurrence(Exception):
-    """The message says why the slot has none."""
+    """A slot has no linear recurrence; the message says why."""
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """s' = decay * s + increment. `graph` has the rule's placeholders but the slot's own, and returns (decay, increment);
-    `decay` is a number where it is known."""
+    """A linear recurrence s' = decay * s + increment.
+
+    graph: takes the rule's inputs without the slot, and returns (decay, increment).
+    decay: a 0-dim node of the graph, or a number if it is known.
+    increment: an elementwise node of the graph.
+    """
 
     graph: fx.Graph
     decay: Scalar
     increment: fx.Node
 
     def reads(self, name: str, of: Any = None) -> bool:
-        """Does the recurrence (or only `of`, one of its values) depend on this input?"""
+        """Return whether the recurrence, or only its value `of`, depends on the input `name`."""
         roots = [self.decay, self.increment] if of is None else [of]
         return any(n.op == "placeholder" and n.target == name for r in roots for n in ancestors(r))
 
@@ -47,7 +51,7 @@ class Recurrence:
 def prove_recurrences(
     gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], slots: Sequence[Slot]
 ) -> tuple[Slot, ...]:
-    """`slots` with `why_not_shared` and `why_not_dropped` filled in."""
+    """Return `slots` with `why_not_shared` and `why_not_dropped` filled in."""
     return tuple(_proven(gm, inputs, outputs, slot) for slot in slots)
 
 
@@ -68,7 +72,7 @@ def _proven(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[R
 def find_recurrence(
     gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], key: str
 ) -> Recurrence:
-    """Raises NoRecurrence."""
+    """Find the recurrence of the slot `key`. Raises NoRecurrence if it has none."""
     name = next(i.name for i in inputs if i.kind == "slot" and i.key == key)
     output = RuleOutput("new", name)
     new_value = new_values(gm, outputs).get(output)
@@ -93,13 +97,13 @@ def find_recurrence(
 
 
 def new_values(gm: fx.GraphModule, outputs: Sequence[RuleOutput]) -> dict[RuleOutput, fx.Node]:
-    """Output -> the node that computes it."""
+    """Map every output of the rule to the node that computes it."""
     (returned,) = gm.graph.output_node().args
     return dict(zip(outputs, returned, strict=True))
 
 
 def step_counters(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput]) -> list[str]:
-    """Names of the counters whose new value is the old one plus 1."""
+    """List the names of the counters whose new value is the old one plus 1."""
     found = []
     for rule_input in inputs:
         value = (
@@ -119,6 +123,7 @@ def _number(value: Any) -> float | None:
 
 
 def ancestors(value: Any) -> set[fx.Node]:
+    """Return `value` and the nodes that it is computed from; none if it is not a node."""
     found: set[fx.Node] = set()
     stack = [value] if isinstance(value, fx.Node) else []
     while stack:
@@ -130,7 +135,7 @@ def ancestors(value: Any) -> set[fx.Node]:
 
 
 def _reachable(start: fx.Node, barrier: fx.Node) -> set[fx.Node]:
-    """What depends on `start` other than through `barrier`."""
+    """Return `start` and the nodes that depend on it by a path that avoids `barrier`."""
     found, stack = {start}, [start]
     while stack:
         for user in stack.pop().users:
@@ -141,7 +146,7 @@ def _reachable(start: fx.Node, barrier: fx.Node) -> set[fx.Node]:
 
 
 class _Affine:
-    """Writes values as decay * slot + rest in a graph of its own; None stands for 0."""
+    """A builder that writes values as decay * slot + rest in a graph of its own; None stands for 0."""
 
     def __init__(self, source: fx.Graph, slot: fx.Node):
         self.graph = fx.Graph()
@@ -151,6 +156,7 @@ class _Affine:
                 self.known[node] = None, set_meta(self.graph.node_copy(node), meta_of(node))
 
     def of(self, value: Any) -> tuple[Scalar, Any]:
+        """Return (decay, rest) of a value. Raises NoRecurrence if it is not linear in the slot."""
         if not isinstance(value, fx.Node):
             return None, value
         if value not in self.known:
@@ -197,7 +203,7 @@ class _Affine:
         return tuple(self._call(aten.mul.Tensor, part, factor) for part in term)  # type: ignore[return-value]
 
     def _call(self, target: Any, a: Any, b: Any) -> Any:
-        """a + b, a - b, a * b or a / b; None is 0, numbers are folded."""
+        """Build a + b, a - b, a * b or a / b; None is 0, and numbers are folded."""
         name = name_of(target)
         if a is None or b is None:
             return None if name in ("mul", "div") else b if a is None else a

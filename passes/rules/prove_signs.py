@@ -1,14 +1,15 @@
-"""Analysis: which slots can never become negative, and which must not be stored lossily at all.
+"""Analysis: prove by interval arithmetic which slots are never negative, and which must not be stored lossily.
 
-Interval arithmetic over a rule's graph. A slot is non-negative if its new value is >= 0 whenever its old one (and that
-of every other such slot or step counter) is: the greatest fixpoint of that statement. A rule that does not write a
-slot proves nothing about it. A slot must stay exact if the rule takes a
-square root, logarithm or power of a difference that is >= 0 only because exact states agree with each other
-(centered RMSprop's E[g^2] - E[g]^2): a rounding error there turns into NaN.
+A slot is non-negative if its new value is >= 0 whenever the old values of all non-negative slots and counters are. The
+greatest fixpoint of that statement is taken. Nothing is proven about a slot that the rule does not write.
 
-An interval contains every value that the program computes, whether in float32 or in float64. Its bounds are float32
-numbers, rounded outward: rounding keeps order, so a value that is rounded stays on its side of them. NaN lies in every
-interval, and so does what follows from a division by 0, whose sign would be that of a zero.
+A slot must stay exact if it feeds a square root or logarithm whose argument is not proven >= 0. Such an argument may be
+>= 0 only because exact states agree with each other (centered RMSprop's E[g^2] - E[g]^2), and a rounding error there
+gives NaN.
+
+An interval contains every value that the program computes, in float32 or in float64. Its bounds are float32 numbers,
+rounded outward; rounding is monotonic, so a rounded value stays within them. NaN lies in every interval, and so does
+the result of a division by 0, whose sign would be that of the zero.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
 NONNEGATIVE: Interval = (0.0, math.inf)
 
-#: Bounds are not told apart beyond these: float32 differences of larger ones overflow, and GPUs may flush smaller ones.
+#: Magnitudes between which bounds are exact. Outward rounding skips all others: float32 differences of larger numbers
+#: overflow, and GPUs may flush smaller ones to 0.
 LARGEST, SMALLEST = 2.0**100, 2.0**-126
 
 
 def prove_signs(
     gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput], slots: list[Slot]
 ) -> tuple[Slot, ...]:
-    """`slots` with `nonnegative` and `why_exact` filled in."""
+    """Return `slots` with `nonnegative` and `why_exact` filled in."""
     (returned,) = gm.graph.output_node().args
     new_value = {o.name: value for o, value in zip(outputs, returned, strict=True) if o.kind == "new"}
     names = {i.key: i.name for i in inputs if i.kind == "slot"}
@@ -68,12 +70,12 @@ def _of(argument: Any, intervals: dict[fx.Node, Interval]) -> Interval:
 
 
 def _outward(interval: Interval) -> Interval:
-    """The smallest interval of float32 bounds that contains it."""
+    """Return the smallest interval with float32 bounds that contains `interval`."""
     return _below(interval[0]), -_below(-interval[1])
 
 
 def _below(bound: float) -> float:
-    """The largest bound that is not greater; of NaN, -inf."""
+    """Return the largest float32 bound that is <= `bound`; -inf for NaN."""
     if math.isnan(bound) or bound < -LARGEST:
         return -math.inf
     if abs(bound) < SMALLEST:
@@ -102,7 +104,7 @@ def _product(a: Interval, b: Interval) -> Interval:
 def _quotient(a: Interval, b: Interval) -> Interval:
     if b[0] < 0 < b[1]:
         return ANY
-    if b[0] >= 0:  # division by a number >= 0 keeps signs
+    if b[0] >= 0:  # dividing by a number >= 0 preserves the sign
         return (0.0 if a[0] >= 0 else -math.inf, 0.0 if a[1] <= 0 else math.inf)
     return _quotient((-a[1], -a[0]), (-b[1], -b[0]))
 
@@ -154,6 +156,7 @@ _RULES: dict[str, Callable[..., Interval]] = {
 
 
 def _why_exact(gm: fx.GraphModule, intervals: dict[fx.Node, Interval], slots: dict[str, str]) -> dict[str, str]:
+    """Map the key of every slot that must stay exact to the reason. `slots`: input name -> key."""
     reasons: dict[str, str] = {}
     for node in gm.graph.nodes:
         if node.op != "call_function" or node.target.overloadpacket.__name__ not in ("sqrt", "rsqrt", "log"):

@@ -1,7 +1,7 @@
-"""Rewrite: a rule, for slots that are not stored element by element.
+"""Rewrite: adapt a rule to slots that are not stored element by element.
 
-A dropped slot is replaced by its steady state. A shared slot's new value is given to the update, which only reads it;
-a rule of its own computes what has to be averaged into the shared values first.
+A dropped slot is replaced by its steady state. A shared slot is read by the update as its new value: a separate rule,
+run first, computes the increment that is averaged into the shared values.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ReducedRule:
-    """`averages`: rules to run first, in order. Each returns, for every shared slot that it computes, the increment and the
-    decay. `update`: reads the new shared values as its slots."""
+    """A rule split at its shared slots.
+
+    averages: rules to run first, in order; each returns the increments and decays of the slots that it averages.
+    update: the remaining rule, which reads the new shared values as its slots.
+    """
 
     averages: tuple[UpdateRule, ...]
     update: UpdateRule
 
 
 def reduce_state(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> ReducedRule:
-    """Raises NoRecurrence if a slot's new value is not decay * old + increment."""
+    """Remove the slots `dropped` from `rule`, and split off the averages of the slots `shared`.
+
+    Raises NoRecurrence if the new value of one of these slots is not decay * old + increment.
+    """
     for key in dropped:
         rule = drop_slot(rule, key)
     averages, remaining = [], list(shared)
@@ -46,7 +52,12 @@ def reduce_state(rule: UpdateRule, dropped: Collection[str], shared: Collection[
 
 
 def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
-    """s' = (1 - decay^t) / (1 - decay) * increment, t the new step count; its limit if the rule counts no steps."""
+    """Replace a slot's new value by its steady state under a constant increment.
+
+        s' = (1 - decay^t) / (1 - decay) * increment,  t the new step count
+
+    If the rule counts no steps, s' is the limit for large t; if decay is 1, s' is t * increment. Raises NoRecurrence.
+    """
     recurrence = find_recurrence(rule.gm, rule.inputs, rule.outputs, key)
     counters = step_counters(rule.gm, rule.inputs, rule.outputs)
 
@@ -79,13 +90,14 @@ def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
 
 
 def _given(rule: UpdateRule, key: str) -> UpdateRule:
-    """The slot's input now stands for its new value, which the rule no longer writes."""
+    """Let the slot's input stand for its new value; the rule no longer writes it."""
     name = _input_name(rule, key)
     graph = _substituted(rule, name, lambda graph, placeholders: placeholders[name], keep_input=True)
     return _as_rule(rule, graph, _without(rule, name))
 
 
 def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRule:
+    """Make the rule that returns the increment and the decay of every slot in `recurrences`."""
     graph = fx.Graph()
     placeholders = _placeholders(graph, rule)
     returned: dict[RuleOutput, Any] = {}
@@ -104,7 +116,7 @@ def _input_name(rule: UpdateRule, key: str) -> str:
 
 
 def _without(rule: UpdateRule, name: str) -> tuple[RuleOutput, ...]:
-    """The rule's outputs but for the new value of an input."""
+    """Return the rule's outputs without the new value of the input `name`."""
     return tuple(o for o in rule.outputs if o != RuleOutput("new", name))
 
 
@@ -117,6 +129,7 @@ def _placeholders(graph: fx.Graph, rule: UpdateRule) -> dict[str, fx.Node]:
 
 
 def _inlined(graph: fx.Graph, recurrence: Recurrence, placeholders: dict[str, fx.Node]) -> tuple[Any, fx.Node]:
+    """Copy a recurrence into `graph`; return its decay and its increment there."""
     copied: dict[fx.Node, fx.Node] = {}
     for node in recurrence.graph.nodes:
         if node.op == "placeholder":
@@ -128,7 +141,10 @@ def _inlined(graph: fx.Graph, recurrence: Recurrence, placeholders: dict[str, fx
 
 
 def _substituted(rule: UpdateRule, name: str, value_of: Any, keep_input: bool) -> fx.Graph:
-    """The rule's graph with the new value of the slot `name` computed by `value_of(graph, placeholders)`, not returned."""
+    """Copy the rule's graph, with `value_of(graph, placeholders)` in place of the slot's new value.
+
+    The copy does not return that value. `keep_input`: whether it still takes the slot as an input.
+    """
     graph = fx.Graph()
     placeholders = _placeholders(graph, rule)
     new, replaced = new_values(rule.gm, rule.outputs), RuleOutput("new", name)
@@ -147,7 +163,7 @@ def _substituted(rule: UpdateRule, name: str, value_of: Any, keep_input: bool) -
 
 
 def _merge_equal_calls(graph: fx.Graph) -> None:
-    """A recurrence brings copies of what the rule computes too; a slot's new value must be one node."""
+    """Merge calls that an inlined recurrence duplicates, so that a slot's new value is one node."""
     first: dict[Any, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "call_function":
@@ -160,8 +176,10 @@ def _merge_equal_calls(graph: fx.Graph) -> None:
 def _as_rule(
     rule: UpdateRule, graph: fx.Graph, outputs: tuple[RuleOutput, ...], without: str | None = None
 ) -> UpdateRule:
-    """`rule` with another graph, which returns `outputs`, and without the slot `without`. Inputs that nothing reads or
-    replaces any more go, but for the parameter."""
+    """Make a rule like `rule` of another graph, which returns `outputs`, without the slot `without`.
+
+    Inputs that are neither read nor replaced any more are removed; the parameter stays.
+    """
     graph.eliminate_dead_code()
     replaced = {o.name for o in outputs if o.kind == "new"}
     inputs = []

@@ -1,8 +1,7 @@
-"""Trace a function of tensors into calls of core ATen, on shapes alone.
+"""Trace a function of tensors into calls of core ATen, with fake tensors.
 
-`make_fx` does the same through FX's own tracer, which marks the whole process as tracing for its time: another thread that
-calls a compiled function then gets an error from Dynamo. Here calls are written down by a dispatch mode, which belongs to
-one thread.
+A dispatch mode, which belongs to one thread, records the calls. `make_fx` would use FX's tracer instead, which marks
+the whole process as tracing: Dynamo then raises an error in every other thread that calls a compiled function.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ from baoc_compile.core.torch_private import (
 )
 from baoc_compile.kernels.dialect.recorder import CallRecorder
 
-#: Operations that stay as they are: rules give them a meaning of their own.
+#: Operations that are not decomposed, because rules define them directly.
 _KEPT_WHOLE = {torch.ops.aten.lerp.Tensor, torch.ops.aten.lerp.Scalar, torch.ops.aten.sign.default}
 
 
 def trace_core_aten(
     function: Callable[..., Sequence[Tensor]], examples: Sequence[tuple[tuple[int, ...], torch.dtype]]
 ) -> fx.GraphModule:
-    """The calls of `function`, with a placeholder for each of `examples` (shape, dtype).
+    """Trace `function` with one fake tensor for each (shape, dtype) of `examples`.
 
-    Every node has its value's shape and type in `meta["val"]`. Tensors that neither were given nor are computed become
-    attributes. Raises whatever the function raises, an error about data-dependent values included.
+    The graph has a placeholder for each example. `meta["val"]` of every node is a fake tensor of its shape and type.
+    Tensors that are neither inputs nor computed become attributes. Raises whatever the function raises, including
+    torch's errors about data-dependent values.
     """
     recorder = _CoreAten()
     with unset_fake_temporarily(), disable_proxy_modes_tracing(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -56,12 +56,12 @@ def trace_core_aten(
 
 @cache
 def _decompositions() -> dict[Any, Any]:
-    """torch looks through all its operators for them."""
+    """Return torch's core ATen decompositions; cached, because torch searches all its operators for them."""
     return {op: f for op, f in core_aten_decompositions().items() if op not in _KEPT_WHOLE}
 
 
 class _CoreAten(CallRecorder):
-    """Writes down what an operation is made of, where it is made of others."""
+    """A recorder that decomposes composite operations and records their parts."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

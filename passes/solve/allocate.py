@@ -1,4 +1,4 @@
-"""Allocation: the configuration of every block, with the least total risk under a memory and a time budget."""
+"""Allocation: choose the configuration of every block for the least total risk under a memory and a time budget."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["allocate", "frontier"]
 
 
 def allocate(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: float | None = None) -> Allocation:
-    """One of the candidates `items[i]` for every block i: a multiple-choice knapsack.
+    """Solve a multiple-choice knapsack: one of the candidates `items[i]` for every block i.
 
-    Bytes are added as integers, times and risks with math.fsum, and compared with the budgets without tolerance.
-    Among choices of equal risk (a relative 1e-12) one with fewer distinct configurations is preferred, then one with
+    Bytes are added as integers, times and risks with math.fsum. Sums are compared with the budgets without tolerance.
+    Among choices of equal risk (a relative 1e-12), one with fewer distinct configurations is preferred, then one with
     fewer bytes. The effort is limited in labels, not in time: equal calls give equal answers, and the order of blocks
     and candidates does not change the risk. An allocation that is not exact says so by its lower bound. A larger budget
-    never gives a larger risk if its allocation is exact; otherwise it may, by less than the gap.
+    never gives a larger risk if its allocation is exact; otherwise the risk may be larger, by less than the gap.
 
     Raises BudgetError, which names budgets that are accepted; ValueError for an item that has no finite candidates.
     """
@@ -47,8 +47,13 @@ def allocate(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns:
 
 
 class Relaxed(NamedTuple):
-    """For every block the candidate of least cost at the relaxation's prices; together they may exceed the budgets by part
-    of a block for each. Prices are in nats per byte and ns."""
+    """The solution of the linear relaxation, rounded to whole candidates.
+
+    choice: for every block the candidate of least cost at these prices. Together they may exceed each budget by part of
+        a block.
+    per_byte: the price of memory, in nats per byte.
+    per_ns: the price of time, in nats per ns.
+    """
 
     choice: list[int]
     per_byte: float
@@ -56,7 +61,7 @@ class Relaxed(NamedTuple):
 
 
 def relaxed(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: float | None = None) -> Relaxed | None:
-    """None if not even fractions of candidates fit."""
+    """Solve the linear relaxation. Return None if not even fractions of candidates fit."""
     table = Instance.of(items)
     knapsack = _knapsack(table, table.risk, budget_bytes, budget_ns)
     relaxation = relax(knapsack) if knapsack is not None else None
@@ -73,7 +78,10 @@ def relaxed(items: Sequence[Sequence[Candidate]], budget_bytes: int, budget_ns: 
 
 
 def fastest_choice(items: Sequence[Sequence[Candidate]], budget_bytes: int) -> list[int]:
-    """The candidates of least time within the memory budget. Raises BudgetError if none fit."""
+    """Return the candidates of least time within the memory budget.
+
+    Raises BudgetError if none fit.
+    """
     table = Instance.of(items)
     choice = _least(table, table.time_ns, budget_bytes, None).choice
     if choice is None:
@@ -88,6 +96,7 @@ def _fits(table: Instance, choice: np.ndarray, budget_bytes: int | None, budget_
 
 
 def _least(table: Instance, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Solution:
+    """Return the choice of least total cost within the budgets; None stands for no budget."""
     knapsack = _knapsack(table, cost, budget_bytes, budget_ns)
     if knapsack is None:
         return Solution(None, math.inf, False)
@@ -95,6 +104,7 @@ def _least(table: Instance, cost: np.ndarray, budget_bytes: int | None, budget_n
 
 
 def _knapsack(table: Instance, cost: np.ndarray, budget_bytes: int | None, budget_ns: float | None) -> Knapsack | None:
+    """Build the knapsack for these costs and budgets; None if a budget is too small for any choice."""
     weights, budgets, exists = [], [], table.exists
     if budget_bytes is not None:
         weights.append(table.size_bytes)
@@ -107,7 +117,10 @@ def _knapsack(table: Instance, cost: np.ndarray, budget_bytes: int | None, budge
 
 
 def _ends(table: Instance, budget_bytes: int, budget_ns: float | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The smallest choice within the time budget, and the fastest one within the memory budget; None: there is none."""
+    """Return the smallest choice within the time budget and the fastest one within the memory budget.
+
+    Either is None if there is none.
+    """
     sizes = table.size_bytes.astype(float)
     if budget_ns is None:
         return np.where(table.exists, sizes, np.inf).argmin(1), None
@@ -122,6 +135,7 @@ def _refusal(
     smallest: np.ndarray | None,
     fastest: np.ndarray | None,
 ) -> BudgetError:
+    """Build the error for budgets that cannot be met; it names budgets that can."""
     memory = f"memory_budget: {budget_bytes} bytes"
     if budget_ns is None:
         assert smallest is not None

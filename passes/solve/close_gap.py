@@ -1,12 +1,14 @@
-"""Search: what tangents leave between the best plan known and the lower bound, plan by plan.
+"""Gap search: close what the tangents of `couple.py` leave between the best known plan and the lower bound.
 
-At any share s and prices p >= 0 of what the budgets limit, a plan's risk exceeds the lower bound L(s, p) of `couple.py` by
+At any share s and prices p >= 0 of the limited resources, the risk of a plan exceeds the lower bound L(s, p) of
+`couple.py` by
 
     sum_i (reduced cost)_i + p (what is left of the budgets) + (x - s joint)^2 / joint,      x = sum_i interaction_i
 
-of which every term is at least 0. So few plans can be better than the one that is known. They are built block by block; a
-partial plan is dropped if for some (s, p) it cannot be better any more, or if another one is no worse in all respects.
-If too many remain, those of the least bounds go on, and the least bound of the others is that of the answer.
+Every term is at least 0, so only few plans can beat the best known one. The search builds them block by block. It drops
+a partial plan if some (s, p) shows that the plan cannot become better than the best known one, or if another partial
+plan is no worse in all respects. If too many remain, those with the least bounds go on; the least bound of the others
+limits the bound of the answer.
 """
 
 from __future__ import annotations
@@ -21,15 +23,20 @@ from baoc_compile.core.allocation import Allocation, Candidate, joint_interactio
 
 Items = Sequence[Sequence[Candidate]]
 
-MOST = 4000  # partial plans of a stage that go on
-MOST_IN_ALL = 40_000  # divided among the stages
+MOST = 4000  # partial plans that go on from one stage
+MOST_IN_ALL = 40_000  # the same over all stages, which share it equally
 CHUNK = 256  # partial plans that are compared at once
-ROUNDING = 2.0**-44  # of sums, relative to the sum of their magnitudes
+ROUNDING = 2.0**-44  # rounding error of a sum, relative to the sum of magnitudes
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Where a lower bound is taken: the share of the joint interaction, and nats per byte and ns."""
+    """Where a lower bound is taken.
+
+    share: s, the share of the joint interaction.
+    per_byte: the price of memory, in nats per byte.
+    per_ns: the price of time, in nats per ns.
+    """
 
     share: float
     per_byte: float
@@ -39,13 +46,18 @@ class Prices:
 def close_gap(
     items: Items, known: Allocation, several: Sequence[Prices], budget_bytes: int, budget_ns: float | None = None
 ) -> Allocation:
-    """The best plan that is found, `known` or a better one, with the lower bound that the search leaves."""
+    """Return the best plan found, `known` or a better one, with the lower bound that the search proves.
+
+    items: the candidates of every block.
+    known: the best known plan.
+    several: where lower bounds are taken.
+    """
     joint = joint_interaction(items)
     budgets = np.array([budget_bytes, math.inf if budget_ns is None else budget_ns])
-    # by block, of every candidate: bytes, time, risk, interaction
+    # by block, (4, candidates): bytes, time, risk, interaction
     values = [np.array([[c.size_bytes, c.time_ns, c.risk, c.interaction] for c in block]).T for block in items]
     weights = np.array([[p.per_byte, p.per_ns, 1.0, 2.0 * p.share] for p in several])
-    costs = [weights @ v for v in values]  # by prices and candidate
+    costs = [weights @ v for v in values]  # by block, (prices, candidates)
     middles = np.array([p.share * joint for p in several])
     paid = weights[:, :2] @ np.where(weights[:, :2].any(0), budgets, 0.0)
     bounds = sum(c.min(1) for c in costs) - paid - middles**2 / joint
@@ -78,14 +90,20 @@ def close_gap(
 
 
 def _to_come(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """By stage, of the blocks after it: the least bytes, time and interaction, and the largest interaction."""
+    """Return, by stage, sums over the blocks after it.
+
+    They are the least bytes, time and interaction, and the largest interaction.
+    """
     ends = [np.array([v[0].min(), v[1].min(), v[3].min(), v[3].max()]) for v in values]
     sums = np.cumsum([np.zeros(4), *ends[:0:-1]], axis=0)
     return list(sums[::-1])
 
 
 def _first(some: np.ndarray, least: np.ndarray, most: int) -> tuple[np.ndarray, float]:
-    """Those of `some` with the smallest `least`, in the same order; and the smallest of the others."""
+    """Return the `most` members of `some` with the smallest `least`, in the same order.
+
+    Also return the smallest `least` of the others.
+    """
     if len(some) <= most:
         return some, math.inf
     by_least = some[np.argsort(least[some], kind="stable")]
@@ -93,7 +111,10 @@ def _first(some: np.ndarray, least: np.ndarray, most: int) -> tuple[np.ndarray, 
 
 
 def _undominated(sums: np.ndarray) -> np.ndarray:
-    """Of partial plans, those than which no other is less in something and no more in all rows; one of equal ones."""
+    """Return the partial plans that no other one dominates.
+
+    One plan dominates another if it is no more in all rows and less in one. Of equal plans one stays.
+    """
     order = np.lexsort(sums[::-1])
     sums = sums[:, order]
     kept = np.zeros(0, np.int64)
@@ -106,7 +127,7 @@ def _undominated(sums: np.ndarray) -> np.ndarray:
 
 
 def _no_more(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[j, k]: column j of a is no more than column k of b in any row."""
+    """Return `[j, k]`: whether column j of a is no more than column k of b in any row."""
     found = np.ones((a.shape[1], b.shape[1]), bool)
     for x, y in zip(a, b, strict=True):
         found &= x[:, None] <= y[None, :]
@@ -114,6 +135,7 @@ def _no_more(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _choice(items: Items, order: Sequence[int], history: Sequence[np.ndarray], label: int) -> list[int]:
+    """Trace one label back to the candidate of every block."""
     choice = [0] * len(items)
     for i, some in zip(order[::-1], history[::-1], strict=True):
         label, choice[i] = divmod(int(some[label]), len(items[i]))

@@ -1,16 +1,17 @@
-"""Coupling: blocks that are displaced together cost more than each by itself.
+"""Coupling: blocks that are displaced together cost more than the sum of what each costs by itself.
 
-What a plan costs is not a sum over blocks, but
+The risk of a plan is not a sum over blocks, but
 
     sum_i risk_i + (sum_i interaction_i)^2 / joint,      joint = sum_i max_j interaction_ij
 
-(see `assess_risk`). Its second part is convex in one number, x = sum_i interaction_i, so that for every share s in 0 ... 1
+(see `assess_risk`). The second term is convex in one number, x = sum_i interaction_i. For every share s in 0 ... 1,
 
     x^2 / joint >= 2 s x - joint s^2,      with equality at s = x / joint.
 
-The right side is a sum over blocks again: a knapsack. Each share gives a lower bound and a plan; the best share is
-where the relaxed plan's own share of the joint interaction is the one it was priced with (the dual of a convex cost).
-What is left between bound and plan is searched (`close_gap.py`), which few blocks allow and many hardly need.
+The right side is a sum over blocks again: a knapsack. Each share gives a lower bound and a plan. At the best share, the
+relaxed plan's own share of the joint interaction equals the share at which it was priced (the dual of a convex cost). A
+search closes the gap between bound and plan (`close_gap.py`). It is affordable for few blocks; many blocks hardly need
+it.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from baoc_compile.passes.solve.settle_ties import settle_ties
 
 Items = Sequence[Sequence[Candidate]]
 
-HALVINGS = 10  # of the range of shares
-SOLVES = 3  # knapsacks solved at most
-SHARES = 9  # that the frontier is made from
-AROUND = (0.5, 0.75, 1.0, 1.25, 1.5)  # the best share: where the search takes lower bounds
+HALVINGS = 10  # bisections of the range of shares
+SOLVES = 3  # most knapsacks that are solved
+SHARES = 9  # shares whose frontiers are merged
+AROUND = (0.5, 0.75, 1.0, 1.25, 1.5)  # multiples of the best share, at which the search takes lower bounds
 
 
 def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = None) -> Allocation:
-    """`allocate` with interactions: optimal, or with the lower bound that shares and search have left.
+    """Solve `allocate` with interactions: optimally, or with the lower bound that shares and search prove.
 
     Raises what `allocate` raises.
     """
@@ -61,7 +62,7 @@ def allocate_coupled(items: Items, budget_bytes: int, budget_ns: float | None = 
 
 
 def coupled_frontier(items: Items) -> tuple[Allocation, ...]:
-    """`frontier` with interactions: the best of the frontiers at a few shares. Not certified."""
+    """Return `frontier` with interactions: the best points of the frontiers at a few shares, without a certificate."""
     if joint_interaction(items) == 0.0:
         return frontier(items)
     every = [p.choice for share in np.linspace(0.0, 1.0, SHARES) for p in frontier(_priced(items, float(share)))]
@@ -74,8 +75,10 @@ def coupled_frontier(items: Items) -> tuple[Allocation, ...]:
 
 
 def _climbed(items: Items, found: Allocation, budget_bytes: int, budget_ns: float | None) -> Allocation:
-    """One block after another moves to another candidate, the one that lowers the risk most, while any does. At one price
-    alike blocks all move or none; the best is often that some do."""
+    """Improve a plan by the single move of a block that lowers the risk most, again and again while one does.
+
+    At one price, equal blocks all move or none does. Often the best plan moves some of them.
+    """
     while True:
         now = [block[j] for block, j in zip(items, found.choice, strict=True)]
         x, joint = math.fsum(c.interaction for c in now), joint_interaction(items)
@@ -98,10 +101,12 @@ def _climbed(items: Items, found: Allocation, budget_bytes: int, budget_ns: floa
 
 
 def _priced(items: Items, share: float) -> list[list[Candidate]]:
+    """Return `items` with their interactions priced at `share` and added to the risks."""
     return [[replace(c, risk=c.risk + 2.0 * share * c.interaction, interaction=0.0) for c in block] for block in items]
 
 
 def _prices(items: Items, shares: Sequence[float], budget_bytes: int, budget_ns: float | None) -> Iterator[Prices]:
+    """Yield the prices of the relaxation at each of `shares`, where there is one."""
     for share in shares:
         found = relaxed(_priced(items, share), budget_bytes, budget_ns)
         if found is not None:
@@ -109,11 +114,15 @@ def _prices(items: Items, shares: Sequence[float], budget_bytes: int, budget_ns:
 
 
 def _interaction(items: Items, choice: Sequence[int]) -> float:
+    """Return x, the sum of the interactions of a choice."""
     return math.fsum(block[j].interaction for block, j in zip(items, choice, strict=True))
 
 
 def _best_share(items: Items, joint: float, budget_bytes: int, budget_ns: float | None) -> float:
-    """By bisection on relaxed plans: their share of the joint interaction falls as its price rises."""
+    """Find the best share by bisection on relaxed plans.
+
+    Their share of the joint interaction falls as its price rises.
+    """
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2.0

@@ -12,17 +12,19 @@ import numpy as np
 from baoc_compile.core.allocation import Allocation, Candidate
 from baoc_compile.passes.solve.instance import Instance
 
-POINTS = 500  # returned at most
-LABELS = 2_000_000  # made in all: beyond, only the hull is returned
+POINTS = 500  # most points that are returned
+LABELS = 2_000_000  # most labels that are made; beyond, only the hull is returned
 
 
 def frontier(items: Sequence[Sequence[Candidate]]) -> tuple[Allocation, ...]:
-    """Allocations of rising size and falling risk, each with the least risk for its size.
+    """Return allocations of rising size and falling risk, each with the least risk for its size.
 
-    All there are, by a dynamic program over (bytes, risk) labels, as long as it needs few labels. Otherwise those on
-    the lower convex hull, each of which is optimal too: start with every block's smallest candidate and take the steps
-    along the blocks' own hulls in order of risk saved per byte (Sinha & Zoltners 1979). Of more than POINTS,
-    some that are evenly spread, first and last included. Raises ValueError for an item that has no finite candidates.
+    A dynamic program over (bytes, risk) labels finds all of them if it needs few labels. Otherwise the answer has those
+    on the lower convex hull, each of which is optimal too: start with every block's smallest candidate and take the
+    steps along the blocks' own hulls in order of risk saved per byte (Sinha & Zoltners 1979). If there are more than
+    POINTS, an evenly spread selection is returned, first and last included.
+
+    Raises ValueError for an item that has no finite candidates.
     """
     table = Instance.of(items)
     choices = _all(table)
@@ -38,7 +40,7 @@ def frontier(items: Sequence[Sequence[Candidate]]) -> tuple[Allocation, ...]:
 
 
 def _all(table: Instance) -> np.ndarray | None:
-    """The choices (points, blocks) of the whole frontier; None if that takes too many labels."""
+    """Return the choices (points, blocks) of the whole frontier; None if that takes too many labels."""
     size_bytes, risk = np.zeros(1, np.int64), np.zeros(1)
     history: list[tuple[np.ndarray, np.ndarray]] = []
     made = 0
@@ -62,7 +64,7 @@ def _all(table: Instance) -> np.ndarray | None:
 
 
 def _hull(table: Instance) -> np.ndarray:
-    """The choices (points, blocks) along the lower convex hull of the frontier."""
+    """Return the choices (points, blocks) along the lower convex hull of the frontier."""
     steps, first = [], []
     for i in range(len(table.exists)):
         corners = _corners(table.size_bytes[i].tolist(), table.risk[i].tolist())
@@ -79,7 +81,7 @@ def _hull(table: Instance) -> np.ndarray:
 
 
 def _corners(size_bytes: list[int], risk: list[float]) -> list[int]:
-    """The candidates on a block's lower convex hull, from its smallest to its least risky one."""
+    """Return the candidates on a block's lower convex hull, from the smallest to the least risky one."""
     corners: list[int] = []
     for j in sorted(range(len(risk)), key=lambda j: (size_bytes[j], risk[j])):
         if corners and risk[j] >= risk[corners[-1]]:

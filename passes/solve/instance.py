@@ -1,4 +1,4 @@
-"""The knapsack as arrays, reduced: nothing that matters to a choice is left out, and bytes and times are integers."""
+"""Instances: the knapsack as arrays, reduced to what a choice depends on, with bytes and times as integers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,29 @@ from baoc_compile.core.allocation import Candidate
 
 @dataclass(frozen=True)
 class Instance:
-    """The candidates as arrays (blocks, candidates), sorted, so that the order in which they are listed plays no role."""
+    """The candidates as arrays (blocks, candidates), sorted, so that the order in which they were listed has no effect.
 
-    size_bytes: np.ndarray  # int64
+    size_bytes: int64, the bytes of each candidate.
+    time_ns: float64, the time of each candidate in ns.
+    risk: float64, the risk of each candidate in nats.
+    exists: bool; False where a row with fewer candidates is filled up.
+    blocks: row -> block.
+    candidates: row, column -> candidate, as listed.
+    """
+
+    size_bytes: np.ndarray
     time_ns: np.ndarray
     risk: np.ndarray
-    exists: np.ndarray  # bool: blocks with fewer candidates are filled up
-    blocks: tuple[int, ...]  # row -> block
-    candidates: tuple[tuple[int, ...], ...]  # row, column -> candidate
+    exists: np.ndarray
+    blocks: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, items: Sequence[Sequence[Candidate]]) -> Instance:
+        """Build the arrays from the candidates of every block.
+
+        Raises ValueError for a block without candidates, or with a risk or time that is not finite.
+        """
         rows = []
         for i, candidates in enumerate(items):
             if not candidates:
@@ -47,13 +59,15 @@ class Instance:
         )
 
     def bytes_of(self, choice: np.ndarray) -> int:
+        """Return the total bytes of a choice."""
         return sum(self.size_bytes[np.arange(len(choice)), choice].tolist())
 
     def time_of(self, choice: np.ndarray) -> float:
+        """Return the total time of a choice in ns."""
         return math.fsum(self.time_ns[np.arange(len(choice)), choice])
 
     def original(self, choice: np.ndarray) -> list[int]:
-        """The candidate of every block, as they were listed."""
+        """Return the candidate of every block, numbered as listed."""
         found = {i: names[k] for i, names, k in zip(self.blocks, self.candidates, choice, strict=True)}
         return [found[i] for i in range(len(found))]
 
@@ -62,23 +76,31 @@ class Instance:
 class Knapsack:
     """Choose one j per block i with least sum of cost[i, j], and sum of weights[r, i, j] <= budgets[r] for every r.
 
-    Every block's least cost is 0, and so is its least weight of every kind; budgets are what is left to be given out.
+    The least cost of every block is 0, and so is its least weight of every kind. The budgets are what is left to spend.
+
+    cost: (blocks, candidates), float64.
+    weights: (kinds, blocks, candidates), int64.
+    budgets: (kinds,), int64.
+    kept: (blocks, candidates), bool; True where a candidate exists, is not dominated and is affordable.
+    fixed_cost: the sum of the blocks' least costs, which was subtracted.
     """
 
-    cost: np.ndarray  # (blocks, candidates), float64
-    weights: np.ndarray  # (kinds, blocks, candidates), int64
-    budgets: np.ndarray  # (kinds,), int64
-    kept: np.ndarray  # (blocks, candidates), bool: exists, is not dominated, and could be afforded
-    fixed_cost: float = 0.0  # the sum of what was taken off the costs
+    cost: np.ndarray
+    weights: np.ndarray
+    budgets: np.ndarray
+    kept: np.ndarray
+    fixed_cost: float = 0.0
 
     @classmethod
     def of(
         cls, cost: np.ndarray, weights: Sequence[np.ndarray], budgets: Sequence[int], exists: np.ndarray
     ) -> Knapsack | None:
-        """None if a budget is below the sum of the blocks' least weights.
+        """Build a reduced knapsack; None if a budget is below the sum of the blocks' least weights.
 
-        A weight is a multiple of the greatest common divisor of all of them: dividing by it, and rounding the budget
-        down, loses nothing and tightens the relaxation.
+        Every weight is a multiple of the greatest common divisor of all weights of its kind. Dividing by it, and
+        rounding the budget down, loses nothing and tightens the relaxation.
+
+        Raises ValueError if the weights of all blocks together are too large for 62 bits.
         """
         kept, rest, left = exists, [], []
         for weight, budget in zip(weights, budgets, strict=True):
@@ -106,7 +128,10 @@ class Knapsack:
 
 
 def _dominated(cost: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """Is another candidate of the block no worse in everything, and better in something or earlier in the list?"""
+    """Return whether each candidate is dominated by another one of its block.
+
+    The other one is no worse in everything, and better in something or listed earlier.
+    """
     no_worse = np.ones((*cost.shape, cost.shape[1]), bool)  # [i, a, b]: a is no worse than b
     for values in (cost, *weights):
         no_worse &= values[:, :, None] <= values[:, None, :]
@@ -115,11 +140,11 @@ def _dominated(cost: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def whole_times(times_ns: np.ndarray, budget_ns: float, exists: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """Times and their budget as multiples, rounded down, of a power of two, and which candidates are affordable at all.
+    """Return times and their budget as whole multiples of a power of two, and which candidates are affordable at all.
 
-    So they are added and compared without error, and nothing is lost if a binary fraction of 61 digits holds the sum.
-    Otherwise, and because math.fsum rounds to nearest (half its last bit is added to the budget), they admit a little
-    too much: an answer is checked with math.fsum.
+    Multiples are rounded down, and added and compared without error. They lose nothing if a binary fraction of 61
+    digits holds the sum; otherwise, rounding down admits a little too much. So does half of the budget's last bit,
+    which is added because math.fsum rounds to nearest. An answer is therefore checked with math.fsum.
     """
     least = np.where(exists, times_ns, np.inf).min(1)
     left = math.fsum([budget_ns, *-least])

@@ -1,10 +1,12 @@
-"""Search: every choice whose gap is within `reach`, by labels, one block of the core after the other.
+"""Search: find every choice whose gap is within `reach`, by labels, one block of the core after the other.
 
-A label is dropped if no completion fits the budgets; if another one is no worse in cost and in all weights (dominance);
-or if its gap exceeds `reach` by a Lagrangian bound of what is to come. Prices that are good for all blocks are poor
-once the large ones are decided. So whenever labels become many, the relaxation is solved again for the blocks that the
-most promising label has before it. Its prices bound all labels from then on, as Benders' cuts do, and its choice
-completes that label, which may lower `reach`.
+A label is dropped if no completion fits the budgets; if another label is no worse in cost and in all weights
+(dominance); or if a Lagrangian bound on the blocks to come shows that its gap exceeds `reach`.
+
+Prices that are good for all blocks are poor once the large ones are decided. Whenever labels become many, the
+relaxation is therefore solved again for the blocks that the most promising label has yet to decide. The new prices
+bound all labels from then on, as Benders' cuts do. The relaxation's choice completes the label, which may lower
+`reach`.
 """
 
 from __future__ import annotations
@@ -18,20 +20,30 @@ from baoc_compile.passes.solve.instance import Knapsack
 from baoc_compile.passes.solve.label_core import Core
 from baoc_compile.passes.solve.relax import Relaxation
 
-MANY = 50  # labels at one stage call for new prices; then twice as many as those did not drop; or more than can go on
-CUTS = 16  # new prices at one stage
-PAUSES = 32  # in a search, before too many labels call for new prices again
-NARROWEST = 100  # labels of a stage that may go on in any case
-NEIGHBOURS = 8  # labels, in order of weight, with which a label is compared for dominance if there are two weights
-FINALISTS = 256  # complete labels that are offered to `accepts`
+#: Labels at one stage that call for new prices; later, twice the number that the last new prices kept. More labels than
+#: can go on call for new prices too.
+MANY = 50
+CUTS = 16  # most new prices at one stage
+PAUSES = 32  # parts of a search; labels that cannot all go on call for new prices once in each
+NARROWEST = 100  # labels of a stage that may always go on
+NEIGHBOURS = 8  # with two weights, each label is compared for dominance with so many before it in order of weight
+FINALISTS = 256  # most complete labels that are offered to `accepts`
 
 
 @dataclass(frozen=True)
 class Found:
-    choice: np.ndarray | None  # the best accepted one with a gap below `reach`
-    gap: float  # its cost above the relaxation's bound; infinite without a choice
-    proven: float  # no other choice has a smaller gap
-    is_complete: bool  # nothing within `reach` was dropped
+    """The result of a search.
+
+    choice: the best accepted choice with a gap below `reach`; None if there is none.
+    gap: the cost of `choice` above the relaxation's bound; infinite without one.
+    proven: a lower bound on the gap of every other choice.
+    is_complete: whether nothing within `reach` was dropped.
+    """
+
+    choice: np.ndarray | None
+    gap: float
+    proven: float
+    is_complete: bool
 
 
 def search_labels(
@@ -42,21 +54,27 @@ def search_labels(
     ahead: float,
     accepts: Callable[[np.ndarray], bool],
 ) -> Found:
-    """`limit`: of labels made; a stage may keep `ahead` times its part of those left. Others are dropped, worst first.
+    """Search for the best choice with a gap below `reach`.
 
-    Then `proven` is the least bound of those, which is less than `reach`.
+    limit: the number of labels that the search may make.
+    ahead: a stage may keep `ahead` times its part of the labels that are left.
+    accepts: decides whether a choice within the integer budgets is within the true ones.
+
+    Labels that find no room are dropped, worst first. `proven` is then their least bound, which is less than `reach`.
     """
     return _Search(Core(knapsack, relaxation, reach), reach, limit, ahead, accepts).run()
 
 
 class _Search:
+    """The state of one search."""
+
     def __init__(
         self, core: Core, reach: float, limit: int, ahead: float, accepts: Callable[[np.ndarray], bool]
     ) -> None:
         self.core, self.reach, self.limit, self.ahead, self.accepts = core, reach, limit, ahead, accepts
         self.best: np.ndarray | None = None
-        self.history: list[tuple[np.ndarray, np.ndarray]] = []  # by stage: each label's parent, and its candidate
-        self.dropped = np.inf  # the least bound of a label that was dropped for lack of room
+        self.history: list[tuple[np.ndarray, np.ndarray]] = []  # by stage: each label's parent and candidate
+        self.dropped = np.inf  # least bound of the labels that were dropped for lack of room
         self.many, self.resume = MANY, 0
 
     def run(self) -> Found:
@@ -82,7 +100,7 @@ class _Search:
         return Found(self.best, gap, min(self.reach, self.dropped), self.dropped >= self.reach)
 
     def _keep(self, above: np.ndarray, spent: np.ndarray, bound: np.ndarray, after: int, room: int) -> np.ndarray:
-        """The labels that go on, in the same order."""
+        """Return the labels that go on, in the same order."""
         size = len(bound)
         if after < len(self.core.blocks) and (size > self.many or (size > room and after > self.resume)):
             self._cut(above, spent, bound, after)
@@ -96,7 +114,7 @@ class _Search:
         return kept
 
     def _cut(self, above: np.ndarray, spent: np.ndarray, bound: np.ndarray, after: int) -> None:
-        """Raises `bound` by new prices, until they do not help the most promising label."""
+        """Raise `bound` by new prices, until they do not help the most promising label."""
         core, left = self.core, self.core.left(spent)
         for _ in range(CUTS):
             label = int(bound.argmin())
@@ -117,6 +135,7 @@ class _Search:
                 break
 
     def _finish(self, gap: np.ndarray, spent: np.ndarray) -> None:
+        """Complete the labels of the last stage in order of their gaps, until one is accepted."""
         fitting = np.flatnonzero(self.core.fits(spent, len(self.core.blocks)) & (gap < self.reach))
         fitting = fitting[np.argsort(gap[fitting], kind="stable")]
         for label in fitting[:FINALISTS]:
@@ -127,7 +146,7 @@ class _Search:
             self.dropped = min(self.dropped, float(gap[label]))
 
     def _complete(self, label: int, rest: np.ndarray) -> None:
-        """Takes a label with `rest` for the blocks to come as the best choice, if it is one."""
+        """Complete a label with `rest` for the blocks to come, and keep the choice if it is the best."""
         core, decided = self.core, len(self.history)
         choice = core.base.copy()
         choice[core.blocks[decided:]] = rest
@@ -140,7 +159,10 @@ class _Search:
 
 
 def _undominated(cost: np.ndarray, spent: np.ndarray) -> np.ndarray:
-    """Indices in order of weight. With one weight all dominated labels are left out, with two weights most."""
+    """Return the indices of labels in order of weight, without dominated ones.
+
+    With one weight all dominated labels are left out, with two weights most of them.
+    """
     order = np.lexsort((cost, *spent[::-1]))
     cost, spent = cost[order], spent[:, order]
     keep = np.ones(len(cost), bool)

@@ -1,4 +1,4 @@
-"""Ties: among choices of equal risk, one with fewer distinct configurations, then one with fewer bytes."""
+"""Ties: among choices of equal risk, prefer one with fewer distinct configurations, then one with fewer bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Items = Sequence[Sequence[Candidate]]
 
 
 def settle_ties(items: Items, found: Allocation, budget_bytes: int, budget_ns: float | None) -> Allocation:
-    """Gives up one configuration after another, the rarest first, if its blocks can do with the others that are in use.
+    """Give up one configuration after another, the rarest first, if its blocks can take others that are in use.
 
-    All within the budgets, and a relative 1e-12 above the risk of `found` at most. Not a minimum: blocks only move to
-    candidates of their own, and no block gets worse so that another may get better.
+    The result stays within the budgets, and its risk at most a relative 1e-12 above that of `found`. It is not a
+    minimum: blocks only move to candidates of their own, and no block gets worse so that another may get better.
     """
     most = found.risk + EQUAL * abs(found.risk)
 
@@ -33,7 +33,10 @@ def settle_ties(items: Items, found: Allocation, budget_bytes: int, budget_ns: f
 
 
 def _without(items: Items, choice: Sequence[int], names: set[str], tolerance: float) -> list[int] | None:
-    """`choice`, but every block whose configuration is not in `names` at the smallest one that is; None if that costs."""
+    """Return `choice` with every block whose configuration is not in `names` moved to its smallest one that is.
+
+    The answer is None if a block has no candidate in `names` that costs no more.
+    """
     result = []
     for candidates, j in zip(items, choice, strict=True):
         if candidates[j].configuration not in names:
@@ -46,13 +49,13 @@ def _without(items: Items, choice: Sequence[int], names: set[str], tolerance: fl
 
 
 def _smaller(candidates: Sequence[Candidate], j: int, names: set[str]) -> int:
-    """The smallest candidate that is no worse than candidate j in risk, interaction and time."""
+    """Return the smallest candidate that is no worse than candidate j in risk, interaction and time."""
     among = [k for k in _no_worse(candidates, candidates[j], names) if candidates[k].time_ns <= candidates[j].time_ns]
     return min(among, key=lambda k: (candidates[k].size_bytes, candidates[k].risk, k != j))
 
 
 def _no_worse(candidates: Sequence[Candidate], chosen: Candidate, names: set[str], tolerance: float = 0.0) -> list[int]:
-    """Those in `names` that cost no more than `chosen`, by itself and beside other blocks."""
+    """Return the candidates in `names` whose risk and interaction do not exceed those of `chosen`."""
     return [
         k
         for k, c in enumerate(candidates)

@@ -1,4 +1,4 @@
-"""Solver: the least cost of a knapsack, exactly or with a certified bound."""
+"""Solver: find the least cost of a knapsack, exactly or with a certified bound."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from baoc_compile.passes.solve.instance import Knapsack
 from baoc_compile.passes.solve.relax import relax
 from baoc_compile.passes.solve.search_labels import search_labels
 
-LABELS = 1_500_000  # made in one search
-AHEAD = (4.0, 1.0, 16.0)  # of each search up to the first, second and third that needs more labels: to prove that what
-# is within a small reach has been seen; to find a good choice; to prove that it is the best
-FIRST = 8  # candidates to be decided on in the first search
-GROWTH = 1.5  # of the reach from one search to the next
+LABELS = 1_500_000  # most labels that one search makes
+AHEAD = (4.0, 1.0, 16.0)  # `ahead` of the searches up to the first, second and third that runs out of labels: to prove
+# that a small reach was searched completely, to find a good choice, and to prove that this choice is the best
+FIRST = 8  # candidates that the first search decides on
+GROWTH = 1.5  # growth of the reach from one search to the next
 
 
 @dataclass(frozen=True)
 class Solution:
-    choice: np.ndarray | None  # None: nothing fits, or nothing that fits was found
-    bound: float  # of every choice's cost; infinite if nothing fits
-    is_exact: bool  # up to rounding, no choice costs less
+    """The result of `solve_knapsack`.
+
+    choice: the best choice found; None if nothing fits, or if nothing that fits was found.
+    bound: a lower bound on the cost of every choice; infinite if nothing fits.
+    is_exact: whether no choice costs less, up to rounding.
+    """
+
+    choice: np.ndarray | None
+    bound: float
+    is_exact: bool
 
 
 def solve_knapsack(knapsack: Knapsack, accepts: Callable[[np.ndarray], bool]) -> Solution:
-    """`accepts` has the last word on a choice that is within the budgets, since weights may be rounded down.
+    """Find the choice of least cost that `accepts` admits.
 
-    Choices within a small reach of the relaxation's bound are searched first, then within larger ones: the first that
-    is found is the best there is. If that takes too many labels, searches go on below the best known choice's gap.
+    Weights may be rounded down, so `accepts` has the last word on a choice that is within the budgets.
+
+    Choices within a small reach of the relaxation's bound are searched first, then those within larger ones. The first
+    choice found is the best there is. If that takes too many labels, searches go on below the gap of the best known
+    choice.
     """
     relaxation = relax(knapsack)
     if relaxation is None:
@@ -55,5 +65,6 @@ def solve_knapsack(knapsack: Knapsack, accepts: Callable[[np.ndarray], bool]) ->
 
 
 def _first_reach(reduced: np.ndarray) -> float:
+    """Return the reach that leaves `FIRST` candidates to decide on; infinite if no reduced cost is positive."""
     values = np.sort(reduced[reduced > 0.0])
     return float(values[min(FIRST, len(values)) - 1]) if len(values) else np.inf
