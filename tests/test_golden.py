@@ -17,6 +17,9 @@ from small_training import SOON, Training
 from baoc_compile import StateTensor
 
 
+@pytest.mark.skipif(
+    not torch.__version__.startswith("2.13."), reason="rules read as this release of torch writes its steps"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_texts(name):
     for file, text in golden_texts(CASES[name]):

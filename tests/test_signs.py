@@ -18,6 +18,7 @@ from optimizers import CASES
 from random_optimizers import DrawnOptimizer, recipes
 from torch import Tensor, fx
 
+import baoc_compile
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules import prove_signs as signs
@@ -222,3 +223,38 @@ def test_constants_that_are_no_numbers_have_bounds(constant):
     gm = graph_of((aten.scalar_tensor.default, constant), (aten.sub.Tensor, "#0", "#0"))
     for low, high in signs._intervals(gm, {"x0": signs.ANY, "x1": signs.ANY}).values():
         assert low <= high
+
+
+class Negative(torch.optim.Optimizer):
+    """A slot that stays >= 0 once it is, and begins below."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state["s"] = torch.full_like(p, -1.0)
+            state["s"].mul_(0.9).addcmul_(p.grad, p.grad, value=0.1)
+            p.sub_(state["s"] * p.grad, alpha=0.1)
+
+
+@pytest.mark.parametrize("prepared", ["before", "after a step", "never"])
+def test_a_slot_that_begins_negative_gets_a_codec_for_signed_values(prepared):
+    """The proof is by induction: it says nothing of a slot that begins below 0."""
+    parameter, twin = (torch.nn.Parameter(torch.linspace(-1, 1, 6144).view(96, 64)) for _ in range(2))
+    optimizer, eager = Negative([parameter]), Negative([twin])
+    parameter.grad, twin.grad = (torch.full_like(parameter, 0.5) for _ in range(2))
+    if prepared == "after a step":
+        optimizer.step()
+        eager.step()
+    if prepared != "never":
+        baoc_compile.prepare(optimizer, plan="8bit")
+    step = torch.compile(optimizer.step, backend="baoc", options={"plan": "8bit"})
+    for _ in range(3):
+        step()
+        eager.step()
+    assert optimizer.state[parameter]["s"].codec.name == "softsign8"
+    torch.testing.assert_close(parameter, twin, rtol=0.0, atol=0.1 * 0.5 * 4 / 64)  # the codec's error, step by step

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Codec
+from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.full import Full
-from baoc_compile.state.state_tensor import StateTensor
+from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
 
 
 def fresh(parameter: Tensor, dtype: torch.dtype, value: float, codec: Codec, key: str, seed: int) -> Tensor:
@@ -33,6 +34,28 @@ def is_stored_by(value: Tensor, codec: Codec) -> bool:
     if isinstance(value, StateTensor):
         return value.codec is codec
     return isinstance(codec, Full) and value.dtype == codec.parts[0].dtype
+
+
+def as_found(slot: Slot, value: Any) -> Slot:
+    """Return `slot` with the sign that its present value `value` allows.
+
+    A rule proves by induction that a slot stays >= 0; the proof holds only if the slot begins there.
+    """
+    if not slot.nonnegative or not isinstance(value, Tensor) or not _has_negative(slot, value):
+        return slot
+    return replace(slot, nonnegative=False)
+
+
+def _has_negative(slot: Slot, value: Tensor) -> bool:
+    if not isinstance(value, StateTensor):
+        return bool((value < 0).any())
+    if value.codec.mechanism != "rounding":
+        return False  # shared state is stored by codecs of either sign, and only if the slot was >= 0
+    if value.codec.why_not(slot, value.shape):
+        return True  # a codec for signed slots was chosen, so the slot has been negative
+    spans = range(0, value.numel(), CHUNK_ELEMENTS)
+    parts = (torch.arange(a, min(a + CHUNK_ELEMENTS, value.numel()), device=value.device) for a in spans)
+    return any(bool((value.decode_at(part) < 0).any()) for part in parts)
 
 
 def storage_tensors(value: Tensor, codec: Codec) -> dict[str, Tensor]:

@@ -105,8 +105,15 @@ def power(x, y):
 
 
 @triton.jit
-def in_double(function, x):
-    return function(x.to(tl.float64)).to(x.dtype)
+def wide(x):
+    """Return x in double, in which transcendental functions are computed."""
+    return x.to(tl.float64)
+
+
+@triton.jit
+def like(value, x):
+    """Return `value` in the type of x."""
+    return value.to(x.dtype)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import AUTOMATIC, full_precision
 from baoc_compile.passes.plan.start_by_block import start_by_block
-from baoc_compile.state.entries import bytes_of
+from baoc_compile.state.entries import as_found, bytes_of
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.request import Request
 from baoc_compile.state.state_tensor import StateTensor
@@ -41,7 +41,10 @@ def choose_storage(
         storage = replace(storage, seed=request.seed_in_force)
     if not request.is_explicit:
         storage = _with_loaded(storage, table, slots_of)
-    new = {i: tuple(s for s in slots if not storage.has(i, s.key)) for i, slots in slots_of.items()}
+    new = {
+        i: tuple(as_found(s, table.state(i).get(s.key)) for s in slots if not storage.has(i, s.key))
+        for i, slots in slots_of.items()
+    }
     new = {i: slots for i, slots in new.items() if slots}
     if not new:
         return storage

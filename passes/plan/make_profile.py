@@ -23,7 +23,7 @@ from baoc_compile.passes.risk.block_statistics import block_statistics
 from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.measure_risk import measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
-from baoc_compile.state.entries import state_bytes
+from baoc_compile.state.entries import as_found, state_bytes
 
 #: Nats per unit of expected harm, for a block that is the whole model. It only orders candidates that were not sampled.
 NATS_PER_HARM = 1e-3
@@ -106,7 +106,9 @@ class _Maker:
     def _configurations(self, block: Block) -> list[Configuration]:
         i = block.parameters[0]
         parameter = self.table.parameters[i]
-        return list_candidates(self.rules[i].slots, parameter.shape, parameter.dtype, self.planned.current(i))
+        state = self.table.state(i)
+        slots = [as_found(slot, state.get(slot.key)) for slot in self.rules[i].slots]
+        return list_candidates(slots, parameter.shape, parameter.dtype, self.planned.current(i))
 
     def make(self, started: float) -> Profile:
         risks, factor = measure_risk(self.blocks, self.configurations, self.streams, self.rules, self.seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,7 +58,8 @@ class StateSchema:
     def slots(self) -> tuple[Slot, ...]:
         """Slots that need a codec: the rule's, or every filled tensor of a step that is not elementwise."""
         if self.rule is not None:
-            return self.rule.slots
+            negative = {k for k, v in (self.first or {}).items() if isinstance(v, Filled) and v.value < 0.0}
+            return tuple(replace(s, nonnegative=False) if s.key in negative else s for s in self.rule.slots)
         entries = (self.first or {}).items()
         return tuple(Slot(key) for key, entry in entries if isinstance(entry, Filled) and isinstance(key, str))
 
