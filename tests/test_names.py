@@ -17,9 +17,8 @@ from baoc_compile import StateTensor
 from baoc_compile.core.errors import PlanError
 from baoc_compile.core.names import identifier
 from baoc_compile.kernels.dialect.variables import Variables
-from baoc_compile.kernels.launch import lower
 from baoc_compile.kernels.triton.program import TritonProgram
-from baoc_compile.passes.programs import make_programs
+from baoc_compile.passes.programs import lower, make_programs
 
 NASTY = [
     "param",
