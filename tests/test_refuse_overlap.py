@@ -1,4 +1,4 @@
-"""Parameters that share memory are refused by name; parameters that only lie near one another are not."""
+"""Parameters and state that share memory are refused by name; those that only lie near one another are not."""
 
 from __future__ import annotations
 
@@ -91,3 +91,68 @@ def test_refused_exactly_if_an_element_is_shared(first, second, offsets):
             refuse_overlap(ParameterTable.of(optimizer))
     else:
         refuse_overlap(ParameterTable.of(optimizer))
+
+
+class Keeps(torch.optim.Optimizer):
+    """Momentum that begins with the tensor that `keep` returns, and is changed in place from the second step on."""
+
+    def __init__(self, parameters, keep):
+        super().__init__(parameters, {"lr": 0.1})
+        self.keep = keep
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = self.keep(parameter)
+                else:
+                    state["momentum"].mul_(0.9).add_(parameter.grad, alpha=0.1)
+                parameter.add_(state["momentum"], alpha=-group["lr"])
+
+
+def trained(keep, in_place, compiled):
+    """Return the parameter after five steps, on gradients that are overwritten in place or new."""
+    draws = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(5000, generator=draws))
+    optimizer = Keeps([parameter], keep)
+    step = torch.compile(optimizer.step, backend="baoc", options={"plan": "8bit"}) if compiled else optimizer.step
+    for _ in range(5):
+        gradient = torch.randn(5000, generator=draws)
+        if in_place and parameter.grad is not None:
+            parameter.grad.copy_(gradient)
+        else:
+            parameter.grad = gradient
+        step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("keep", [lambda p: p.grad, lambda p: p.grad.detach(), lambda p: p.grad.view(-1)])
+def test_a_gradient_kept_as_state_and_overwritten_in_place_is_refused(keep):
+    torch.compiler.reset()
+    message = r"the gradient of \S+ and state 'momentum' of \S+ share memory: keep a copy"
+    with pytest.raises(Exception, match=message):
+        trained(keep, in_place=True, compiled=True)
+
+
+@pytest.mark.parametrize(("keep", "in_place"), [(lambda p: p.grad, False), (lambda p: p.grad.clone(), True)])
+def test_a_gradient_kept_as_state_is_accepted_if_it_stays(keep, in_place):
+    torch.compiler.reset()
+    expected = trained(keep, in_place, compiled=False)
+    assert (trained(keep, in_place, compiled=True) - expected).norm() < 0.01 * expected.norm()
+
+
+def test_state_that_is_the_parameter_is_refused():
+    torch.compiler.reset()
+    with pytest.raises(Exception, match=r"and state 'momentum' of .* share memory"):
+        trained(lambda p: p.detach(), in_place=False, compiled=True)
+
+
+def test_two_slots_in_the_same_memory_are_refused():
+    parameter = nn.Parameter(BASE.clone())
+    optimizer = torch.optim.AdamW([parameter])
+    both = torch.zeros_like(parameter)
+    optimizer.state[parameter].update(step=torch.zeros(()), exp_avg=both, exp_avg_sq=both)
+    with pytest.raises(OptionError, match=r"state 'exp_avg' of .* and state 'exp_avg_sq' of .* share memory"):
+        baoc_compile.prepare(optimizer)

@@ -1,12 +1,13 @@
-"""Refuse parameters that share memory with one another or with themselves.
+"""Refuse parameters and state that share memory with one another, with a gradient or with themselves.
 
 A step updates every element independently. If two elements share memory, the result depends on the order of the
-updates.
+updates. A slot that is the gradient or the parameter itself would change with it, and once stored by a codec it cannot.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,62 +18,81 @@ from baoc_compile.core.step_graph import ParameterTable
 
 
 def refuse_overlap(table: ParameterTable) -> None:
-    """Raise OptionError, naming the parameters, if any elements share memory.
+    """Raise OptionError, naming the tensors, if any elements of parameters and state share memory.
 
-    Parameters that own no memory (meta tensors, wrapper subclasses) are not checked.
+    State counts if it has its parameter's shape. Gradients may share memory with one another. Tensors that own no
+    memory (meta tensors, wrapper subclasses) are not checked.
     """
-    by_memory: dict[tuple[torch.device, int], list[tuple[int, int, int]]] = defaultdict(list)
-    for index, parameter in enumerate(table.parameters):
-        if parameter.layout != torch.strided or not parameter.numel() or not _address(parameter):
-            continue
-        if _overlaps_itself(parameter):
+    for name, parameter in zip(table.names, table.parameters, strict=True):
+        if _owns_memory(parameter) and _overlaps_itself(parameter):
             raise OptionError(
-                f"{table.names[index]}: several of its elements share memory (shape {tuple(parameter.shape)}, strides "
+                f"{name}: several of its elements share memory (shape {tuple(parameter.shape)}, strides "
                 f"{parameter.stride()}), so its update is not defined; make it contiguous before you create the optimizer"
             )
-        first, last = _extent(parameter)
-        by_memory[parameter.device, parameter.untyped_storage().data_ptr()].append((first, last, index))
+    tensors = [(role, name, tensor) for role, name, tensor in _tensors(table) if _owns_memory(tensor)]
+    by_memory: dict[tuple[torch.device, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for position, (_, _, tensor) in enumerate(tensors):
+        memory = tensor.device, tensor.untyped_storage().data_ptr()
+        by_memory[memory].append((*_extent(tensor), position))
     for spans in by_memory.values():
         spans.sort()
-        for position, (_, last, index) in enumerate(spans):
-            for first, _, other in spans[position + 1 :]:
+        for earlier, (_, last, position) in enumerate(spans):
+            for first, _, other in spans[earlier + 1 :]:
                 if first > last:
                     break
-                if _share_bytes(table.parameters[index], table.parameters[other]):
-                    a, b = sorted((index, other))
-                    raise OptionError(
-                        f"{table.names[a]} and {table.names[b]} share memory, so both would be stepped in it; give the "
-                        "optimizer one of them, or copies"
+                a, b = sorted((position, other))
+                roles = {tensors[a][0], tensors[b][0]}
+                if roles != {"gradient"} and _share_bytes(tensors[a][2], tensors[b][2]):
+                    remedy = (
+                        "keep a copy (`.clone()`) in the state"
+                        if "state" in roles
+                        else "both would be stepped in it; give the optimizer one of them, or copies"
                     )
+                    raise OptionError(f"{tensors[a][1]} and {tensors[b][1]} share memory: {remedy}")
 
 
-def _address(parameter: Tensor) -> int:
+def _tensors(table: ParameterTable) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (role, name, tensor) of all parameters, then of their gradients, then of their state."""
+    for name, parameter in zip(table.names, table.parameters, strict=True):
+        yield "parameter", name, parameter
+    for name, parameter in zip(table.names, table.parameters, strict=True):
+        if parameter.grad is not None:
+            yield "gradient", f"the gradient of {name}", parameter.grad
+    for index, (name, parameter) in enumerate(zip(table.names, table.parameters, strict=True)):
+        for key, value in table.state(index).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                yield "state", f"state {key!r} of {name}", value
+
+
+def _owns_memory(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.numel() > 0 and _address(tensor) != 0
+
+
+def _address(tensor: Tensor) -> int:
     try:
-        return parameter.data_ptr()
+        return tensor.data_ptr()
     except RuntimeError:  # a tensor without storage
         return 0
 
 
-def _extent(parameter: Tensor) -> tuple[int, int]:
+def _extent(tensor: Tensor) -> tuple[int, int]:
     """Return the addresses of the first and the last byte."""
-    reach = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
-    first = parameter.data_ptr()
-    return first, first + (reach + 1) * parameter.element_size() - 1
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (reach + 1) * tensor.element_size() - 1
 
 
-def _overlaps_itself(parameter: Tensor) -> bool:
+def _overlaps_itself(tensor: Tensor) -> bool:
     """Return whether two indices refer to the same element.
 
     They do not if every stride, in ascending order, exceeds the reach of the smaller ones; otherwise all offsets are
     compared.
     """
     reach = 0
-    for stride, size in sorted(
-        (stride, size) for size, stride in zip(parameter.shape, parameter.stride(), strict=True)
-    ):
+    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1:
             if stride <= reach:
-                offsets = _offsets(parameter)
+                offsets = _offsets(tensor)
                 return len(np.unique(offsets)) < offsets.size
             reach += (size - 1) * stride
     return False
@@ -80,18 +100,18 @@ def _overlaps_itself(parameter: Tensor) -> bool:
 
 def _share_bytes(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors share a byte, exactly: interleaved views have overlapping extents but share none."""
-    return bool(np.intersect1d(_bytes_of(a), _bytes_of(b)).size)
+    return a.data_ptr() == b.data_ptr() or bool(np.intersect1d(_bytes_of(a), _bytes_of(b)).size)
 
 
-def _bytes_of(parameter: Tensor) -> np.ndarray:
-    width = parameter.element_size()
-    first = parameter.data_ptr() + _offsets(parameter).astype(np.int64) * width
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    width = tensor.element_size()
+    first = tensor.data_ptr() + _offsets(tensor).astype(np.int64) * width
     return (first[:, None] + np.arange(width)).reshape(-1)
 
 
-def _offsets(parameter: Tensor) -> np.ndarray:
+def _offsets(tensor: Tensor) -> np.ndarray:
     """Return the offset of every element from the first, in elements."""
     offsets = np.zeros(1, dtype=np.int64)
-    for size, stride in zip(parameter.shape, parameter.stride(), strict=True):
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         offsets = (offsets[:, None] + np.arange(size) * stride).reshape(-1)
     return offsets

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 import torch
 from torch import fx
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import InputRole, StepGraph
@@ -92,8 +93,14 @@ def split_components(step: StepGraph) -> Split:
     for node in step.roles:
         if node in elements and pieces[node] in components:
             components[pieces[node]].element_inputs.add(node)
+    of_inputs = {_memory(node) for node in step.roles} - {None}
     for node in step.outputs:
         if isinstance(node, fx.Node) and node in owner:
+            if node in step.new_state and _memory(node) in of_inputs:
+                raise UnsupportedStep(
+                    f"its first step keeps the memory of a parameter or gradient as state {step.new_state[node].key!r}; "
+                    "later steps convert it if it has memory of its own by then (`.clone()` gives it that at once)"
+                )
             if node not in step.new_state:
                 raise UnsupportedStep(
                     f"the traced step returns {node.name!r}, a tensor computed from parameters or gradients; "
@@ -156,6 +163,15 @@ def _reaches_parameter(node: fx.Node, elements: set[fx.Node]) -> bool:
         seen.add(current)
         stack += [i for i in current.all_input_nodes if i in elements and i not in seen]
     return False
+
+
+def _memory(node: fx.Node) -> StorageWeakRef | None:
+    """Return the memory of a traced tensor; None for other values and for tensors without a storage."""
+    example = node.meta.get("example_value")
+    try:
+        return StorageWeakRef(example.untyped_storage()) if isinstance(example, torch.Tensor) else None
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _component_users(
