@@ -54,13 +54,13 @@ def baoc(
         notice(optimizer, "its step was traced in parts; TORCH_LOGS=graph_breaks shows where and why")
         return gm.forward  # runs eagerly, which works on compressed state too
     session = session_of(optimizer)
-    refuse_overlap(session.table())
     storage = session.storage
     request = session.request.or_else(parsed.request, is_settled=bool(storage.parameters))
     with compile_lock(), paused_gc():
         step = capture(gm, traced)
         step.table = session.table()
         try:
+            refuse_overlap(step.table)
             split = split_components(step)
         except UnsupportedStep as reason:
             notice(optimizer, str(reason))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,9 +126,20 @@ def test_a_time_budget_on_top(profiled):
     assert free.parameters == baoc_compile.solve(profiled, "20%").parameters
 
 
+@pytest.mark.parametrize("launches", [1, 100])
 @pytest.mark.parametrize("memory", ["20%", "60%"])
-def test_a_time_budget_that_cannot_be_met_names_one_that_can(profiled, memory):
-    """Whatever it is, launches included: what is left for the blocks alone may even be negative."""
+def test_a_time_budget_that_cannot_be_met_names_one_that_can(profiled, memory, launches):
+    """Whatever it is, launches included: what is left for the blocks alone may even be negative.
+
+    With dear launches, the fastest candidates of all blocks together are not the fastest plan.
+    """
+    profiled = replace(
+        profiled,
+        candidates=tuple(
+            tuple(replace(c, launch_ns=c.launch_ns * launches) for c in candidates)
+            for candidates in profiled.candidates
+        ),
+    )
     with pytest.raises(BudgetError, match="time_budget: 1 ns") as refused:
         baoc_compile.solve(profiled, memory, time_budget="1 ns")
     assert "-" not in str(refused.value)

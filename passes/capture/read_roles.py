@@ -62,7 +62,7 @@ def read_roles(gm: fx.GraphModule, known: Iterable[Any] = ()) -> TracedRoles | N
     candidates = list(_optimizers(inputs, translator))
     optimizer = next((o for o in candidates if _changes(_parameters(o), inputs)), None)
     if optimizer is None:
-        partly = next((o for o in (*candidates, *known) if _changes(_state_tensors(o) | _parameters(o), inputs)), None)
+        partly = next((o for o in (*candidates, *known) if _is_part(gm, o, inputs, translator)), None)
         return None if partly is None else TracedRoles(False, ParameterTable.of(partly), {}, {})
     table = ParameterTable.of(optimizer)
     by_identity = dict(_known_tensors(table))
@@ -122,6 +122,12 @@ def _optimizers(inputs: list[tuple[fx.Node, Any, Any]], translator: Any) -> Iter
             source = getattr(source, "base", None)
     for namespace in (translator.f_locals, translator.f_globals):
         yield from (value for value in list(namespace.values()) if _looks_like_optimizer(value))
+
+
+def _is_part(gm: fx.GraphModule, optimizer: Any, inputs: list[tuple[fx.Node, Any, Any]], translator: Any) -> bool:
+    """Return whether the graph changes the optimizer's tensors or creates state for it."""
+    owned = _state_tensors(optimizer) | _parameters(optimizer)
+    return _changes(owned, inputs) or bool(_new_state(gm, ParameterTable.of(optimizer), translator))
 
 
 def _parameters(optimizer: Any) -> set[int]:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.errors import OptionError
+from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.step_graph import ParameterTable
 
 
 def refuse_overlap(table: ParameterTable) -> None:
-    """Raise OptionError, naming the tensors, if any elements of parameters and state share memory.
+    """Raise an error that names the tensors if any elements of parameters and state share memory.
 
-    State counts if it has its parameter's shape. Gradients may share memory with one another. Tensors that own no
-    memory (meta tensors, wrapper subclasses) are not checked.
+    It is an OptionError for parameters. It is an UnsupportedStep for state; its step then runs as written, and is
+    traced again when the state no longer is the same tensor. State counts if it has its parameter's shape. Gradients
+    may share memory with one another. Tensors that own no memory (meta tensors, wrapper subclasses) are not checked.
     """
     for name, parameter in zip(table.names, table.parameters, strict=True):
         if _owns_memory(parameter) and _overlaps_itself(parameter):
@@ -42,13 +43,14 @@ def refuse_overlap(table: ParameterTable) -> None:
                     break
                 a, b = sorted((position, other))
                 roles = {tensors[a][0], tensors[b][0]}
-                if roles != {"gradient"} and _share_bytes(tensors[a][2], tensors[b][2]):
-                    remedy = (
-                        "keep a copy (`.clone()`) in the state"
-                        if "state" in roles
-                        else "both would be stepped in it; give the optimizer one of them, or copies"
-                    )
-                    raise OptionError(f"{tensors[a][1]} and {tensors[b][1]} share memory: {remedy}")
+                if roles == {"gradient"} or not _share_bytes(tensors[a][2], tensors[b][2]):
+                    continue
+                shared = f"{tensors[a][1]} and {tensors[b][1]} share memory"
+                if "state" in roles:
+                    raise UnsupportedStep(f"{shared}; keep a copy (`.clone()`) in the state")
+                raise OptionError(
+                    f"{shared}, so both would be stepped in it; give the optimizer one of them, or copies"
+                )
 
 
 def _tensors(table: ParameterTable) -> Iterator[tuple[str, str, Tensor]]:

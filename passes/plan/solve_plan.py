@@ -107,25 +107,37 @@ def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: Ti
         chosen = tuple(candidates[j] for candidates, j in zip(allowed, allocation.choice, strict=False))
         return Solution(profile, allocation, chosen, budget_bytes, budget_ns)
 
-    items, spared, bound = items_of(profile), 0.0, -math.inf
-    while budget_ns is not None:
-        try:
-            allocation = allocate_coupled(items, budget_bytes, budget_ns - spared)
-        except BudgetError:
-            break
-        bound = allocation.lower_bound if spared == 0.0 else bound
-        solution = solution_of(allocation)
-        if solution.time_ns <= budget_ns:
-            return solution
-        spared = max(launch_ns(solution.chosen), spared * 1.05)
+    items = items_of(profile)
+
+    def within(limit_ns: float) -> tuple[Solution | None, float]:
+        spared, bound = 0.0, -math.inf
+        while True:
+            try:
+                allocation = allocate_coupled(items, budget_bytes, limit_ns - spared)
+            except BudgetError:
+                return None, bound
+            bound = allocation.lower_bound if spared == 0.0 else bound
+            solution = solution_of(allocation)
+            if solution.time_ns <= limit_ns:
+                return solution, bound
+            spared = max(launch_ns(solution.chosen), spared * 1.05)
+
     if budget_ns is None:
         return solution_of(allocate_coupled(items, budget_bytes))
+    found, bound = within(budget_ns)
+    if found is not None:
+        return found
     fastest = solution_of(Allocation.of(items, fastest_choice(items, budget_bytes), bound))
     if fastest.time_ns <= budget_ns:
         return fastest
+    # The fastest blocks may need more launches than others: bisect between their time without launches and with them.
+    refused, accepted = math.floor(fastest.time_ns - launch_ns(fastest.chosen)) - 1, math.ceil(fastest.time_ns)
+    while accepted - refused > 1:
+        middle = (refused + accepted) // 2
+        refused, accepted = (refused, middle) if within(middle)[0] is not None else (middle, accepted)
     raise BudgetError(
-        f"time_budget: {budget_ns:.0f} ns is too small: the fastest plan within the memory budget of {budget_bytes} bytes "
-        f"takes {fastest.time_ns:.0f} ns, launches included; raise it to {math.ceil(fastest.time_ns)} ns"
+        f"time_budget: {budget_ns:.0f} ns is too small for a memory budget of {budget_bytes} bytes, launches included; "
+        f"raise it to {accepted} ns"
     )
 
 
