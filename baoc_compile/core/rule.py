@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -27,20 +27,25 @@ class RuleInput:
     """One placeholder of a rule's graph.
 
     name: an identifier, unique in the rule; "param" and "grad" are always the parameter and its gradient.
-    kind: "param", "grad" and "slot" are elementwise, of the parameter's shape. "counter" is a 0-dim state tensor, such
-        as a step count. "scalar" is a number: a hyperparameter, or a result of the step's prelude.
+    kind: "param", "grad" and "slot" are elementwise, of the parameter's shape. "counter" is a 0-dim state tensor on the
+        parameter's device, such as a step count. "scalar" is a number that the host computes, or a result of the step's
+        prelude.
     key: the state key of a slot or counter, exactly as the optimizer has it.
-    origin: whether a scalar is an "input" of the slice or one of its constants.
-    position: which of these inputs or constants it is.
-    bounds: the interval in which the traced value of a scalar is known to stay.
+    origin: whether a scalar is one of the piece's "scalars" or one of its "constants".
+    position: which of these it is.
+    counts_steps: whether a scalar is the number of steps before this one.
+    varies: whether a scalar changes with the number of steps.
+    bounds: the interval in which a scalar is known to stay. It serves proofs and is no part of the rule.
     """
 
     name: str
     kind: InputKind
     key: str = ""
-    origin: Literal["input", "constant", ""] = ""
+    origin: Literal["scalars", "constants", ""] = ""
     position: int = 0
-    bounds: tuple[float, float] = (-math.inf, math.inf)
+    counts_steps: bool = False
+    varies: bool = False
+    bounds: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ class InputRole:
     kind: "param", "grad", "state" or "scalar".
     parameter: index in `ParameterTable.parameters`; -1 for scalars that belong to no parameter.
     key: the state key, or the name of a scalar.
+    source: where a scalar is kept.
     """
 
     kind: RoleKind
     parameter: int = -1
-    key: str = ""
+    key: Any = ""
+    source: Any = None
 
 
 class ParameterTable:

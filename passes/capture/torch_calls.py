@@ -1,18 +1,17 @@
-"""Canonical names and functional forms for the operations that a traced graph calls.
+"""Canonical names, kinds and functional forms of the operations that a step calls.
 
-`x.add_(y, alpha=a)`, `torch.add(x, y)`, `operator.iadd(x, y)` and `torch._foreach_add_([x], [y])` are all the operation
-`add`, in place or not.
+`x.add_(y, alpha=a)`, `torch.add(x, y)`, `x += y` and `torch._foreach_add_([x], [y])` are all the operation `add`, in
+place or not.
 """
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor
 
 from baoc_compile.core.torch_private import COMPUTES_NOTHING, FOREACH
 
@@ -22,71 +21,118 @@ _SPELLINGS = {
     "divide": "div",
     "multiply": "mul",
     "subtract": "sub",
-    "float_pow": "pow",
+    "float_power": "pow",
     "negative": "neg",
     "absolute": "abs",
     "linalg_vector_norm": "norm",
-    "sym_sqrt": "sqrt",
-    "sym_max": "maximum",
-    "sym_min": "minimum",
+    "linalg_norm": "norm",
+    "vector_norm": "norm",
+    "rdiv": "rdiv",
+    "rtruediv": "rdiv",
+    "radd": "add",
+    "rmul": "mul",
+    "and": "bitwise_and",
+    "or": "bitwise_or",
+    "xor": "bitwise_xor",
+    "invert": "bitwise_not",
+    "setitem": "index_put",
+    "clip": "clamp",
+    "arctan2": "atan2",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "not_equal": "ne",
 }
-_IDENTITIES = {"item", "sym_float", "float", "detach", "sym_int"}
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
 
+#: Questions about a tensor that need none of its elements.
+METADATA = frozenset(
+    "size stride dim ndimension numel nelement element_size is_complex is_floating_point is_contiguous is_signed "
+    "storage_offset len get_device is_tensor is_inference is_conj is_neg is_pinned is_same_size result_type can_cast "
+    "_is_view is_coalesced is_set_to requires_grad type_promotion is_distributed hash is_storage".split()
+)
+#: Calls that lead out of what can be recorded: memory, other devices, gradients.
+ESCAPES = frozenset(
+    "data_ptr untyped_storage storage _typed_storage numpy array tolist cpu cuda set resize resize_as share_memory "
+    "pin_memory backward grad register_hook to_sparse to_dense sparse_mask coalesce bincount unique".split()
+)
+#: Calls whose result differs each time.
+RANDOM = frozenset(
+    "rand randn randint randperm rand_like randn_like randint_like bernoulli normal uniform random exponential cauchy "
+    "geometric log_normal multinomial poisson dropout manual_seed seed".split()
+)
+#: Calls that turn elements into something that Python can branch on.
+BRANCHES = frozenset("item bool float int index complex equal allclose is_nonzero nonzero contains argwhere".split())
+#: Calls that return the same elements under another name.
+ALIASES = frozenset(("detach", "alias"))
+#: Calls that may return a view of their first argument with another shape.
+VIEWS = frozenset(
+    "view reshape t transpose permute narrow select getitem squeeze unsqueeze expand flatten chunk split unbind "
+    "as_strided slice view_as expand_as view_as_real view_as_complex T mT H mH real imag diagonal movedim moveaxis swapaxes "
+    "swapdims unflatten tensor_split hsplit vsplit dsplit split_with_sizes ravel broadcast_to adjoint".split()
+)
+#: Calls that may give one number of many.
+REDUCTIONS = frozenset("norm sum mean amax amin max min any all dot std var numel_nonzero count_nonzero".split())
 
-def spelled(node: fx.Node) -> str:
-    """Return the name of the called function or method as the graph has it."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+_NAMES: dict[Any, tuple[str, bool, bool]] = {}
 
 
-def operation(node: fx.Node) -> tuple[str, bool]:
-    """Return the canonical name of a call, and whether the call is in place."""
-    name = spelled(node).split(".")[0]
-    inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+def named(function: Any) -> tuple[str, bool, bool]:
+    """Return the canonical name of a function, whether it is in place, and whether it reads or sets a property."""
+    try:
+        return _NAMES[function]
+    except (KeyError, TypeError):
+        pass
+    spelled = getattr(function, "__name__", str(function))
+    if spelled in ("__get__", "__set__"):  # a property's accessor is made anew each time
+        return function.__self__.__name__, False, True
+    _NAMES[function] = found = (*operation_of(spelled), False)
+    return found
+
+
+def operation_of(spelled: str) -> tuple[str, bool]:
+    """Return the canonical name of a call, and whether it is in place."""
+    name = spelled.split(".")[0]
+    if name.startswith(FOREACH):
+        return name, name.endswith("_")
+    is_special = name.startswith("__") and name.endswith("__")
+    name = name[2:-2] if is_special else name
+    inplace = name in _INPLACE_OPERATORS or name == "setitem" or (not is_special and name.endswith("_"))
     name = name[1:] if name in _INPLACE_OPERATORS else name.rstrip("_") if inplace else name
     return _SPELLINGS.get(name.removeprefix("_"), _SPELLINGS.get(name, name)), inplace
 
 
-def returned_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes that a graph returns. (torch may leave unused attributes after the output node.)"""
-    return next(node for node in reversed(graph.nodes) if node.op == "output").all_input_nodes
-
-
-def module_of(graph: fx.Graph, attributes: Mapping[str, Any], class_name: str) -> fx.GraphModule:
-    """Make a module of `graph` that holds only `attributes`; every other attribute that the graph reads is None."""
-    root = torch.nn.Module()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            object.__setattr__(root, str(node.target), attributes.get(str(node.target)))
-    return fx.GraphModule(root, graph, class_name=class_name)
-
-
-def is_identity(node: fx.Node) -> bool:
-    """Return whether the call returns its first argument unchanged: `.item()`, `float()`, `.detach()`."""
-    return operation(node)[0] in _IDENTITIES
-
-
-def is_ignored(node: fx.Node) -> bool:
-    """Return whether the call computes no value: it sets the gradient mode, or is an assertion that Dynamo inserted."""
-    return operation(node)[0] in COMPUTES_NOTHING
+def is_ignored(name: str) -> bool:
+    """Return whether a call of this name computes no value: it sets the gradient mode, or is an assertion."""
+    return name in COMPUTES_NOTHING
 
 
 def single_function(foreach_name: str) -> tuple[Callable[..., Any], bool]:
-    """Return the per-tensor function of a list operation, and whether the list form is in place.
+    """Return the per-tensor function of a list operation, and whether it is in place.
 
-    `_foreach_add_` gives (torch.add, True).
+    `_foreach_add_` gives (Tensor.add_, True). Raises AttributeError for an operation that torch has for lists only.
     """
     name = foreach_name.removeprefix(FOREACH)
-    base = name.rstrip("_")
-    return _SINGLE.get(base) or getattr(torch, base), name.endswith("_")
+    if name in _SINGLE:
+        return _SINGLE[name], name.endswith("_")
+    return (getattr(Tensor, name), True) if name.endswith("_") else (getattr(torch, name), False)
 
 
 def addcmul(x: Any, a: Any, b: Any, value: Any = 1) -> Any:
     return torch.addcmul(x, a, b, value=value)
 
 
+def addcmul_(x: Any, a: Any, b: Any, value: Any = 1) -> Any:
+    return x.addcmul_(a, b, value=value)
+
+
 def addcdiv(x: Any, a: Any, b: Any, value: Any = 1) -> Any:
     return torch.addcdiv(x, a, b, value=value)
+
+
+def addcdiv_(x: Any, a: Any, b: Any, value: Any = 1) -> Any:
+    return x.addcdiv_(a, b, value=value)
 
 
 def norm(x: Any, ord: Any = 2, dtype: Any = None) -> Any:
@@ -97,8 +143,16 @@ def maximum(x: Any, other: Any) -> Any:
     return torch.maximum(x, other) if isinstance(other, torch.Tensor) else torch.clamp_min(x, other)
 
 
+def maximum_(x: Any, other: Any) -> Any:
+    return x.clamp_min_(other)
+
+
 def minimum(x: Any, other: Any) -> Any:
     return torch.minimum(x, other) if isinstance(other, torch.Tensor) else torch.clamp_max(x, other)
+
+
+def minimum_(x: Any, other: Any) -> Any:
+    return x.clamp_max_(other)
 
 
 def copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
@@ -123,17 +177,19 @@ def _as_tensor(value: Any) -> Any:
     return value if isinstance(value, torch.Tensor) else torch.scalar_tensor(value, dtype=torch.float64)
 
 
-#: Operation -> its per-tensor function, where torch's function of that name takes other arguments than the list form.
+#: List operation -> its per-tensor function, where torch's function of that name takes other arguments than the list form.
 _SINGLE: dict[str, Callable[..., Any]] = {
     "addcmul": addcmul,
+    "addcmul_": addcmul_,
     "addcdiv": addcdiv,
+    "addcdiv_": addcdiv_,
     "norm": norm,
     "maximum": maximum,
+    "maximum_": maximum_,
     "minimum": minimum,
+    "minimum_": minimum_,
     "clamp_max": minimum,
     "clamp_min": maximum,
-    "copy": copy,
-    "zero": zero,
 }
 
 #: Operation -> a functional form in which every number may be a 0-dim tensor, so that a hyperparameter can be an input
@@ -144,6 +200,8 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "rsub": lambda x, y, alpha=1: y - _weighted(y, x, alpha),
     "mul": operator.mul,
     "div": operator.truediv,
+    "rdiv": lambda x, y: y / x,
+    "rpow": lambda x, y: torch.pow(_as_tensor(y), x),
     "neg": operator.neg,
     "addcmul": lambda x, a, b, value=1: x + _weighted(x, a * b, value),
     "addcdiv": lambda x, a, b, value=1: x + _weighted(x, a / b, value),
@@ -160,9 +218,7 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "fill": lambda x, value: _like(value, x).expand(x.shape),
     "copy": copy,
     "zero": zero,
-    "index_put": lambda x, indices, values: _where(
-        indices[0], values, x
-    ),  # accumulate=True is not elementwise: TypeError
+    "index_put": lambda x, mask, value: _where(mask, value, x),
     "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
@@ -186,9 +242,3 @@ def _where(mask: Any, value: Any, x: Any) -> Any:
 def _clamp(x: Any, low: Any, high: Any) -> Any:
     x = x if low is None else torch.maximum(x, _like(low, x))
     return x if high is None else torch.minimum(x, _like(high, x))
-
-
-def python_math(node: fx.Node) -> Callable[..., Any] | None:
-    """Return the torch function for a call of Python's `math`, such as `math.sqrt`; None for other calls."""
-    name = operation(node)[0]
-    return getattr(torch, name, None) if getattr(math, name, None) is node.target else None

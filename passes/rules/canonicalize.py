@@ -1,7 +1,7 @@
-"""Rewrite: turn one slice into a canonical update rule: functional, core ATen, elementwise, numbers as 0-dim inputs.
+"""Rewrite: turn one piece into a canonical update rule: functional, core ATen, elementwise, numbers as 0-dim inputs.
 
-Every read in a slice refers to the node of the value that it reads, results of in-place calls included. Replacing each
-in-place call by its functional form therefore makes the slice functional.
+Every read in a piece refers to the node of the value that it reads, results of in-place calls included. Replacing each
+in-place call by its functional form therefore makes the piece functional.
 
 Elementwise values are traced in float32 and numbers in float64, whatever the parameter's type: the rule defines what is
 computed, and the program chooses the precision. Casts between floating types in the user's code are therefore dropped.
@@ -9,7 +9,8 @@ computed, and the program chooses the precision. Casts between floating types in
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,80 +19,55 @@ from torch import fx
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.names import identifier
 from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule, bounds_of
-from baoc_compile.core.step_graph import StepGraph
+from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.dialect.nodes import ValueMeta, has_meta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
-from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS, is_identity, operation, python_math
-from baoc_compile.passes.capture.unbatch_foreach import alias_root
+from baoc_compile.passes.capture.piece_graph import graph_of_piece
+from baoc_compile.passes.capture.recording import Piece, Value
+from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
 from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
-_VIEWS = {
-    "view",
-    "reshape",
-    "t",
-    "transpose",
-    "permute",
-    "narrow",
-    "select",
-    "getitem",
-    "squeeze",
-    "unsqueeze",
-    "expand",
-    "flatten",
-    "chunk",
-    "split",
-    "unbind",
-    "as_strided",
-    "slice",
-    "view_as",
-    "expand_as",
-    "view_as_real",
-}
-
-
 class NotElementwise(Exception):
-    """A slice is not a pure elementwise function; the message says why."""
+    """A piece is not a pure elementwise function; the message says why."""
 
 
-def canonicalize(step: StepGraph, piece: Any) -> UpdateRule:
-    """Trace `piece` (a Slice) into an update rule. Raises NotElementwise if there is none."""
-    if len(piece.component.parameters) != 1:
+def canonicalize(table: ParameterTable, piece: Piece, scalars: Sequence[RuleInput]) -> UpdateRule:
+    """Trace `piece` into an update rule. Raises NotElementwise if there is none.
+
+    scalars: what is known of the piece's scalars; their names are given here.
+    """
+    if piece.reason:
+        raise NotElementwise(piece.reason)
+    if len(piece.parameters) != 1:
         raise NotElementwise("the step combines several parameters")
-    parameter = step.table.parameters[piece.component.parameters[0]]
+    parameter = table.parameters[piece.parameters[0]]
     if parameter.is_complex() or parameter.is_sparse:
-        raise NotElementwise("complex and sparse parameters are stepped as traced")
-    roles = [*filter(None, map(step.roles.get, piece.inputs)), *piece.new_state]
-    odd = [role.key for role in roles if not isinstance(role.key, str)]
+        raise NotElementwise("complex and sparse parameters are stepped as recorded")
+    roles = [*(value.role for value in piece.inputs), *(role for role, _ in piece.created)]
+    odd = [role.key for role in roles if role is not None and not isinstance(role.key, str)]
     if odd:
         raise NotElementwise(
             f"it keeps state under the key {odd[0]!r}; only state whose key is a string can be compressed"
         )
     shape = tuple(parameter.shape) or (1,)
-    inputs = _rule_inputs(step, piece, tuple(parameter.shape))
-
-    for node in piece.graph.nodes:
-        if node.op in ("call_function", "call_method") and operation(node)[1]:
-            root = alias_root(node)
-            if root.op != "placeholder" and operation(root)[0] in _VIEWS:
-                raise NotElementwise(f"it writes through a view ({operation(root)[0]})")
-    runner = _SliceRunner(fx.GraphModule(torch.nn.Module(), piece.graph))
-
+    inputs = _rule_inputs(piece, tuple(parameter.shape), scalars)
+    runner = _PieceRunner(fx.GraphModule(torch.nn.Module(), graph_of_piece(piece)))
     examples = [(shape if i.kind in ("param", "grad", "slot") else (), _traced_dtype(i)) for i in inputs]
     try:
         gm = trace_core_aten(runner.run, examples)
     except Exception as error:
         raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
-    return _as_rule(gm, inputs, [role.key for role in piece.new_state], shape)
+    return _as_rule(gm, inputs, [role.key for role, _ in piece.created], shape)
 
 
 def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
     return torch.float32 if rule_input.kind in ("param", "grad", "slot") else torch.float64
 
 
-def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[RuleInput]:
+def _rule_inputs(piece: Piece, shape: tuple[int, ...], scalars: Sequence[RuleInput]) -> list[RuleInput]:
     """List the rule's inputs. Names are unique identifiers, whatever the state keys, and the same in every process."""
     found: list[RuleInput] = []
     taken = {"param", "grad"}
@@ -101,52 +77,41 @@ def _rule_inputs(step: StepGraph, piece: Any, shape: tuple[int, ...]) -> list[Ru
         taken.add(name)
         return name
 
-    for position, node in enumerate(piece.inputs):
-        role = step.roles.get(node)
-        node_shape = tuple(getattr(node.meta.get("example_value"), "shape", ()))
-        if role is None or role.kind == "scalar":
-            if node_shape:
-                raise NotElementwise(f"{node.name!r} of shape {node_shape} belongs to no parameter")
-            name = named(role.key if role else node.name)
-            found.append(RuleInput(name, "scalar", bounds=_guarded_bounds(node), origin="input", position=position))
-        elif role.kind == "state" and node_shape != shape:
-            if node_shape:
-                raise NotElementwise(f"state {role.key!r} has shape {node_shape}, the parameter {shape}")
+    for value in piece.inputs:
+        role = value.role
+        assert role is not None
+        if role.kind == "state" and tuple(value.shape) != shape:
+            if value.shape:
+                raise NotElementwise(f"state {role.key!r} has shape {tuple(value.shape)}, the parameter {shape}")
             found.append(RuleInput(named(role.key), "counter", role.key))
         elif role.kind == "state":
-            is_counter = node not in piece.component.element_inputs
-            found.append(RuleInput(named(role.key), "counter" if is_counter else "slot", role.key))
+            found.append(RuleInput(named(role.key), "slot", role.key))
         else:
-            found.append(RuleInput(role.kind, role.kind))
-    for position, value in enumerate(piece.constants):
+            found.append(RuleInput(role.kind, role.kind))  # type: ignore[arg-type]
+    for value, known in zip(piece.scalars, scalars, strict=False):
+        if isinstance(value, Value) and value.shape:
+            raise NotElementwise(f"it uses a tensor of shape {tuple(value.shape)} that belongs to no parameter")
+        found.append(replace(known, name=named("steps" if known.counts_steps else f"n{known.position}")))
+    for position, constant in enumerate(piece.constants):
         name = named(f"c{position}")
-        found.append(RuleInput(name, "scalar", origin="constant", position=position, bounds=bounds_of(value)))
+        found.append(RuleInput(name, "scalar", origin="constants", position=position, bounds=bounds_of(constant)))
     return found
 
 
-def _guarded_bounds(node: fx.Node) -> tuple[float, float]:
-    """Return the interval of a number that was traced as a symbol (`dynamic=True`).
-
-    Comparing a symbol adds a guard: torch traces the step again when the number leaves the interval.
-    """
-    symbols = (user.meta.get("example_value") for user in node.users if is_identity(user))
-    return next((bounds_of(s) for s in symbols if isinstance(s, torch.SymFloat)), (-math.inf, math.inf))
-
-
-class _SliceRunner(fx.Interpreter):
+class _PieceRunner(fx.Interpreter):
     """An interpreter that runs in-place calls in their functional forms, with numbers as 0-dim tensors if possible."""
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op not in ("call_function", "call_method"):
+        call = n.meta.get("call")
+        if call is None:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        name, inplace = operation(n)
-        is_cast = name in _CASTS and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
-        if is_identity(n) or is_cast:
+        is_cast = call.name in _CASTS and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
+        if is_cast:
             return args[0]
-        form = TENSOR_FORMS.get(name) or python_math(n)
-        if form is None and inplace:
-            form = getattr(torch, name)
+        form = TENSOR_FORMS.get(call.name)
+        if form is None and call.is_inplace:
+            form = getattr(torch, call.name)
         return super().run_node(n) if form is None else form(*args, **kwargs)
 
 
@@ -238,9 +203,10 @@ def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:
 
 
 def _drop_unused(graph: fx.Graph, inputs: list[RuleInput]) -> None:
-    """Remove the inputs that no node reads, except the parameter and the slots."""
+    """Remove the inputs that no node reads, except the parameter, the slots and the number of steps."""
     for node in list(graph.nodes):
         if node.op != "placeholder" or node.users:
             continue
-        if next(i for i in inputs if i.name == node.target).kind in ("scalar", "grad", "counter"):
+        found = next(i for i in inputs if i.name == node.target)
+        if found.kind in ("scalar", "grad", "counter") and not found.counts_steps:
             graph.erase_node(node)

@@ -60,7 +60,7 @@ def _proven(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[R
         recurrence = find_recurrence(gm, inputs, outputs, slot.key)
     except NoRecurrence as why:
         return replace(slot, why_not_shared=f"{slot.key!r} {why}", why_not_dropped="")
-    counters = [i.name for i in inputs if i.kind == "counter"]
+    counters = [i.name for i in inputs if i.kind == "counter" or i.varies]
     reason = ""
     if any(recurrence.reads(name, recurrence.decay) for name in counters):
         reason = f"the decay of {slot.key!r} changes with the step count, so it has no steady state"
@@ -103,8 +103,8 @@ def new_values(gm: fx.GraphModule, outputs: Sequence[RuleOutput]) -> dict[RuleOu
 
 
 def step_counters(gm: fx.GraphModule, inputs: Sequence[RuleInput], outputs: Sequence[RuleOutput]) -> list[str]:
-    """List the names of the counters whose new value is the old one plus 1."""
-    found = []
+    """List the names of the inputs that count steps: such scalars, and counters whose new value is the old one plus 1."""
+    found = [i.name for i in inputs if i.counts_steps]
     for rule_input in inputs:
         value = (
             new_values(gm, outputs).get(RuleOutput("new", rule_input.name)) if rule_input.kind == "counter" else None

@@ -187,7 +187,8 @@ def _as_rule(
         node = next((n for n in graph.nodes if n.op == "placeholder" and n.target == rule_input.name), None)
         if node is None:
             continue
-        if not node.users and rule_input.kind != "param" and rule_input.name not in replaced:
+        is_kept = rule_input.kind == "param" or rule_input.counts_steps or rule_input.name in replaced
+        if not node.users and not is_kept:
             graph.erase_node(node)
         else:
             inputs.append(rule_input)

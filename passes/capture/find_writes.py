@@ -1,0 +1,147 @@
+"""Find what a recorded step changed besides the elements of tensors, and how the state begins that it made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.step_graph import InputRole
+from baoc_compile.passes.capture.expressions import Expression, Source
+from baoc_compile.passes.capture.recorder import HoldsElements, Recorder
+from baoc_compile.passes.capture.recording import Beginning, Recording, Value, Write
+from baoc_compile.passes.capture.stand_in import StandIn, StateEntries, constant_of, leaves_of
+from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value
+
+
+def find_writes(stand_in: StandIn) -> Recording:
+    """Return a recording without calls: what the step changed, and the beginnings of new state.
+
+    Raises UnsupportedStep for a change that can't be made again on the real optimizer.
+    """
+    recorder = stand_in.recorder
+    recording = Recording([], [], [], [], {}, constants=stand_in.constants)
+    before, after = stand_in.placed, dict(leaves_of(stand_in.optimizer, stand_in.parameters))
+    missing = next((source for source in before if source not in after), None)
+    if missing is not None:
+        raise UnsupportedStep(f"it deletes or restructures {missing}")
+    for source, value in after.items():
+        old = before.get(source)
+        if source not in before and isinstance(value, tuple) and value[:1] == ("parameter",):
+            continue
+        if source in before and old is value and not isinstance(value, Tensor):
+            continue
+        if isinstance(value, Tensor):
+            write = _tensor(recorder, source, old, value)
+        elif is_traced(value):
+            if value.expression.source == source:
+                continue
+            write = Write(source, value.expression, is_new=source not in before)
+        elif source in before and type(old) is type(value) and not is_traced(old) and _same(old, value):
+            continue
+        elif type(value) in (int, float, bool, str) or value is None:
+            write = Write(source, value, is_new=source not in before)
+        elif source in before and constant_of(old) == constant_of(value):
+            continue
+        else:
+            raise UnsupportedStep(f"it changes {source}, a {type(value).__name__}")
+        if write is not None:
+            if source.kind != "state" and source not in before:
+                raise UnsupportedStep(f"it makes {source}")
+            recording.writes.append(write)
+    _find_beginnings(stand_in, recording)
+    return recording
+
+
+def _same(old: Any, new: Any) -> bool:
+    return old is new or (old == new and type(old) in (str, bytes, bool, int, float))
+
+
+def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Write | None:
+    """Return the write of a 0-dim tensor on the host; None for other tensors, whose calls say what becomes of them."""
+    held = recorder.numbers.get(id(tensor))
+    if held is None:
+        if source.kind != "state":
+            if tensor is old and recorder.is_unchanged(tensor):
+                return None
+            raise UnsupportedStep(f"it changes {source}, a tensor that is no state")
+        if isinstance(old, Tensor) and id(old) in recorder.numbers:
+            raise HoldsElements(source)
+        if len(source.path) > 1 and not (tensor is old and recorder.is_unchanged(tensor)):
+            raise UnsupportedStep(f"it keeps {source} inside a list or dictionary of state")
+        return None
+    if isinstance(held.expression, Expression) and held.expression.source == _tensor_source(source):
+        return None
+    value = held.expression if held.expression is not None else tensor.item()
+    return Write(source, value, tensor.dtype, is_new=old is not None and tensor is not old)
+
+
+def _tensor_source(source: Source) -> Source:
+    return Source(source.kind, source.path, source.parameter, True)
+
+
+def _find_beginnings(stand_in: StandIn, recording: Recording) -> None:
+    """Say how state begins that the step made: as a number, a constant, a copy; otherwise its piece makes it."""
+    recorder, index = stand_in.recorder, {id(p): i for i, p in enumerate(stand_in.parameters)}
+    for parameter, entries in stand_in.optimizer.state.items():
+        if id(parameter) not in index:
+            continue
+        if not isinstance(entries, dict):
+            raise UnsupportedStep("its state is no dictionary")
+        made = {}
+        for key in entries:
+            source = Source("state", (key,), index[id(parameter)])
+            if source in stand_in.placed or not isinstance(entries, StateEntries):
+                continue
+            first = entries.first.get(key)
+            beginning = _beginning(recorder, first)
+            if beginning is not None:
+                made[key] = beginning
+                if isinstance(first, Tensor) and beginning.kind != "number":
+                    _becomes_input(recorder, first, index[id(parameter)], key)
+        if made:
+            recording.beginnings[index[id(parameter)]] = made
+
+
+def _becomes_input(recorder: Recorder, first: Tensor, index: int, key: Any) -> None:
+    """Turn the value that a call made into an input: the entry exists before the step runs."""
+    value = recorder.made[id(first)]
+    assert value.call is not None
+    recorder.dropped.add(value.call)
+    value.call, value.role = None, InputRole("state", index, key)
+
+
+def _beginning(recorder: Recorder, first: Any) -> Beginning | None:
+    """Return how an entry begins whose first assigned object is `first`; None if only its piece can make it."""
+    if isinstance(first, Beginning):
+        return first
+    value = recorder.made.get(id(first)) if isinstance(first, Tensor) else None
+    return None if value is None else _of_value(value)
+
+
+_CASTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous")
+
+
+def _of_value(value: Value) -> Beginning | None:
+    call = value.call
+    if call is None:
+        return None
+    constant = {"zeros_like": 0.0, "zeros": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "ones": 1.0, "new_ones": 1.0}
+    if call.name in constant:
+        return Beginning("filled", constant[call.name], value.dtype, value.shape)
+    if call.name in ("full_like", "full", "new_full"):
+        position = 1 if call.name == "full_like" else 2 if call.name == "new_full" else 1
+        given = call.arguments[position] if len(call.arguments) > position else call.options.get("fill_value")
+        if isinstance(given, (int, float, Expression)):
+            return Beginning("filled", given, value.dtype, value.shape)
+    source = call.arguments[0] if call.arguments else None
+    if call.name in ("clone", *_CASTS) and isinstance(source, Value):
+        if source.role is not None and source.role.kind == "param" and call.name == "clone":
+            return Beginning("parameter", dtype=value.dtype, shape=value.shape)
+        found = _of_value(source)
+        return None if found is None else replace(found, dtype=value.dtype)
+    return None
+
+

@@ -1,0 +1,468 @@
+"""Recorder: a mode that sees every call of torch while a step runs on stand-ins, and writes it down.
+
+Tensors with elements are on the meta device, where nothing is computed. 0-dim tensors on the host are numbers: they
+keep their values, and their calls become expressions.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.torch_private import FOREACH
+from baoc_compile.passes.capture.expressions import Expression, NumberTrace, Source
+from baoc_compile.passes.capture.recording import Call, Value, ValueGroup
+from baoc_compile.passes.capture.torch_calls import (
+    ALIASES,
+    BRANCHES,
+    ESCAPES,
+    METADATA,
+    RANDOM,
+    REDUCTIONS,
+    TENSOR_FORMS,
+    VIEWS,
+    is_ignored,
+    named,
+    single_function,
+)
+from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value, traced
+
+#: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
+id = builtins.id
+
+@dataclass(eq=False)
+class HostNumber:
+    """A 0-dim tensor on the host.
+
+    tensor: the tensor, with its value.
+    expression: how the value is computed; None if it is a constant.
+    source: where the optimizer keeps it; None for other tensors.
+    """
+
+    tensor: Tensor
+    expression: Expression | None
+    source: Source | None = None
+
+
+class HoldsElements(UnsupportedStep):
+    """0-dim state on the host turned out to hold elements.
+
+    entry: parameter index and state key.
+    """
+
+    def __init__(self, source: Source | None):
+        super().__init__("it writes elements into a 0-dim tensor")
+        self.entry = (source.parameter, source.path[0]) if source is not None and source.kind == "state" else None
+
+
+class Recorder(TorchFunctionMode):
+    """Mode that records the calls of torch made inside it.
+
+    trace: the numbers.
+    calls: the calls, in order.
+    current: id of a tensor -> its present value.
+    numbers: id of a 0-dim tensor on the host -> what it holds.
+    dropped: calls that the recording does not need.
+    made: id of a tensor that a call made -> its first value.
+    devices: id of a stand-in -> the device of the tensor that it stands for.
+    """
+
+    def __init__(self, trace: NumberTrace):
+        super().__init__()
+        self.trace = trace
+        self.calls: list[Call] = []
+        self.current: dict[int, Value] = {}
+        self.numbers: dict[int, HostNumber] = {}
+        self.devices: dict[int, torch.device] = {}
+        self.made: dict[int, Value] = {}
+        self.dropped: set[Call] = set()
+        self._initial: dict[int, Value] = {}  # id of a stand-in -> its value before the step
+        self._alias: dict[int, int] = {}  # id of an alias -> id of the tensor whose elements it shows
+        self.views: dict[int, tuple[int, int]] = {}  # id of a view -> its tensor, and how often that had been written
+        self._written: dict[int, int] = {}  # id of a tensor -> how often it has been written
+        self._kept: list[Any] = []  # keeps ids unique
+        self._results: dict[Any, Any] = {}
+
+    # what there is before the step
+
+    def enter(self, tensor: Tensor, value: Value, device: torch.device) -> None:
+        """Let `value` be the present value of a stand-in."""
+        self.current[id(tensor)] = self._initial[id(tensor)] = value
+        self.devices[id(tensor)] = device
+        self._kept.append(tensor)
+
+    def enter_number(self, tensor: Tensor, expression: Expression | None, source: Source | None = None) -> None:
+        """Let a 0-dim tensor on the host be a number."""
+        self.numbers[id(tensor)] = HostNumber(tensor, expression, source)
+        self._kept.append(tensor)
+
+    def root_of(self, tensor: Tensor) -> int:
+        """Return the id of the tensor whose elements this one shows: its own, unless it is an alias."""
+        return self._alias.get(id(tensor), id(tensor))
+
+    def value_of(self, tensor: Tensor) -> Value | None:
+        """Return the present value of a tensor; None if no call and no input made it."""
+        return self.current.get(self.root_of(tensor))
+
+    def is_unchanged(self, tensor: Tensor) -> bool:
+        """Return whether a stand-in has the value from before the step."""
+        return self._initial.get(id(tensor)) is self.current.get(id(tensor))
+
+    # the calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name, is_inplace, is_property = named(func)
+        if is_property:
+            return self._property(name, func, args)
+        if name in METADATA or is_ignored(name):
+            return func(*map(plain_value, args), **kwargs)
+        if name in ESCAPES:
+            raise UnsupportedStep(f"it looks at the memory of a tensor ({name})")
+        if name in RANDOM:
+            raise UnsupportedStep(f"it draws random numbers ({name})")
+        if name.startswith(FOREACH):
+            return self._foreach(name, func, args, kwargs)
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        nested = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+        tensors += [a for group in nested for a in group if isinstance(a, Tensor)]
+        if not tensors:
+            return self._factory(name, func, args, kwargs)
+        if all(id(t) in self.numbers for t in tensors):
+            if not self._makes_elements(func, name, args, kwargs):
+                return self._on_numbers(name, func, is_inplace, args, kwargs)
+        if name in BRANCHES:
+            raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
+        if "out" in kwargs:
+            out = kwargs["out"]
+            result = self._record(name, func, False, args, {k: v for k, v in kwargs.items() if k != "out"})
+            return self._record("copy", Tensor.copy_, True, (out, result), {})
+        if name in ALIASES:
+            return self._shown(func(*args, **kwargs), args[0])
+        return self._record(name, func, is_inplace, args, kwargs)
+
+    def _property(self, name: str, func: Any, args: Sequence[Any]) -> Any:
+        tensor, is_set = args[0], func.__name__ == "__set__"
+        if name == "data":
+            if id(tensor) in self.numbers:
+                raise UnsupportedStep("it uses `.data` of a 0-dim tensor")
+            if not is_set:
+                return self._shown(func(tensor), tensor)
+            if tensor.shape != args[1].shape or tensor.dtype != args[1].dtype:
+                raise UnsupportedStep("it gives a tensor `.data` of another shape or type")
+            return self._record("copy", Tensor.copy_, True, (tensor, args[1]), {})
+        if is_set:
+            raise UnsupportedStep(f"it sets `.{name}` of a tensor")
+        device = self.devices.get(self.root_of(tensor))
+        if device is not None and name in ("device", "is_cuda", "is_cpu", "is_meta"):
+            return {"device": device, "is_meta": False}.get(name, device.type == name.removeprefix("is_"))
+        if name in VIEWS:
+            return self._record(name, _reader(name), False, args, {})
+        return func(*args)
+
+    def _shown(self, shown: Tensor, tensor: Tensor) -> Tensor:
+        """Let `shown` be an alias of `tensor`."""
+        if shown is not tensor:
+            if id(tensor) in self.numbers:
+                self.numbers[id(shown)] = self.numbers[id(tensor)]
+            self._alias[id(shown)] = self.root_of(tensor)
+            if id(tensor) in self.views:
+                self.views[id(shown)] = self.views[id(tensor)]
+            self._kept.append(shown)
+        return shown
+
+    def _foreach(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Record a list operation as one call for each tensor."""
+        function, is_inplace = single_function(name)
+        single, _, _ = named(function)
+        count = len(next(a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))))
+
+        def item(argument: Any, i: int) -> Any:
+            if isinstance(argument, (list, tuple)):
+                return argument[i]
+            many = isinstance(argument, Tensor) and argument.ndim and id(argument) not in self.numbers
+            return self._record("getitem", Tensor.__getitem__, False, (argument, i), {}) if many else argument
+
+        results = []
+        for i in range(count):
+            these = [item(a, i) for a in args]
+            named_ones = {k: item(a, i) for k, a in kwargs.items()}
+            first = these[0]
+            if isinstance(first, Tensor) and id(first) in self.numbers:
+                results.append(self._on_numbers(single, function, is_inplace, these, named_ones))
+            elif is_inplace:
+                results.append(self._record(single, function, True, these, named_ones))
+            else:
+                results.append(self._record(single, function, False, these, named_ones))
+        return None if is_inplace else results
+
+    def _factory(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Make a tensor from numbers: a number if it is 0-dim on the host, else a stand-in."""
+        plain = [_plain(a) for a in args], {k: _plain(v) for k, v in kwargs.items()}
+        found = func(*plain[0], **plain[1])
+        if not isinstance(found, Tensor):
+            return found
+        if found.ndim == 0 and found.device.type == "cpu" and name not in ("empty", "empty_strided"):
+            given = next((a for a in (*args, *kwargs.values()) if is_traced(a)), None)
+            expression = self.trace.of(_Rounded(found.dtype), (given.expression,), found.item()) if given is not None else None
+            self.enter_number(found, expression)
+            return found
+        if func is torch.from_numpy or type(func) is FunctionType or name in ("tensor", "as_tensor", "from_numpy"):
+            raise UnsupportedStep(f"it makes a tensor of numbers ({name})")
+        device = found.device
+        stand_in = torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device="meta")
+        kwargs = {k: v for k, v in kwargs.items() if k != "device"}
+        call = Call(name, func, False, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()})
+        call.options["device"] = device
+        return self._finish(call, stand_in, None, device)
+
+    def _makes_elements(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Return whether a call on 0-dim host tensors gives more than a number, such as `torch.stack` of several."""
+        return name in ("stack", "cat", "expand", "repeat", "new_zeros", "new_ones", "new_full", "new_empty")
+
+    def _on_numbers(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Compute with 0-dim tensors on the host."""
+        operands = [*args, *kwargs.values()]
+        if any(isinstance(a, Tensor) and id(a) not in self.numbers for a in operands):
+            if is_inplace:
+                raise HoldsElements(self.numbers[id(args[0])].source)
+            return self._record(name, func, False, args, kwargs)
+        if name in ("detach", "alias"):
+            return self._shown(func(*args, **kwargs), args[0])
+        found = [self._number(a) for a in operands]
+        expressions = [f for f in found if isinstance(f, Expression)]
+        named_ones = tuple(kwargs)
+        before = args[0].dtype if isinstance(args[0], Tensor) else None
+        result = func(*[_plain(a) for a in args], **{k: _plain(v) for k, v in kwargs.items()})
+        if not expressions:
+            if isinstance(result, Tensor) and not is_inplace:
+                self.enter_number(result, None)
+            return result
+        compute = _OnTensors(
+            func, tuple(a.dtype if isinstance(a, Tensor) else None for a in operands), len(args), named_ones
+        )
+        value = result.item() if isinstance(result, Tensor) and not result.ndim else result
+        expression = self.trace.of(compute, found, value)
+        if isinstance(result, Tensor):
+            if result.ndim:
+                raise UnsupportedStep(f"it makes a tensor of numbers ({name})")
+            if is_inplace:
+                assert before is not None
+                self.numbers[id(args[0])].expression = expression
+                return args[0]
+            self.enter_number(result, expression)
+            return result
+        if type(result) in (int, float):
+            return traced(self.trace, expression, result)
+        if type(result) is bool:
+            self.trace.guard(expression, result, is_truth=True)
+            return result
+        raise UnsupportedStep(f"it makes a {type(result).__name__} of a number ({name})")
+
+    def _number(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            held = self.numbers[id(argument)]
+            return held.expression if held.expression is not None else argument.item()
+        return argument.expression if is_traced(argument) else argument
+
+    def _argument(self, argument: Any) -> Any:
+        """Return an argument as a call holds it."""
+        if isinstance(argument, Tensor):
+            if id(argument) in self.numbers:
+                return self._number(argument)
+            return self._read(argument)
+        if is_traced(argument):
+            return argument.expression
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(map(self._argument, argument)) if type(argument) in (list, tuple) else argument
+        return argument
+
+    def _read(self, tensor: Tensor) -> Value:
+        value = self.value_of(tensor)
+        if value is None:
+            raise UnsupportedStep("it uses a tensor that is neither a parameter, nor a gradient, nor state")
+        if id(tensor) in self.views:
+            root, written = self.views[id(tensor)]
+            if self._written.get(root, 0) != written and value.group is not None:
+                group = value.group.root()
+                group.reason = group.reason or "it reads a view of a tensor that it has changed since"
+        return value
+
+    def _record(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Record a call on tensors with elements, and return its result."""
+        if is_inplace and isinstance(args[0], Tensor) and id(args[0]) in self.numbers:
+            raise HoldsElements(self.numbers[id(args[0])].source)
+        call = Call(
+            name, func, is_inplace, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()}
+        )
+        values = [a for a in _flat((*call.arguments, *call.options.values())) if isinstance(a, Value)]
+        given = next(a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor) and id(a) not in self.numbers)
+        result = self._run(name, func, is_inplace, args, kwargs)
+        if not is_inplace and any(result is a for a in args):  # a conversion to the type that it has
+            return result
+        group: ValueGroup | None = None
+        grouped = [v for v in values if v.group is not None]
+        if grouped and not self._is_for_all(name, args, kwargs, result):
+            group = grouped[0].group
+            for value in grouped[1:]:
+                group = group.join(value.group)  # type: ignore[union-attr, arg-type]
+        if is_inplace and group is None and self._is_of_parameter(args[0]):
+            raise UnsupportedStep("a number that several parameters share is changed by one of them")
+        if name in VIEWS and isinstance(args[0], Tensor):
+            for shown in _flat(result if isinstance(result, (list, tuple)) else [result]):
+                root = self.views.get(id(args[0]), (self.root_of(args[0]), 0))[0]
+                self.views[id(shown)] = root, self._written.get(root, 0)
+        return self._finish(call, result, group, self.devices.get(self.root_of(given), given.device))
+
+    def _is_of_parameter(self, tensor: Any) -> bool:
+        value = self.value_of(tensor)
+        return value is not None and value.group is not None
+
+    def _is_for_all(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> bool:
+        """Return whether the call reduces tensors from before the step to one number, so that it can run before all updates."""
+        tensors = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+        return (
+            isinstance(result, Tensor)
+            and result.ndim == 0
+            and name in REDUCTIONS
+            and all(self._initial.get(self.root_of(t)) is self.value_of(t) and id(t) not in self.views for t in tensors)
+        )
+
+    def _run(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Return the call's result on the meta device; for operations known to be elementwise, from memory."""
+        if not is_inplace and name not in TENSOR_FORMS:
+            return self._compute(func, args, kwargs)
+        key = (func, *map(_kind, args), *((k, _kind(v)) for k, v in kwargs.items()))
+        known = self._results.get(key)
+        if known is None:
+            result = self._compute(func, args, kwargs)
+            if isinstance(result, Tensor) and (is_inplace or result._base is None):
+                self._results[key] = (result.shape, result.stride(), result.dtype)
+            return args[0] if is_inplace else result
+        return args[0] if is_inplace else torch.empty_strided(known[0], known[1], dtype=known[2], device="meta")
+
+    def _compute(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            return func(*[self._as_meta(a) for a in args], **{k: self._as_meta(v) for k, v in kwargs.items()})
+        except NotImplementedError as reason:
+            raise UnsupportedStep(f"it needs values of tensors ({reason})") from reason
+
+    def _as_meta(self, argument: Any) -> Any:
+        if isinstance(argument, (list, tuple)) and type(argument) in (list, tuple):
+            return type(argument)(map(self._as_meta, argument))
+        if isinstance(argument, torch.device):
+            return torch.device("meta")
+        return _plain(argument)
+
+    def _finish(self, call: Call, result: Any, group: ValueGroup | None, device: torch.device) -> Any:
+        self.calls.append(call)
+        if call.is_inplace:
+            target = call.arguments[0]
+            value = Value(target.shape, target.dtype, None, call, group)
+            tensor = result
+            root = self.root_of(tensor)
+            if id(tensor) in self.views:
+                root = self.views[id(tensor)][0]
+                if group is not None:
+                    group.root().reason = group.root().reason or f"it writes through a view ({call.name})"
+            self._written[root] = self._written.get(root, 0) + 1
+            if id(tensor) in self.views:
+                self.views[id(tensor)] = root, self._written[root]
+            self.current[self.root_of(tensor)] = value
+            if root != self.root_of(tensor) and root in self.current:
+                self.current[root] = Value(self.current[root].shape, self.current[root].dtype, None, call, group)
+            call.results = (value,)
+            return result
+        call.is_sequence = isinstance(result, (list, tuple))
+        found = list(result) if call.is_sequence else [result]
+        if not all(isinstance(r, Tensor) for r in found):
+            raise UnsupportedStep(f"it uses {call.name}, which gives more than tensors")
+        values = []
+        for tensor in found:
+            value = Value(tensor.shape, tensor.dtype, None, call, group)
+            self.current[id(tensor)] = self.made[id(tensor)] = value
+            self.devices[id(tensor)] = device
+            self._kept.append(tensor)
+            values.append(value)
+        call.results = tuple(values)
+        return result
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """The value of `torch.tensor(x, dtype=dtype)`."""
+
+    dtype: torch.dtype
+
+    def __call__(self, value: Any) -> Any:
+        return torch.tensor(value, dtype=self.dtype).item()
+
+
+@dataclass(frozen=True)
+class _OnTensors:
+    """A function of torch, given numbers for its 0-dim tensors.
+
+    function: the function.
+    dtypes: the type of each tensor argument; None for a number.
+    positional: how many arguments are positional.
+    names: the names of the others.
+    """
+
+    function: Callable[..., Any]
+    dtypes: tuple[torch.dtype | None, ...]
+    positional: int
+    names: tuple[str, ...]
+
+    def __call__(self, *values: Any) -> Any:
+        operands = [v if d is None else torch.tensor(v, dtype=d) for v, d in zip(values, self.dtypes, strict=True)]
+        named_ones = dict(zip(self.names, operands[self.positional :], strict=True))
+        result = self.function(*operands[: self.positional], **named_ones)
+        return result.item() if isinstance(result, Tensor) else result
+
+
+@functools.cache
+def _reader(name: str) -> Callable[[Any], Any]:
+    """Return a function that reads a property."""
+
+    def read(tensor: Any) -> Any:
+        return getattr(tensor, name)
+
+    read.__name__ = f"read_{name}"
+    return read
+
+
+def _plain(argument: Any) -> Any:
+    if type(argument) in (list, tuple):
+        return type(argument)(map(_plain, argument))
+    return plain_value(argument)
+
+
+def _flat(arguments: Any) -> list[Any]:
+    found: list[Any] = []
+    for a in arguments:
+        found += _flat(a) if type(a) in (list, tuple) else [a]
+    return found
+
+
+def _kind(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype, argument.device.type
+    if type(argument) in (int, float) or is_traced(argument):
+        return type(plain_value(argument))
+    if type(argument) in (list, tuple):
+        return tuple(map(_kind, argument))
+    try:
+        hash(argument)
+    except TypeError:
+        return id(argument)
+    return argument
+

@@ -1,0 +1,245 @@
+"""Traced numbers: Python numbers that remember how they were computed.
+
+A traced float is a float, with the same arithmetic, so that a step that computes with it gets the numbers that it would
+have got. It notes a guard wherever the step looks at its value: a comparison, a truth, a conversion.
+
+A traced int is a subclass of float too. `0.9 ** n` with a subclass of int never asks n, since float's own operator
+takes ints; it asks a subclass of float.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from baoc_compile.passes.capture.expressions import Expression, NumberTrace
+
+
+class TracedNumber(float):
+    """A number with an expression.
+
+    expression: how it is computed.
+    trace: the recording's numbers.
+    """
+
+    expression: Expression
+    trace: NumberTrace
+
+    @property
+    def plain(self) -> Any:
+        """The number itself, and a guard for its value: how the step uses it can't be followed."""
+        value = plain_value(self)
+        self.trace.guard(self.expression, value, is_truth=False)
+        return value
+
+    def __bool__(self) -> bool:
+        truth = bool(plain_value(self))
+        self.trace.guard(self.expression, truth, is_truth=True)
+        return truth
+
+    def __int__(self) -> int:
+        return int(self.plain)
+
+    def __float__(self) -> float:
+        return float(self.plain)
+
+    def __hash__(self) -> int:
+        return hash(self.plain)
+
+    def __str__(self) -> str:
+        return str(self.plain)
+
+    def __format__(self, specification: str) -> str:
+        return format(self.plain, specification)
+
+    def __round__(self, *digits: Any) -> Any:
+        return round(self.plain, *digits)
+
+    def __trunc__(self) -> int:
+        return math.trunc(self.plain)
+
+    def __floor__(self) -> int:
+        return math.floor(self.plain)
+
+    def __ceil__(self) -> int:
+        return math.ceil(self.plain)
+
+    def is_integer(self) -> bool:
+        return float(self.plain).is_integer()
+
+    def as_integer_ratio(self) -> tuple[int, int]:
+        return self.plain.as_integer_ratio()
+
+    def hex(self) -> str:
+        return float(self.plain).hex()
+
+    def conjugate(self) -> Any:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self.plain), (self.plain,)
+
+    def __copy__(self) -> TracedNumber:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> TracedNumber:
+        return self
+
+    __repr__ = __str__
+
+
+class TracedFloat(TracedNumber):
+    """A traced float."""
+
+
+class TracedInt(TracedNumber):
+    """A traced int. Its own value is the float nearest to it; `exact` is the int."""
+
+    exact: int
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # isinstance(number, int) is true
+        return int
+
+    def __index__(self) -> int:
+        return self.plain
+
+    def bit_length(self) -> int:
+        return self.plain.bit_length()
+
+    @property
+    def numerator(self) -> Any:
+        return self
+
+    def __lshift__(self, other: Any) -> int:
+        return self.plain << other
+
+    def __rshift__(self, other: Any) -> int:
+        return self.plain >> other
+
+    def __and__(self, other: Any) -> int:
+        return self.plain & other
+
+    def __or__(self, other: Any) -> int:
+        return self.plain | other
+
+    def __xor__(self, other: Any) -> int:
+        return self.plain ^ other
+
+
+def is_traced(value: Any) -> bool:
+    """Return whether the value is a traced number. (`isinstance` would ask a traced int for its class.)"""
+    return type(value) is TracedFloat or type(value) is TracedInt
+
+
+def plain_value(value: Any) -> Any:
+    """Return a number without its trace, and without a guard; any other value unchanged."""
+    if type(value) is TracedInt:
+        return value.exact
+    return float.__float__(value) if type(value) is TracedFloat else value
+
+
+def traced(trace: NumberTrace, expression: Expression, value: Any) -> Any:
+    """Return `value`, an int or a float, as a traced number."""
+    if type(value) is int:
+        try:
+            number: TracedNumber = TracedInt(value)
+        except OverflowError:  # no float is near: the number can't be traced
+            trace.guard(expression, value, is_truth=False)
+            return value
+        number.exact = value  # type: ignore[attr-defined]
+    else:
+        number = TracedFloat(value)
+    number.expression, number.trace = expression, trace
+    return number
+
+
+def computed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `function(*arguments)`, traced if it is an int or a float. At least one argument is a traced number."""
+    value = function(*map(plain_value, arguments))
+    trace = next(a.trace for a in arguments if is_traced(a))
+    expression = trace.of(function, [a.expression if is_traced(a) else a for a in arguments], value)
+    if type(value) in (int, float):
+        return traced(trace, expression, value)
+    if type(value) is bool:
+        trace.guard(expression, value, is_truth=True)
+        return value
+    trace.guard(expression, value, is_truth=False)
+    return value
+
+
+def _binary(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def forward(self: TracedNumber, other: Any) -> Any:
+        return computed(function, self, other) if _is_number(other) else NotImplemented
+
+    def reverse(self: TracedNumber, other: Any) -> Any:
+        return computed(function, other, self) if _is_number(other) else NotImplemented
+
+    return forward, reverse
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float, bool, TracedInt, TracedFloat)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    _forward, _reverse = _binary(getattr(operator, _name))
+    setattr(TracedNumber, f"__{_name}__", _forward)
+    setattr(TracedNumber, f"__r{_name}__", _reverse)
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(TracedNumber, f"__{_name}__", _binary(getattr(operator, _name))[0])
+_forward, _reverse = _binary(divmod)
+TracedNumber.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[assignment]
+TracedNumber.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[assignment]
+for _name in ("neg", "abs"):
+    setattr(TracedNumber, f"__{_name}__", lambda self, _function=getattr(operator, _name): computed(_function, self))
+TracedNumber.__pos__ = lambda self: self  # type: ignore[assignment]
+
+_MATH = {name: function for name, function in vars(math).items() if callable(function) and not name.startswith("_")}
+
+
+@contextmanager
+def traced_functions(real_id: Callable[[Any], int]) -> Iterator[None]:
+    """Within this context, functions of `math` trace, and `id` gives a stand-in's real identity.
+
+    Other threads see the functions as they are.
+
+    real_id: gives the id of the object that a stand-in stands for.
+    """
+    thread, plain_id = threading.get_ident(), builtins.id
+
+    def traces(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            if not named and any(map(is_traced, arguments)) and all(map(_is_number, arguments)):
+                return computed(function, *arguments)
+            return function(*arguments, **named)
+
+        return wrapped
+
+    def identity(value: Any) -> int:
+        # a tensor's hash is its id, and dictionaries of stand-ins are looked up by it
+        is_other = threading.get_ident() != thread or not isinstance(value, Tensor)
+        return plain_id(value) if is_other or _is_hashing() else real_id(value)
+
+    try:
+        for name, function in _MATH.items():
+            setattr(math, name, traces(function))
+        builtins.id = identity
+        yield
+    finally:
+        builtins.id = plain_id
+        for name, function in _MATH.items():
+            setattr(math, name, function)
+
+
+def _is_hashing() -> bool:
+    import sys
+
+    return sys._getframe(2).f_code is Tensor.__hash__.__code__
