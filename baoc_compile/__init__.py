@@ -25,7 +25,7 @@ from baoc_compile.core.profile import Profile
 from baoc_compile.inspection import Inspection, inspect
 from baoc_compile.offline import profile, solve
 from baoc_compile.passes.risk.find_sharing import find_sharing
-from baoc_compile.prepare import prepare
+from baoc_compile.prepare import prepare, restore
 from baoc_compile.report import Report, report
 from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
 from baoc_compile.state.entries import state_bytes
@@ -60,6 +60,7 @@ __all__ = [
     "prepare",
     "profile",
     "report",
+    "restore",
     "solve",
     "state_bytes",
 ]

@@ -15,7 +15,8 @@ from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import CODECS, codec_named, full_precision
 from baoc_compile.passes.programs.bytes_moved import bytes_moved
-from baoc_compile.passes.rules.discover_state import discover_state
+from baoc_compile.passes.rules.read_step import read_step
+from baoc_compile.runtime.lead_steps import own_function
 
 #: Examples of codecs whose name contains a size.
 SIZED_EXAMPLES = ("head:32", "head:64", "head:128", "column_head:64", "run:64", "run:256")
@@ -91,7 +92,7 @@ def configurations(optimizer: Any, parameter: torch.Tensor | None = None) -> Con
     optimizer: any optimizer; it need not be prepared.
     parameter: one of its parameters; by default the largest.
 
-    Raises OptionError if the optimizer does not hold the parameter, UnsupportedStep if its update is not elementwise.
+    Raises OptionError if the optimizer does not hold the parameter, UnsupportedStep if its update is not elementwise or can't be read.
     """
     table = ParameterTable.of(optimizer)
     if parameter is None:
@@ -99,21 +100,23 @@ def configurations(optimizer: Any, parameter: torch.Tensor | None = None) -> Con
     index = next((i for i, p in enumerate(table.parameters) if p is parameter), None)
     if index is None:
         raise OptionError(f"parameter: the optimizer does not hold this tensor of shape {tuple(parameter.shape)}")
-    schema = discover_state(table)[index]
-    if schema.rule is None:
-        raise UnsupportedStep(f"the update of {table.names[index]} is no elementwise rule: {schema.reason}")
-    slots = (*schema.rule.slots, *weight_slots(parameter, schema.rule.slots))
+    warm = read_step(table, own_function(optimizer), frozenset([index])).warm
+    rule = warm.rules.get(index)
+    if rule is None:
+        why = warm.reasons.get(index, "the step does not change it")
+        raise UnsupportedStep(f"the update of {table.names[index]} is no elementwise rule: {why}")
+    slots = (*rule.slots, *weight_slots(parameter, rule.slots))
     choices = tuple(_choice(slot, codec, parameter) for slot in slots for codec in _listed(slot, parameter))
     allowed = [[c.codec for c in choices if c.slot == slot.key and not c.reason] for slot in slots]
     rows = []
     for codecs in itertools.product(*allowed):
         configuration = Configuration({slot.key: codec for slot, codec in zip(slots, codecs, strict=True)})
         stored = configuration.storage_bytes(parameter.shape)
-        moved = bytes_moved(schema.rule, configuration.codecs, parameter)
+        moved = bytes_moved(rule, configuration.codecs, parameter)
         numel = max(parameter.numel(), 1)
         rows.append(ConfigurationRow(configuration, stored / numel, moved / numel))
     rows.sort(key=lambda row: -row.bytes_per_parameter)
-    return ConfigurationTable(schema.rule, table.names[index], parameter.shape, choices, tuple(rows))
+    return ConfigurationTable(rule, table.names[index], parameter.shape, choices, tuple(rows))
 
 
 def _listed(slot: Slot, parameter: torch.Tensor) -> list[Codec]:

@@ -14,7 +14,9 @@ from baoc_compile.core.errors import StateError
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.torch_private import uncompiled_function
 from baoc_compile.kernels.launch.fused_update import Launch
-from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.passes.capture.piece_graph import graph_of_recording
+from baoc_compile.passes.rewrite.rewritten_graph import rewritten_graph
+from baoc_compile.runtime.own_step import OwnStep
 from baoc_compile.runtime.session import Session, known_session
 from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
@@ -23,7 +25,7 @@ from baoc_compile.step_text import step_text
 
 @dataclass(frozen=True)
 class ProgramView:
-    """One program of the step compiled last.
+    """One program of the step that ran last.
 
     title: its rule and storage, as one line.
     source: its source text.
@@ -41,9 +43,9 @@ class ProgramView:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The step compiled last. `print` it for the rewritten step and its rules.
+    """The step that ran last. `print` it for the rewritten step and its rules.
 
-    graphs: stage -> GraphModule: "captured" (as torch traced it), "flat" (one call per tensor), "rewritten" (what
+    graphs: stage -> GraphModule: "recorded" (what the user's step computes, one call per tensor), "rewritten" (what
         runs).
     rules: the update rules.
     plan: how every slot is stored.
@@ -70,21 +72,26 @@ class Inspection:
 
 
 def inspect(optimizer_or_step: Any) -> Inspection:
-    """Return the inspection of an optimizer, of its compiled `step`, or of a compiled function that calls it.
+    """Return the inspection of an optimizer, of its `step`, or of a compiled function that calls it.
 
-    Raises StateError if baoc has not compiled a step of it yet.
+    Raises StateError if baoc has not run a step of it yet.
     """
     session = next(iter(_sessions_behind(optimizer_or_step)), None)
-    if session is None or not session.steps:
+    own: OwnStep | None = session.own if session is not None else None
+    if session is None or own is None or own.bound is None:
+        why = f": it runs as written, since {own.refused}" if own is not None and own.refused else ""
         raise StateError(
-            'inspect: no step of this optimizer has been compiled with backend="baoc" yet; call the compiled step once'
+            'inspect: baoc has run no step of this optimizer yet; prepare it, or compile its step with backend="baoc", '
+            f"and call the step once{why}"
         )
-    compiled: CompiledStep = next((s for s in reversed(session.steps) if s.rewritten is not None), session.steps[-1])
-    rewritten = compiled.rewritten or compiled.bind()
-    graphs = OrderedDict(captured=compiled.captured, flat=compiled.flat, rewritten=rewritten.gm)
-    rules = tuple(dict.fromkeys(launch.graph.rule for launch in rewritten.launches))
-    programs = tuple(_view(launch) for launch in rewritten.launches)
-    fallbacks = {t.__name__.removeprefix("fallback_"): t.reason for t in rewritten.fallbacks}
+    bound, table = own.bound, session.table()
+    graphs = OrderedDict(
+        recorded=graph_of_recording(bound.reading.recording, table), rewritten=rewritten_graph(bound.bound, table)
+    )
+    launches = [launch.launch for launch in bound.bound.launches]
+    rules = tuple(dict.fromkeys(launch.graph.rule for launch in launches))
+    programs = tuple(map(_view, launches))
+    fallbacks = {table.short_name(i): reason for i, reason in bound.reading.reasons.items()}
     return Inspection(graphs, rules, session.plan(), programs, fallbacks, state_bytes(session.optimizer()))
 
 

@@ -27,22 +27,22 @@ def profile(
 ) -> Profile:
     """Train `sample_steps` + 1 steps and return the profile that they give.
 
-    optimizer: an optimizer whose compiled step has run at least once. Full precision (`plan="fp32"`) shows most.
-    train_step: trains one step, and calls the compiled step once.
+    optimizer: a prepared optimizer whose step has run at least once. Full precision (`plan="fp32"`) shows most.
+    train_step: trains one step, and calls the optimizer's step once.
     sample_steps, sample_bytes, blocks, risk: as in `PlannerOptions`.
     measure_time: whether to time every candidate on this device; by default time is estimated from bytes moved.
 
     Training goes on as it would have without profiling, and the plan in force stays.
 
-    Raises OptionError, and StateError if `train_step` does not call a compiled step of this optimizer.
+    Raises OptionError, and StateError if `train_step` does not call the step of this optimizer.
     """
     options = {"sample_steps": sample_steps, "sample_bytes": sample_bytes, "blocks": blocks, "risk": risk}
     planning = PlannerOptions.parse(
         {**options, "warmup_steps": sample_steps + 1 if isinstance(sample_steps, int) else 0}
     )
     session = known_session(optimizer)
-    if session is None or not session.steps:
-        raise StateError('profile: call the optimizer\'s step compiled with backend="baoc" once before, then profile')
+    if session is None or session.own is None or session.own.bound is None:
+        raise StateError("profile: call the step of the prepared optimizer once before, then profile")
     if not callable(train_step):
         raise OptionError(f"train_step: expected a function that trains one step, got {train_step!r}")
     usual, watching = session.configurator, Configurator(session, planning, decides=False, measures_time=measure_time)
@@ -54,8 +54,8 @@ def profile(
         session.configurator = usual
     if watching.profile is None:
         raise StateError(
-            f"profile: {watching.steps} compiled steps were seen in {sample_steps + 1} calls of train_step; it has to call "
-            "the optimizer's compiled step once in each"
+            f"profile: {watching.steps} steps were seen in {sample_steps + 1} calls of train_step; it has to call the "
+            "optimizer's step once in each"
         )
     return watching.profile
 

@@ -146,9 +146,9 @@ def report(optimizer: Any) -> Report:
         )
     solution = configurator.solution
     if solution is None:
-        if not session.steps:
+        if session.own is None or not session.own.rules:
             raise StateError("report: call the compiled step once")
-        profile = configurator.profile_now(session.steps[-1].rules)
+        profile = configurator.profile_now(session.own.rules)
         try:
             solution = solve_profile(profile, session.request.budget, configurator.planner.time_budget)
         except BudgetError as error:

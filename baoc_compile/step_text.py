@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from baoc_compile.kernels.launch.fused_update import Launch
-from baoc_compile.passes.rewrite.run_fallback import Fallback
+from baoc_compile.passes.rewrite.replay import Replay
 
 
 def step_text(gm: fx.GraphModule) -> str:
@@ -19,7 +19,7 @@ def step_text(gm: fx.GraphModule) -> str:
         work = node.meta.get("baoc")
         if isinstance(work, Launch):
             lines += [f"    {line}" for line in _launch_lines(work)]
-        elif isinstance(work, Fallback):
+        elif isinstance(work, Replay):
             lines += [f"    {work.__name__}(...)  # not elementwise: {work.reason}"]
         else:
             lines.append(f"    {node.format_node()}")

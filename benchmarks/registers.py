@@ -28,7 +28,8 @@ from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.build.cache import cache_folder
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
 from baoc_compile.passes.programs.compose_program import compose_step
-from baoc_compile.passes.rules.discover_state import discover_state
+from baoc_compile.passes.rules.read_step import read_step
+from baoc_compile.runtime.lead_steps import own_function
 
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
 BEGIN, END = "<!-- Written by benchmarks/registers.py from here -->", "<!-- to here. -->"
@@ -80,17 +81,16 @@ class Row:
 def graphs(make: Optimizer, forms: dict[str, str], dtype: torch.dtype) -> list[ProgramGraph]:
     """The programs of one step."""
     optimizer = make([torch.nn.Parameter(torch.zeros(3, 4))])
-    (schema,) = discover_state(ParameterTable.of(optimizer))
-    assert schema.rule is not None and schema.first is not None
+    warm = read_step(ParameterTable.of(optimizer), own_function(optimizer), frozenset([0])).warm
+    rule = warm.rules[0]
     configuration = {}
-    for slot in schema.rule.slots:
+    for slot in rule.slots:
         form = forms.get(slot.key, forms["*"])
         configuration[slot.key], reason = codec_for(form, slot, torch.Size((1024, 1024)), dtype)
         assert not reason, reason
     if WEIGHT_KEY in forms:
         configuration[WEIGHT_KEY] = codec_named(forms[WEIGHT_KEY])
-    counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
-    return compose_step(schema.rule, configuration, Signature("cuda", dtype, dtype, counters))
+    return compose_step(rule, configuration, Signature("cuda", dtype, dtype))
 
 
 def measure(target: str) -> list[Row]:

@@ -13,6 +13,10 @@ from torch import Tensor, optim
 
 import baoc_compile
 from baoc_compile import StateTensor
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.rules.read_step import Reading, read_step
+from baoc_compile.runtime.lead_steps import own_function
 
 
 class Lion(optim.Optimizer):
@@ -206,6 +210,18 @@ def compiled_step(optimizer: Any, plan: str, *, prepared: bool) -> Callable[[], 
     if prepared:
         baoc_compile.prepare(optimizer, plan=plan)
     return torch.compile(optimizer.step, backend="baoc", options={"plan": plan})
+
+
+def reading_of(optimizer: Any, *indices: int) -> Reading:
+    """How the optimizer steps the parameters with these indices, by default the first, once their state exists."""
+    return read_step(ParameterTable.of(optimizer), own_function(optimizer), frozenset(indices or (0,))).warm
+
+
+def rule_of(optimizer: Any) -> UpdateRule:
+    """The update rule of the first parameter."""
+    reading = reading_of(optimizer)
+    assert 0 in reading.rules, reading.reasons
+    return reading.rules[0]
 
 
 def decoded(value: Any) -> Any:

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
+import optimizers
 import torch
 from hypothesis import strategies as st
 from optimizers import CASES
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
 from baoc_compile.kernels.codecs.codebook import Codebook
 from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.passes.programs import compose_program as composing
-from baoc_compile.passes.rules.discover_state import StateSchema, discover_state
 from baoc_compile.state.state_tensor import StateTensor
 
 
@@ -130,16 +130,15 @@ def optimizer_of(name: str) -> Any:
 
 
 @cache
-def schema_of(which: Which) -> StateSchema:
-    optimizer = optimizer_of(which.optimizer)
-    return discover_state(ParameterTable.of(optimizer))[0]
+def rule_of(which: Which) -> UpdateRule:
+    return optimizers.rule_of(optimizer_of(which.optimizer))
 
 
 @cache
 def configuration_of(which: Which) -> dict[str, Codec]:
     forms = dict(pair.split("=") for pair in which.form.split()) if "=" in which.form else {"*": which.form}
     found = {}
-    for slot in schema_of(which).rule.slots:
+    for slot in rule_of(which).slots:
         form = forms.get(slot.key, forms.get("*"))
         found[slot.key], reason = codec_for(form, slot, torch.Size((2, 12)), which.dtype)
         assert reason == slot.why_exact
@@ -151,10 +150,8 @@ def configuration_of(which: Which) -> dict[str, Codec]:
 @cache
 def graphs_of(which: Which) -> list[ProgramGraph]:
     """The programs of one step, in order."""
-    schema = schema_of(which)
-    counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
-    signature = Signature("cpu", which.dtype, which.grad_dtype, counters, which.has_update_scale)
-    return composing.compose_step(schema.rule, configuration_of(which), signature)
+    signature = Signature("cpu", which.dtype, which.grad_dtype, (), which.has_update_scale)
+    return composing.compose_step(rule_of(which), configuration_of(which), signature)
 
 
 @cache
@@ -198,7 +195,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
 
     Shapes that a codec does not fit are left out.
     """
-    rule, configuration, batch = schema_of(which).rule, configuration_of(which), []
+    rule, configuration, batch = rule_of(which), configuration_of(which), []
     for shape, layout, grad_layout, magnitude, seed in rows:
         if any(configuration[slot.key].why_not(slot, torch.Size(shape)) for slot in rule.slots):
             continue

@@ -10,8 +10,9 @@ import torch
 
 from baoc_compile.core import torch_private
 from baoc_compile.core.errors import CompilerMissing
-from baoc_compile.kernels.launch import addresses
-from baoc_compile.kernels.launch.addresses import Seen, Watched, Written
+from baoc_compile.kernels.launch import addresses, survey
+from baoc_compile.kernels.launch.addresses import Seen, Watched
+from baoc_compile.kernels.launch.survey import Written
 
 
 @pytest.fixture(params=["compiled", "no function in torch", "no symbol in torch", "no compiler"])
@@ -23,7 +24,9 @@ def way(request, monkeypatch):
         monkeypatch.setattr(torch_private, "BUMP_VERSION", "no_such_function")
     if request.param == "no compiler":
         monkeypatch.setattr(addresses, "build", _missing)
+        monkeypatch.setattr(survey, "build", _missing)
     monkeypatch.setattr(addresses, "_OUTCOME", [])
+    monkeypatch.setattr(survey, "_OUTCOME", [])
     assert (addresses.compiled() is not None) == (request.param == "compiled")
     return request.param
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from optimizers import CASES
+from optimizers import CASES, rule_of
 from torch import Tensor, fx
 
 from baoc_compile.core.rule import RuleOutput, UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.rules.discover_state import discover_state
 from baoc_compile.passes.rules.find_recurrence import NoRecurrence, Recurrence, find_recurrence
 
 REFUSED = {
@@ -43,12 +42,6 @@ class Made(torch.optim.Optimizer):
         p.sub_(group["update"](state["s"], new, p.grad))
         if new is not state["s"]:
             state["s"] = new
-
-
-def rule_of(optimizer) -> UpdateRule:
-    rule = discover_state(ParameterTable.of(optimizer))[0].rule
-    assert rule is not None
-    return rule
 
 
 def recurrence_of(rule: UpdateRule, key: str) -> Recurrence:

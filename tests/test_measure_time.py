@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from program_cases import BF16, FP32, Which, schema_of
+from program_cases import BF16, FP32, Which, rule_of
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.program_graph import Signature
@@ -24,8 +24,8 @@ from baoc_compile.passes.programs.measure_time import (
 )
 from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes
 
-ADAMW = schema_of(Which("Adam", "fp32", FP32, FP32)).rule
-SIGNATURE = Signature("cpu", FP32, FP32, tuple((i.name, FP32) for i in ADAMW.inputs_of("counter")))
+ADAMW = rule_of(Which("Adam", "fp32", FP32, FP32))
+SIGNATURE = Signature("cpu", FP32, FP32)
 
 
 def codecs(exp_avg="fp32", exp_avg_sq="fp32", **more):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from optimizers import decoded
+from optimizers import decoded, reading_of, rule_of
 
 import baoc_compile
+from baoc_compile.passes.capture.expressions import Expression
 from baoc_compile import StateTensor
-from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.rules.discover_state import Filled, discover_state
 
 NONNEGATIVE = {
     "AdamW": {"exp_avg_sq"},
@@ -47,26 +46,32 @@ def test_signs_are_proven_from_the_traced_step(name, foreach):
 
 
 @pytest.mark.parametrize("name", NONNEGATIVE)
-def test_discovery_finds_the_same_slots_and_first_values(name):
+def test_a_reading_finds_the_same_slots_and_first_values(name):
     ours = optimizer(name)
-    (schema,) = discover_state(ParameterTable.of(ours))
+    reading = reading_of(ours)
     stock = optimizer(name, [torch.nn.Parameter(torch.randn(6, 5))])
     (p,) = stock.param_groups[0]["params"]
+    before = set(stock.state[p])
     p.grad = torch.zeros(6, 5)
     stock.step()
-    assert schema.first is not None and set(schema.first) == set(stock.state[p])
-    assert {s.key for s in schema.rule.slots if s.nonnegative} == NONNEGATIVE[name]
-    filled = {key: entry.value for key, entry in schema.first.items() if isinstance(entry, Filled)}
+    beginnings = reading.beginnings.get(0, {})
+    assert set(beginnings) | before == set(stock.state[p])
+    assert {s.key for s in reading.rules[0].slots if s.nonnegative} == NONNEGATIVE[name]
+    filled = {key: b.value for key, b in beginnings.items() if b.kind == "filled"}
     expected_start = {"step_size": 1e-2}  # Rprop starts from its learning rate
-    assert all(value == pytest.approx(expected_start.get(key, 0.0)) for key, value in filled.items())
+    for key, value in filled.items():
+        number = value.value if isinstance(value, Expression) else value
+        assert number == pytest.approx(expected_start.get(key, 0.0))
 
 
-def test_what_cannot_be_filled_in_is_left_to_the_optimizer():
+def test_what_cannot_be_filled_in_is_made_by_the_first_step():
     dampened = torch.optim.SGD([torch.nn.Parameter(torch.randn(80, 64))], momentum=0.9, dampening=0.5)
-    (schema,) = discover_state(ParameterTable.of(dampened))
-    assert schema.first is None  # its first step copies the gradient, undampened
     baoc_compile.prepare(dampened, plan="8bit")
-    assert not dampened.state
+    assert not dampened.state  # its first step copies the gradient, undampened
+    (p,) = dampened.param_groups[0]["params"]
+    p.grad = torch.randn(80, 64)
+    dampened.step()
+    assert dampened.state[p]["momentum_buffer"].codec.name == "softsign8"
 
 
 class MadeBefore(torch.optim.Optimizer):
@@ -92,7 +97,7 @@ def test_state_that_the_constructor_makes_is_prepared(shape):
     ours, theirs = (MadeBefore([torch.nn.Parameter(torch.ones(shape))]) for _ in range(2))
     for _ in range(2):
         baoc_compile.prepare(ours, plan="8bit")
-        (slot,) = discover_state(ParameterTable.of(ours))[0].rule.slots
+        (slot,) = rule_of(ours).slots
         assert slot.key == "sum" and slot.nonnegative
     step = torch.compile(ours.step, backend="baoc", options={"plan": "8bit"})
     (p,), (q,) = (o.param_groups[0]["params"] for o in (ours, theirs))

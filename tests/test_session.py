@@ -17,9 +17,11 @@ from torch import fx, nn
 
 import baoc_compile
 from baoc_compile import OptionError, Plan, PlanError, StateTensor, state_bytes
-from baoc_compile.core.step_graph import ParameterTable, StepGraph
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.capture.recording import Recording
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
-from baoc_compile.runtime.compiled_step import CompiledStep
+from baoc_compile.runtime.bound_step import BoundStep
+from baoc_compile.runtime.own_step import OwnStep
 from baoc_compile.runtime.session import Session, known_session, session_of
 
 SHAPES = ((96, 64), (70, 64), (65, 64))
@@ -78,7 +80,7 @@ def test_an_optimizer_is_freed_when_its_user_drops_it(make, prepared):
     assert [name for name, reference in alive.items() if reference() is not None] == []
 
 
-OURS = (Session, CompiledStep, StepGraph, ParameterTable, Launch, BoundLaunch, StateTensor, fx.GraphModule)
+OURS = (Session, OwnStep, BoundStep, Recording, ParameterTable, Launch, BoundLaunch, StateTensor, fx.GraphModule)
 
 
 def test_many_optimizers_leave_nothing_behind():

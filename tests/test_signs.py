@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from optimizers import CASES
+from optimizers import CASES, rule_of
 from random_optimizers import DrawnOptimizer, recipes
 from torch import Tensor, fx
 
@@ -22,7 +22,6 @@ import baoc_compile
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules import prove_signs as signs
-from baoc_compile.passes.rules.discover_state import discover_state
 
 aten = torch.ops.aten
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 1e-30, 1e-45, -1e-38, 1e30, 3e38, -3e38, math.inf, -math.inf, math.nan]
@@ -94,12 +93,6 @@ def check_rule(rule: UpdateRule, seed: int) -> None:
         if rule_input is not None and rule_input.kind == "slot" and rule.slot(rule_input.key).nonnegative:
             value, free = found[node]
             assert ((value >= 0) | value.isnan() | free).all(), name
-
-
-def rule_of(optimizer: Any) -> UpdateRule:
-    (schema,) = discover_state(ParameterTable.of(optimizer))
-    assert schema.rule is not None, schema.reason
-    return schema.rule
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from optimizers import CASES, compiled_step, decoded, ulps
+from optimizers import CASES, compiled_step, decoded, rule_of, ulps
 from program_cases import assert_same_bits, bits
 
 from baoc_compile.core.errors import BaocWarning, CannotEmit
@@ -22,7 +22,6 @@ from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.kernels.triton.program import TritonProgram
 from baoc_compile.passes.programs import lower, make_programs
 from baoc_compile.passes.programs.compose_program import compose_step
-from baoc_compile.passes.rules.discover_state import discover_state
 
 pytestmark = [pytest.mark.interpreted, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
 SHAPES = [(), (7, 9), (1300,)]
@@ -143,9 +142,7 @@ class Elementwise(torch.optim.Optimizer):
 
 def program_graph(function, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ProgramGraph:
     optimizer = Elementwise([torch.nn.Parameter(torch.zeros(3, 4))], function)
-    (schema,) = discover_state(ParameterTable.of(optimizer))
-    assert schema.rule is not None, schema.reason
-    (graph,) = compose_step(schema.rule, {}, Signature(device, dtype, dtype))
+    (graph,) = compose_step(rule_of(optimizer), {}, Signature(device, dtype, dtype))
     return graph
 
 

@@ -9,7 +9,6 @@ published core ATen operators.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions as _core_aten_decompositions
-from torch._dynamo import convert_frame, eval_frame, source, symbolic_convert
+from torch._C._dynamo import eval_frame as _eval_frame
+from torch._dynamo import convert_frame, eval_frame, symbolic_convert
 from torch._dynamo import lookup_backend as _lookup_backend
 from torch._subclasses import fake_tensor
 from torch.fx.experimental import proxy_tensor
@@ -115,7 +115,7 @@ def uncompiled_function(function: Any) -> Any:
 def running_backends() -> Iterator[Any]:
     """Yield the backends of the compiled functions on the stack, innermost first, each followed by the backends it wraps.
 
-    Without it, a fused optimizer step inside a function compiled by baoc would go unnoticed.
+    By it, baoc knows the options of the compiled function that calls an optimizer's step.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -127,46 +127,15 @@ def running_backends() -> Iterator[Any]:
         frame = frame.f_back
 
 
-# The frame that Dynamo traces, as `passes/capture/read_roles.py` reads it
-
-InstructionTranslator = symbolic_convert.InstructionTranslator
-GradSource = source.GradSource
-cached_traces = eval_frame._debug_get_cache_entry_list
-forget_traces = eval_frame.reset_code
+def is_running_compiled() -> bool:
+    """Return whether a function compiled with any backend is on the stack, outside of what torch.compile leaves alone."""
+    return callable(_eval_frame.get_eval_frame_callback())
 
 
-def recompile_limit() -> int:
-    """Return how often Dynamo traces one function before it runs the function eagerly."""
-    return torch._dynamo.config.recompile_limit
-
-
-def source_of(node: fx.Node) -> Any:
-    """Return the source of a graph's input; None if Dynamo does not record one."""
-    return getattr(node, "_dynamo_source", None)
-
-
-def holders_of(variable: Any) -> tuple[Any, ...]:
-    """Return the objects one of which holds the entries of a dictionary that Dynamo traces, whatever its class."""
-    return variable, getattr(variable, "_base_vt", None), getattr(variable, "_dict_vt", None)
-
-
-# torch.optim
-
-
-def fused_steps() -> Iterator[tuple[Any, str]]:
-    """Yield (module, name) of every function that `fused=True` calls.
-
-    torch.compile never traces these functions, so their calls are watched.
-    """
-    for optimizer in ("adam", "sgd", "adagrad"):
-        module, name = importlib.import_module(f"torch.optim.{optimizer}"), f"_fused_{optimizer}"
-        if hasattr(module, name):
-            yield module, name
-
-
-def hooks_of(optimizer: Any) -> dict[str, Any]:
-    """Return attribute name -> hooks. A miniature of an optimizer must have none: they would run twice."""
-    return {name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")}
+def asks_for_one_graph() -> bool:
+    """Return whether the function that Dynamo traces was compiled with `fullgraph=True`."""
+    translator = symbolic_convert.InstructionTranslator.current_tx()
+    return bool(getattr(translator, "one_graph", False))
 
 
 # Tensors as C++ sees them
@@ -179,19 +148,31 @@ class TensorFunctions:
     Without them, Python does the same one tensor at a time: slower, but correct.
 
     data_ptr: `void*(PyObject*)`, from Inductor.
+    grad: `const at::Tensor&(const c10::TensorImpl*)`, a method.
     is_contiguous: `int(at::Tensor*, bool* result)`, from AOTInductor.
+    dtype, layout: `int(at::Tensor*, int32_t* result)`, from AOTInductor.
+    data: `int(at::Tensor*, void** result)`, from AOTInductor.
     bump_version: `void(at::Tensor*)`, which `torch.autograd.graph.increment_version` calls.
     offset: bytes from a Python tensor's address, its `id`, to the `at::Tensor` in it.
+    nothing: the address to which an undefined `at::Tensor` points.
     """
 
     data_ptr: int
+    grad: int
     is_contiguous: int
+    dtype: int
+    layout: int
+    data: int
     bump_version: int
     offset: int
+    nothing: int
 
 
 DATA_PTR = "_torchinductor_pyobject_tensor_data_ptr"
 IS_CONTIGUOUS = "aoti_torch_is_contiguous"
+DTYPE, LAYOUT, DATA = "aoti_torch_get_dtype", "aoti_torch_get_layout", "aoti_torch_get_data_ptr"
+#: The mangled name of c10::TensorImpl::grad() const.
+GRAD = "_ZNK3c1010TensorImpl4gradEv"
 #: The mangled name of torch::autograd::impl::bump_version(at::Tensor const&).
 BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
 
@@ -201,12 +182,32 @@ def tensor_functions() -> TensorFunctions:
     try:
         data_ptr = getattr(torch._C._dynamo.guards, DATA_PTR)
         exported = ctypes.CDLL(torch._C.__file__)
-        is_contiguous, bump_version = (
-            ctypes.cast(exported[name], ctypes.c_void_p).value or 0 for name in (IS_CONTIGUOUS, BUMP_VERSION)
-        )
-        return TensorFunctions(data_ptr, is_contiguous, bump_version, tensor_offset(torch.empty(0)))
+        names = GRAD, IS_CONTIGUOUS, DTYPE, LAYOUT, DATA, BUMP_VERSION
+        found = [ctypes.cast(exported[name], ctypes.c_void_p).value or 0 for name in names]
+        without = torch.empty(0)
+        grad = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found[0])
+        nothing = ctypes.c_void_p.from_address(grad(without._cdata)).value or 0
+        return TensorFunctions(data_ptr, *found, tensor_offset(without), nothing)
     except (AttributeError, OSError, ValueError) as reason:
         raise LookupError(str(reason)) from reason
+
+
+def code_of(dtype: torch.dtype) -> int:
+    """Return the number that torch's C functions give a type of tensors."""
+    function = ctypes.CDLL(torch._C.__file__)[DTYPE]
+    tensor, code = torch.empty(0, dtype=dtype), ctypes.c_int32()
+    holder = ctypes.c_void_p(tensor._cdata)
+    function(ctypes.byref(holder), ctypes.byref(code))
+    return code.value
+
+
+def code_of_strided() -> int:
+    """Return the number that torch's C functions give the layout of ordinary tensors."""
+    function = ctypes.CDLL(torch._C.__file__)[LAYOUT]
+    tensor, code = torch.empty(0), ctypes.c_int32()
+    holder = ctypes.c_void_p(tensor._cdata)
+    function(ctypes.byref(holder), ctypes.byref(code))
+    return code.value
 
 
 def tensor_offset(tensor: Tensor) -> int:

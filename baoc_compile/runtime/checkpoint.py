@@ -31,9 +31,8 @@ def keep_in_checkpoints(session: Session) -> None:
     """Make the optimizer's `state_dict` hold plan and configurator, and its `load_state_dict` restore them."""
     optimizer: Any = session.optimizer()
     reference = weakref.ref(session)
-    if session.is_in_checkpoints or not hasattr(optimizer, "register_state_dict_post_hook"):
+    if session.hooks or not hasattr(optimizer, "register_state_dict_post_hook"):
         return
-    session.is_in_checkpoints = True
 
     def save(_: Any, state: dict[str, Any]) -> None:
         known = reference()
@@ -46,8 +45,7 @@ def keep_in_checkpoints(session: Session) -> None:
         if known is not None and KEY in state:
             _restore(known, state[KEY])
 
-    optimizer.register_state_dict_post_hook(save)
-    optimizer.register_load_state_dict_pre_hook(load)
+    session.hooks = [optimizer.register_state_dict_post_hook(save), optimizer.register_load_state_dict_pre_hook(load)]
 
 
 def _restore(session: Session, saved: Mapping[str, Any]) -> None:

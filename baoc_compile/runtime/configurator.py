@@ -23,7 +23,6 @@ from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import Profile
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.passes.blocks.group_blocks import group_blocks
-from baoc_compile.passes.capture.read_roles import make_room_for_traces
 from baoc_compile.passes.migrate.migrate_state import migrate_state
 from baoc_compile.passes.plan.make_profile import Planned, make_profile
 from baoc_compile.passes.plan.solve_plan import Solution, solve_profile
@@ -31,7 +30,6 @@ from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_buffer_bytes
 from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock
-from baoc_compile.runtime.compiled_step import CompiledStep
 from baoc_compile.runtime.session import Session, known_session
 
 log = logging.getLogger("baoc")
@@ -79,28 +77,28 @@ class Configurator:
         """Whether the next step is sampled."""
         return self.due is not None and self.steps >= self.due - self.planner.sample_steps - 1
 
-    def step(self, compiled: CompiledStep, run: Callable[[], Any]) -> Any:
+    def step(self, own: Any, run: Callable[[], Any]) -> Any:
         """Run one step, `run`, with the sampling and planning that are due around it. Return its result."""
         if not self.is_sampling:
             self.steps += 1
             return run()
         with self._timed("sampling"):
             if self.sampler is None:
-                self.sampler = self._new_sampler(compiled.rules)
+                self.sampler = self._new_sampler(own.rules)
             sampler = self.sampler
             sampler.begin_step()
 
         def observe(*launch: Any) -> None:
             with self._timed("sampling"):
-                sampler.observe(*launch)
+                sampler.observe(*launch, own.bound.numbers_of)
 
-        with compiled.observed(observe):
+        with own.bound.observed(observe):
             result = run()
         with self._timed("sampling"):
             sampler.end_step()
         self.steps += 1
         if self.due is not None and self.steps >= self.due:
-            self._plan(compiled)
+            self._plan(own)
         return result
 
     @contextmanager
@@ -128,11 +126,11 @@ class Configurator:
             self._resumed = None
         return sampler
 
-    def _plan(self, compiled: CompiledStep) -> None:
+    def _plan(self, own: Any) -> None:
         with compile_lock():
-            self._plan_anew(compiled)
+            self._plan_anew(own)
 
-    def _plan_anew(self, compiled: CompiledStep) -> None:
+    def _plan_anew(self, own: Any) -> None:
         sampler, self.sampler = self.sampler, None
         assert sampler is not None
         self.due = self.planner.next_after(self.steps)
@@ -152,7 +150,7 @@ class Configurator:
             self._note(f"kept the plan: {reason}")
             return
         with self._timed("migrating"):
-            changed = self._migrate(compiled, solution)
+            changed = self._migrate(own, solution)
         before, after = solution.kept().allocation.risk, solution.allocation.risk
         self._note(
             f"{changed} slots migrated; {solution.allocation.size_bytes} of {solution.budget_bytes} bytes; risk {before:.3g} -> "
@@ -188,14 +186,12 @@ class Configurator:
             return f"a new one would lower the risk by {gained:.3g} nats per window, less than {wanted:.3g}"
         return ""
 
-    def _migrate(self, compiled: CompiledStep, solution: Solution) -> int:
+    def _migrate(self, own: Any, solution: Solution) -> int:
         """Adopt the plan: first the storage, then the state, tensor by tensor, those that shrink first."""
         storage = solution.stored(self.session.storage)
         self.session.store(storage)
-        compiled.release()
+        own.release()
         gc.collect()  # graphs hold tensors in reference cycles
-        if compiled.code is not None:
-            make_room_for_traces(compiled.code)
         return migrate_state(storage, self.session.table(), within_budget=True)
 
     def _note(self, text: str) -> None:

@@ -1,11 +1,12 @@
-"""Session: what baoc knows about one optimizer: the request, the storage of its state, its compiled steps.
+"""Session: what baoc knows about one optimizer: the request, the storage of its state, its step.
 
 A session is an attribute of its optimizer, refers to it weakly, and is freed with it. `copy.deepcopy` and `pickle` of
-an optimizer carry the session along, without compiled steps.
+an optimizer carry the session along, without what is bound to tensors.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import weakref
@@ -27,12 +28,15 @@ log = logging.getLogger("baoc")
 
 #: The attribute of an optimizer that holds its session.
 ATTRIBUTE = "_baoc_session"
+#: The attribute that holds its key, by which compiled functions refer to it.
+KEY = "_baoc_key"
+_KEYS = itertools.count(1)
 
 
 class StepPlanner(Protocol):
-    """What plans anew while compiled steps run; see `Configurator`."""
+    """What plans anew while steps run; see `Configurator`."""
 
-    def step(self, compiled: Any, run: Callable[[], Any]) -> Any: ...
+    def step(self, own: Any, run: Callable[[], Any]) -> Any: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -41,28 +45,30 @@ class StepPlanner(Protocol):
 
 @dataclass(eq=False)
 class Session:
-    """What outlives a trace.
+    """What baoc knows about one optimizer.
 
     optimizer: the optimizer, held weakly.
     model: the model, held weakly; None if `prepare` was given none.
     request: what the user asked for.
-    steps: the compiled steps, oldest first.
+    key: a number that no other session of the process has.
+    own: baoc's own step; None before the first one.
     configurator: plans anew while training runs; None if a plan was named.
     resumed: saved state, from a copy or a checkpoint, for a configurator that does not exist yet.
     known_roles: roles of a copy's parameters, from the original; used until a forward pass is seen.
     forward: the model's forward graph, recorded after `prepare(model=...)`.
-    is_in_checkpoints: whether the optimizer's `state_dict` holds the plan.
+    hooks: handles of the hooks by which the optimizer's `state_dict` holds the plan.
     """
 
     optimizer: weakref.ref[Any]
     model: weakref.ref[torch.nn.Module] | None = None
     request: Request = field(default_factory=Request)
-    steps: list[Any] = field(default_factory=list)
+    own: Any = None
+    key: int = field(default_factory=lambda: next(_KEYS))
     configurator: StepPlanner | None = None
     resumed: Mapping[str, Any] | None = None
     known_roles: Mapping[int, ParameterRole] = field(default_factory=dict)
     forward: ForwardGraph | None = None
-    is_in_checkpoints: bool = False
+    hooks: list[Any] = field(default_factory=list)
     _storage: Storage = field(default_factory=Storage)
     #: The parameters to which the indices of `_storage` refer; None means those that the optimizer has now.
     _parameters: list[weakref.ref[torch.Tensor]] | None = None
@@ -105,12 +111,18 @@ class Session:
         most, which = max(ranked, default=(0, 0))
         return roles_by_index(seen[which], parameters) if most else self.known_roles
 
+    def forget(self) -> None:
+        """Remove the hooks that keep the optimizer's checkpoints."""
+        for handle in self.hooks:
+            handle.remove()
+        self.hooks = []
+
     # copies
 
     def attach(self) -> None:
         """Make this the optimizer's session, and part of the optimizer's copies and pickles."""
         optimizer: Any = self.optimizer()
-        vars(optimizer)[ATTRIBUTE] = self
+        vars(optimizer)[ATTRIBUTE], vars(optimizer)[KEY] = self, self.key
         _SESSIONS.add(self)
         own = getattr(type(optimizer), "__getstate__", None)
         # object's `__getstate__` copies all attributes, the session among them; a class's own one may not
@@ -138,7 +150,7 @@ class _StateWithSession:
         state = type(optimizer).__getstate__(optimizer)
         if not isinstance(state, dict):
             return state
-        kept = {name: value for name, value in state.items() if name != "__getstate__"}
+        kept = {name: value for name, value in state.items() if name not in ("__getstate__", KEY)}
         return kept | {ATTRIBUTE: vars(optimizer)[ATTRIBUTE]}
 
 

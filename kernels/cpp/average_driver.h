@@ -12,7 +12,8 @@ struct Chunk {
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
                     double* derived, const int64_t* numel, const int64_t* first_tile, const int64_t* first_index,
                     const int64_t* sharing, int threads) {
-  for (int64_t t = 0; t < tensors; ++t) scalars(at + t * POINTERS, numbers + t * NUMBERS, derived + t * DERIVED);
+  for (int64_t t = 0; t < tensors; ++t)
+    if (numel[t] >= 0) scalars(at + t * POINTERS, numbers + t * NUMBERS, derived + t * DERIVED);
   std::vector<Chunk> chunks;
   std::vector<int64_t> first_chunk(tensors + 1);
   int64_t total = 0;

@@ -1,10 +1,11 @@
-// tensors: number of tensors. at, layouts: [tensors][POINTERS]. numbers: [tensors][NUMBERS].
+// tensors: number of tensors. numel: their elements; those with fewer than 0 are left alone. at, layouts: [tensors][POINTERS]. numbers: [tensors][NUMBERS].
 // derived: scratch, [tensors][DERIVED]. first_tile: [tensors + 1], prefix sums of the tensors' tiles.
 // first_index: global index of each first element. sharing: [tensors][SHARED][2], run and cycle of shared values.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
                     double* derived, const int64_t* numel, const int64_t* first_tile, const int64_t* first_index,
                     const int64_t* sharing, int threads) {
-  for (int64_t t = 0; t < tensors; ++t) scalars(at + t * POINTERS, numbers + t * NUMBERS, derived + t * DERIVED);
+  for (int64_t t = 0; t < tensors; ++t)
+    if (numel[t] >= 0) scalars(at + t * POINTERS, numbers + t * NUMBERS, derived + t * DERIVED);
   const int64_t tiles = first_tile[tensors];
   const int64_t share = (tiles + threads - 1) / threads;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)

@@ -30,19 +30,26 @@ class CppTable(LaunchTable):
         self.layouts = [np.array(layout_of(t), dtype=np.int64) for t in self.tensors]
         self.layout_at = np.array([a.ctypes.data if a.size else 0 for a in self.layouts], dtype=np.uint64)
         self.derived = np.empty((len(batch), max(1, len(emitter.derived))), dtype=np.float64)
-        self.tiles = np.concatenate([[0], np.cumsum(-(-self.numel // emitter.tile))]).astype(np.int64)
+        self.tile, self.elements = emitter.tile, self.numel.copy()
+        self.tiles = np.zeros(len(batch) + 1, dtype=np.int64)
         for first, numel in zip(self.first_index.tolist(), self.numel.tolist(), strict=True):
             if first % emitter.tile and (first + numel - 1) >> 32 != first >> 32:
                 raise ValueError(
                     f"a shard that spans a multiple of 2^32 elements has to start at a multiple of {emitter.tile}, "
                     f"not at {first}"
                 )
-        self.most_threads = int(self.numel.sum()) // ELEMENTS_PER_THREAD
+        self.restrict(None)
         if not self.numbers.size:
             self.numbers = np.zeros((len(batch), 1))
-        arrays = (self.at, self.layout_at, self.numbers, self.derived, self.numel, self.tiles)
+        arrays = (self.at, self.layout_at, self.numbers, self.derived, self.elements, self.tiles)
         pointers = (ctypes.c_void_p(a.ctypes.data) for a in (*arrays, self.first_index, self.sharing))
         self.arguments = (ctypes.c_int64(len(batch)), *pointers)
+
+    def restrict(self, present: np.ndarray | None) -> None:
+        self.elements[:] = self.numel if present is None else np.where(present, self.numel, -1)  # -1: left alone
+        here = np.maximum(self.elements, 0)
+        self.tiles[1:] = np.cumsum(-(-here // self.tile))
+        self.most_threads = int(here.sum()) // ELEMENTS_PER_THREAD
 
 
 class CppProgram:

@@ -5,9 +5,10 @@ Transient memory is at most about `CHUNK_ELEMENTS` times the number of live valu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +26,38 @@ class TorchTable:
 
     batch: the operands of each tensor.
     varying: for each tensor, operand name -> position among the values that change from step to step.
+    numbers: float64 `[tensors, numbers]`, the numbers of each tensor.
+    column: column of a number, by operand name.
     """
 
+    graph: ProgramGraph
     batch: list[TensorArguments]
     varying: Sequence[dict[str, int]]
+
+    def __post_init__(self) -> None:
+        names = [o.name for o in self.graph.numbers]
+        self.column = {name: k for k, name in enumerate(names)}
+        self.numbers = np.array([[a.numbers.get(n, 0.0) for n in names] for a in self.batch], dtype=np.float64)
+        self.present: np.ndarray | None = None
+
+    @property
+    def active(self) -> list[TensorArguments]:
+        """The operands of the tensors to step."""
+        return [a for i, a in enumerate(self.batch) if self.present is None or self.present[i]]
+
+    def follow(self, param_at: np.ndarray, grad_at: np.ndarray, grads: Callable[[], list[Tensor]]) -> None:
+        for arguments, grad in zip(self.batch, grads(), strict=True):
+            arguments.tensors["grad"] = grad
+
+    def numbers_changed(self) -> None:
+        for arguments, row in zip(self.batch, self.numbers.tolist(), strict=True):
+            arguments.numbers |= dict(zip(self.column, row, strict=True))
+
+    def restrict(self, present: np.ndarray | None) -> None:
+        self.present = present
+
+    def take_values(self, values: Sequence[Tensor]) -> bool:
+        return self.refresh((), values)
 
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
         for arguments, grad in zip(self.batch, grads, strict=False):
@@ -48,14 +77,14 @@ class TorchProgram:
         self.chunk_elements = max(graph.width, chunk_elements // graph.width * graph.width)
 
     def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TorchTable:
-        return TorchTable(batch, varying)
+        return TorchTable(self.graph, batch, varying)
 
     def __call__(self, batch: list[TensorArguments]) -> None:
         self.run(self.table(batch))
 
     @torch.no_grad()
     def run(self, table: TorchTable) -> None:
-        for arguments in table.batch:
+        for arguments in table.active:
             scalars = self._scalars(arguments)
             new_scalars: dict[str, Tensor] = {}
             sums = {o.name: self._sums(arguments, o) for o in self.graph.shared if o.written}

@@ -1,4 +1,4 @@
-// Read the data pointers of many tensors, and bump their version counters: see addresses.py.
+// Read the data pointers of many tensors: see addresses.py.
 #include <cstdint>
 
 extern "C" void* PyList_GetItem(void* list, intptr_t index);
@@ -38,13 +38,4 @@ extern "C" int look(void* (*address)(void* object), int (*is_contiguous)(void* t
       }
     }
   return found;
-}
-
-extern "C" void mark(void (*bump_version)(void* tensor), int64_t offset, int64_t size, char* const* objects) {
-  for (int64_t i = 0; i < size; ++i) {
-    try {
-      bump_version(objects[i] + offset);
-    } catch (...) {  // a tensor made in inference mode has no version
-    }
-  }
 }

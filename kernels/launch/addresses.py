@@ -1,8 +1,8 @@
-"""Read the data pointers of many tensors in one C call, and bump their version counters.
+"""Read the data pointers of many tensors in one C call.
 
 A method call on a tensor costs 50 to 100 ns. With hundreds of tensors that exceeds all other work of a step on the
-host. So one compiled loop calls functions that torch exports for compiled code (Inductor's and AOTInductor's, and the
-one behind `increment_version`). These functions take the C++ tensor inside the Python object; its offset is looked up
+host. So one compiled loop calls functions that torch exports for compiled code (Inductor's and AOTInductor's). These
+functions take the C++ tensor inside the Python object; its offset is looked up
 in one object. If a function or the compiler is missing, Python reads tensor by tensor.
 """
 
@@ -31,14 +31,12 @@ _SOURCE = Path(__file__).with_name("addresses.h").read_text()
 
 @dataclass(frozen=True)
 class Compiled:
-    """The compiled functions, with torch's own already bound.
+    """The compiled function, with torch's own already bound.
 
     look: reads data pointers.
-    mark: bumps version counters.
     """
 
     look: Callable[..., int]
-    mark: Callable[..., None]
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -68,15 +66,10 @@ def _compile() -> Compiled | None:
     except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
-    look, mark, count = library.look, library.mark, ctypes.c_int64
+    look, count = library.look, ctypes.c_int64
     look.argtypes = [*[ctypes.c_void_p] * 2, *[count] * 4, ctypes.py_object, *[ctypes.c_void_p] * 2]
     look.restype = ctypes.c_int
-    mark.argtypes = [ctypes.c_void_p, count, count, ctypes.c_void_p]
-    mark.restype = None
-    return Compiled(
-        functools.partial(look, functions.data_ptr, functions.is_contiguous, functions.offset),
-        functools.partial(mark, functions.bump_version, functions.offset),
-    )
+    return Compiled(functools.partial(look, functions.data_ptr, functions.is_contiguous, functions.offset))
 
 
 @dataclass(frozen=True)
@@ -124,20 +117,6 @@ class Watched:
         self.addresses.reshape(-1)[:] = now
         lasting = np.delete(moved, self.passing) if self.passing >= 0 else moved
         return Seen(bool(moved.any()), bool(lasting.any()), all(t.is_contiguous() for t in passing))
-
-
-class Written:
-    """Tensors, kept alive, whose version counters are bumped for autograd, as any in-place operation does."""
-
-    def __init__(self, tensors: Sequence[Tensor]):
-        self.tensors, self._objects, self._compiled = list(tensors), _objects_of(tensors), compiled()
-        self._arguments = self._objects.size, self._objects.ctypes.data
-
-    def mark(self) -> None:
-        if self._compiled is None:
-            torch.autograd.graph.increment_version(self.tensors)
-        else:
-            self._compiled.mark(*self._arguments)
 
 
 def _objects_of(tensors: Sequence[Tensor]) -> np.ndarray:

@@ -15,14 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import Sharing
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, TensorArguments
-from baoc_compile.kernels.launch.addresses import Written
-from baoc_compile.kernels.launch.launch_table import LayoutChanged
+from baoc_compile.kernels.launch.addresses import Watched
+from baoc_compile.kernels.launch.survey import PRESENT, STRIDED, Parameters, Written
 
 _COUNT = itertools.count()
 
@@ -102,38 +103,103 @@ class BoundLaunch:
 
     Its table is built at the first call, and again when a tensor's layout has changed. A table captured by a CUDA graph
     stays unchanged for the graph's replays: the next launch outside a capture builds its own.
+
+    launch: what is launched.
+    params: the parameters.
+    state: the tensors of `launch.state_operands`, parameter after parameter.
+    indices: position of each parameter among all of the optimizer.
+    numbers: float64 `[parameters, numbers]`; enter them with `enter`.
     """
 
-    #: Observer called before every launch with its arguments; None without one.
-    observe: Callable[[Launch, Sequence[Tensor], Sequence[Tensor]], None] | None = None
+    #: Observer called before every launch with it and the parameters that have a gradient; None without one.
+    observe: Callable[[BoundLaunch, np.ndarray | None], None] | None = None
 
-    def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
+    def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor], plain: Sequence[str]):
         self.launch, self.params, self.state = launch, params, state
+        self.indices = np.array(launch.indices, dtype=np.int64)
+        names = [o.name for o in launch.graph.numbers]
+        self.column = {name: k for k, name in enumerate(names)}
+        self.numbers = np.array([[n.get(name, 0.0) for name in names] for n in launch.numbers], dtype=np.float64)
         self.written = Written(params)
         self.table: Any = None
         self.captured: list[Any] = []
         self.is_on_gpu = launch.graph.signature.device_type == "cuda"
         self.__name__ = f"launch_{launch.graph.rule.key}"
+        operands = launch.state_operands
+        at = [k for k, o in enumerate(operands) if o.name in plain]
+        self._plain = [state[i * len(operands) + k] for i in range(len(params)) for k in at]
+        self._watched = Watched(self._plain, len(at)) if self._plain else None
+        pointers = [o.name for o in launch.graph.pointers]
+        self._plain_columns = [pointers.index(operands[k].name) for k in at]
+        self._reads_grad = any(o.source == "grad" for o in launch.graph.pointers)
+        self._dirty, self._restricted = False, b""
 
-    def __call__(self, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
-        if self.observe is not None:
-            self.observe(self.launch, grads, scalars)
+    def enter(self, rows: Any, columns: np.ndarray, values: Sequence[float]) -> None:
+        """Enter the same numbers for several parameters: a slice, or their positions as a column."""
+        self.numbers[rows, columns] = values
+        self._dirty = True
+
+    def __call__(self, seen: Parameters, values: Sequence[Tensor] = ()) -> None:
+        """Launch over the parameters that have a gradient.
+
+        seen: where the optimizer's parameters and gradients are.
+        values: the 0-dim tensors that `launch.varying` refers to.
+        """
+        flags = seen.flags[self.indices]
+        present = (flags & PRESENT).astype(bool)
+        if not present.any():
+            return
         is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
-        if self.table is None or (self.captured and self.captured[-1] is self.table and not is_captured):
-            self.table = self.launch.table(self.params, grads, self.state)
-        try:
-            self.table.refresh(grads, scalars)
-        except LayoutChanged:
-            self.table = self.launch.table(self.params, grads, self.state)
-            self.table.refresh(grads, scalars)
+        if self.captured and self.captured[-1] is self.table and not is_captured:
+            self.table = None
+        strides = self._strides(flags) if (flags & STRIDED).any() else None
+        if self.table is None or strides != self._grad_strides or (self._watched is not None and self._has_moved()):
+            self._build(strides)
+        mask = b"" if present.all() else present.tobytes()
+        if mask != self._restricted:
+            self.table.restrict(present if mask else None)
+            self._restricted = mask
+            self.written = Written([p for p, here in zip(self.params, present, strict=True) if here])
+        self.table.follow(seen.param_at[self.indices], seen.grad_at[self.indices], self._grads)
+        if self._dirty:
+            self.table.numbers_changed()
+            self._dirty = False
+        if values:
+            self.table.take_values(values)
+        if self.observe is not None:
+            self.observe(self, present if mask else None)
         self.written.mark()  # before the launch empties the caches
         self.launch.launch(self.table)
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
 
+    def _grads(self) -> list[Tensor]:
+        """Return the gradients; where there is none, the parameter."""
+        return [p if p.grad is None else p.grad for p in self.params]
+
+    def _strides(self, flags: np.ndarray) -> list[Any]:
+        return [g.stride() if f & PRESENT else None for g, f in zip(self._grads(), flags.tolist(), strict=True)]
+
+    def _has_moved(self) -> bool:
+        assert self._watched is not None
+        return self._watched.look().moved
+
+    def _build(self, strides: list[Any] | None) -> None:
+        self.table = self.launch.table(self.params, self._grads() if self._reads_grad else [], self.state)
+        if self.table.numbers.shape == self.numbers.shape:
+            self.table.numbers[:] = self.numbers
+            self.numbers = self.table.numbers
+        self._grad_strides, self._dirty, self._restricted = strides, True, b""
+        self.written = Written(self.params)
+        if self._watched is not None:
+            self._watched.look()
+
+    _grad_strides: list[Any] | None = None
+
     def release(self) -> None:
         """Drop all tensors, even if other objects still hold the launch; it can't be called afterwards."""
-        self.params, self.state, self.table, self.captured = [], [], None, []
+        self.params, self.state, self.table, self.captured, self._plain = [], [], None, [], []
+        self._watched = None
 
 
 _LAUNCHES: weakref.WeakValueDictionary[str, Launch] = weakref.WeakValueDictionary()

@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,8 @@ class LaunchTable:
         self.first_index = np.array([self._first_index(a) for a in batch], dtype=np.int64)
         self.sharing = np.array([[a.sharing[o.name] for o in graph.shared] for a in batch], dtype=np.int64)
         self.varying = Varying()
-        column = {o.name: k for k, o in enumerate(numbers)}
+        #: Column of a number, by operand name.
+        self.column = column = {o.name: k for k, o in enumerate(numbers)}
         for i, names in enumerate(varying):
             for name, position in names.items():
                 if name in column:
@@ -91,6 +92,32 @@ class LaunchTable:
             self._check_moved()
         self.take_values(values)
         return seen.moved
+
+    def follow(self, param_at: np.ndarray, grad_at: np.ndarray, grads: Callable[[], list[Tensor]]) -> None:
+        """Take the addresses of this step's parameters and gradients; all other tensors are where they were.
+
+        grads: returns the gradients themselves, for tables that need them.
+        """
+        param = next(k for k, o in enumerate(self.graph.pointers) if o.source == "param")
+        if self.passing >= 0 and self.batch:
+            self.batch, self.tensors[self._grads] = [], [None] * len(self.numel)
+        changed = not np.array_equal(self.at[:, param], param_at)
+        self.at[:, param] = param_at
+        if self.passing >= 0:
+            changed = changed or not np.array_equal(self.at[:, self.passing], grad_at)
+            self.at[:, self.passing] = grad_at
+        if changed:
+            self.addresses_changed()
+
+    def addresses_changed(self) -> None:
+        """Called after `follow` has changed an address."""
+
+    def numbers_changed(self) -> None:
+        """Called after entries of `numbers` have changed."""
+
+    def restrict(self, present: np.ndarray | None) -> None:
+        """Launch over these tensors only (a truth value for each), until the next call; None for all."""
+        raise NotImplementedError
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         """Enter this step's values. Return True if any has changed."""

@@ -89,7 +89,8 @@ class TritonTable(LaunchTable):
         strided = self._layouts(emitter)
         self.is_strided = bool(strided[..., 0].any())
         self.layouts = self._on_device(strided)
-        self.instances = self._on_device(np.repeat(np.arange(len(batch), dtype=np.int32), counts))
+        self.all_instances = np.repeat(np.arange(len(batch), dtype=np.int32), counts)
+        self.instances = self._on_device(self.all_instances)
         self.tickets = torch.zeros(max(1, len(batch)), dtype=torch.int32, device=self.device)
         self.rows = self._on_device(self._rows())
         self.on_device = self._on_device(self.numbers.reshape(-1) if self.numbers.size else np.zeros(1))
@@ -101,9 +102,20 @@ class TritonTable(LaunchTable):
     def refresh(self, grads: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
         changed = super().refresh(grads, values)
         if changed:
-            self.rows.copy_(self._pinned(self._rows()), non_blocking=True)
-            self.aligned = self._is_aligned()
+            self.addresses_changed()
         return changed
+
+    def addresses_changed(self) -> None:
+        self.rows.copy_(self._pinned(self._rows()), non_blocking=True)
+        self.aligned = self._is_aligned()
+
+    def numbers_changed(self) -> None:
+        self.on_device.copy_(self._pinned(self.numbers.reshape(-1)), non_blocking=True)
+
+    def restrict(self, present: np.ndarray | None) -> None:
+        first = self.all_instances if self.all_instances.ndim == 1 else self.all_instances[:, 0]
+        chosen = self.all_instances if present is None else self.all_instances[present[first]]
+        self.instances = self._on_device(np.ascontiguousarray(chosen))
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         """Enter this step's values. Return True if any may have changed.
@@ -116,7 +128,7 @@ class TritonTable(LaunchTable):
             return True
         changed = super().take_values(values)
         if changed:
-            self.on_device.copy_(self._pinned(self.numbers.reshape(-1)), non_blocking=True)
+            self.numbers_changed()
         return changed
 
     def _on_device(self, array: np.ndarray) -> Tensor:
@@ -191,7 +203,8 @@ class AverageTable(TritonTable):
                         tasks.append((tensor, operand, first_set, first, last, piece, pieces, partials, tickets))
                     partials += pieces * sets
                     tickets += 1
-        self.instances = self._on_device(np.array(tasks, dtype=np.int64).reshape(-1, len(TASK)))
+        self.all_instances = np.array(tasks, dtype=np.int64).reshape(-1, len(TASK))
+        self.instances = self._on_device(self.all_instances)
         self.partials = torch.empty(max(1, partials), dtype=torch.float64, device=self.device)
         self.tickets = torch.zeros(max(1, tickets), dtype=torch.int32, device=self.device)
 

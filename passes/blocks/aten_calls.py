@@ -23,7 +23,8 @@ _LOOKUPS = {"index", "index_select", "gather"}
 
 def op_name(node: fx.Node) -> str:
     """Return the operation's name, the same for in-place and private variants."""
-    return operation(node)[0].lstrip("_")
+    spelled = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return operation_of(spelled)[0].lstrip("_")
 
 
 def is_lookup(name: str) -> bool:

@@ -11,6 +11,13 @@ NOBODY, SEVERAL = -1, -2
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A key of a path that is the name of an attribute."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Source:
     """Where an optimizer keeps a number.
 
@@ -75,10 +82,12 @@ class Guard:
 class NumberTrace:
     """The numbers of one recording: equal expressions are one object.
 
+    sources: the numbers that the optimizer keeps.
     guards: the conditions, in the order in which the step asked for them.
     """
 
     guards: list[Guard] = field(default_factory=list)
+    sources: dict[Source, Expression] = field(default_factory=dict)
     _expressions: dict[Any, Expression] = field(default_factory=dict)
     _templates: dict[Any, int] = field(default_factory=dict)
     _guarded: set[Any] = field(default_factory=set)
@@ -89,7 +98,7 @@ class NumberTrace:
         if found is None:
             own = ("own", source.path, source.is_tensor) if source.kind == "state" else source
             found = Expression(None, (), source, source.parameter, self._template(own), value)
-            self._expressions[source] = found
+            self._expressions[source] = self.sources[source] = found
         return found
 
     def of(self, function: Callable[..., Any], arguments: Sequence[Any], value: Any) -> Expression:

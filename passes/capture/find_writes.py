@@ -9,10 +9,10 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import InputRole
-from baoc_compile.passes.capture.expressions import Expression, Source
+from baoc_compile.passes.capture.expressions import Attribute, Expression, Source
 from baoc_compile.passes.capture.recorder import HoldsElements, Recorder
 from baoc_compile.passes.capture.recording import Beginning, Recording, Value, Write
-from baoc_compile.passes.capture.stand_in import StandIn, StateEntries, constant_of, leaves_of
+from baoc_compile.passes.capture.stand_in import StandIn, StateEntries, is_constant, leaves_of, snapshot
 from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value
 
 
@@ -29,30 +29,62 @@ def find_writes(stand_in: StandIn) -> Recording:
         raise UnsupportedStep(f"it deletes or restructures {missing}")
     for source, value in after.items():
         old = before.get(source)
-        if source not in before and isinstance(value, tuple) and value[:1] == ("parameter",):
+        if isinstance(value, tuple) and value[:1] == ("parameter",):
+            if stand_in.index_of(old) != value[1]:
+                raise UnsupportedStep(f"it puts a parameter at {source}")
             continue
         if source in before and old is value and not isinstance(value, Tensor):
+            if source in stand_in.snapshots and _snapshot(value) != stand_in.snapshots[source]:
+                raise UnsupportedStep(f"it changes {source}, a {type(value).__name__}")
             continue
         if isinstance(value, Tensor):
             write = _tensor(recorder, source, old, value)
         elif is_traced(value):
             if value.expression.source == source:
                 continue
-            write = Write(source, value.expression, is_new=source not in before)
+            write = Write(source, value.expression)
         elif source in before and type(old) is type(value) and not is_traced(old) and _same(old, value):
             continue
         elif type(value) in (int, float, bool, str) or value is None:
-            write = Write(source, value, is_new=source not in before)
-        elif source in before and constant_of(old) == constant_of(value):
+            write = Write(source, value)
+        elif source in before and is_constant(value) and old == value:
             continue
         else:
             raise UnsupportedStep(f"it changes {source}, a {type(value).__name__}")
         if write is not None:
+            if _is_in_tuple(stand_in, source):
+                raise UnsupportedStep(f"it replaces a tuple, of which {source} is an entry")
             if source.kind != "state" and source not in before:
                 raise UnsupportedStep(f"it makes {source}")
             recording.writes.append(write)
     _find_beginnings(stand_in, recording)
     return recording
+
+
+def _snapshot(value: Any) -> Any:
+    try:
+        return snapshot(value)
+    except Exception:
+        return None
+
+
+def _is_in_tuple(stand_in: StandIn, source: Source) -> bool:
+    """Return whether a place is an entry of a tuple, which can't be changed."""
+    first, *path = source.path
+    if source.kind == "state":
+        holder: Any = stand_in.optimizer.state[stand_in.parameters[source.parameter]]
+        path = list(source.path)
+    else:
+        holder = stand_in.optimizer.param_groups[first] if source.kind == "group" else vars(stand_in.optimizer).get(first)
+    for key in path:
+        if isinstance(holder, tuple):
+            return True
+        if isinstance(key, Attribute):
+            holder = getattr(holder, key.name, None)
+        else:
+            key = stand_in.parameters[key[1]] if isinstance(key, tuple) and key[:1] == ("parameter",) else key
+            holder = dict.get(holder, key) if isinstance(holder, dict) else holder[key]
+    return False
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -75,7 +107,9 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
     if isinstance(held.expression, Expression) and held.expression.source == _tensor_source(source):
         return None
     value = held.expression if held.expression is not None else tensor.item()
-    return Write(source, value, tensor.dtype, is_new=old is not None and tensor is not old)
+    if isinstance(old, Tensor) and old.dtype != tensor.dtype:
+        raise UnsupportedStep(f"it changes the type of {source}")
+    return Write(source, value, tensor.dtype)  # a replaced tensor is changed in place instead
 
 
 def _tensor_source(source: Source) -> Source:

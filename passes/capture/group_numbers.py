@@ -80,7 +80,7 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
         key = (
             None if piece is None else piece.signature,
             tuple((i, s.template) for i, s in scalars),
-            tuple((w.source.path, w.dtype, w.is_new, _template(w.value)) for w in writes),
+            tuple((w.source.path, w.dtype, _template(w.value)) for w in writes),
             tuple((g.expression.template, g.is_truth, repr(g.expected)) for g in numbers.guards),
             None if is_alone else index,
         )

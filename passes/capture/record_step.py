@@ -17,8 +17,9 @@ from baoc_compile.passes.capture.expressions import NumberTrace
 from baoc_compile.passes.capture.find_writes import find_writes
 from baoc_compile.passes.capture.recorder import HoldsElements, Recorder
 from baoc_compile.passes.capture.recording import Recording
-from baoc_compile.passes.capture.split_pieces import split_pieces
+from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
 from baoc_compile.passes.capture.stand_in import StandIn
+from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
 from baoc_compile.passes.capture.traced_numbers import traced_functions
 
 
@@ -29,6 +30,7 @@ def record_step(
     *,
     has_closure: bool = False,
     steps: int = 1,
+    nudges: bool = False,
 ) -> list[Recording]:
     """Record consecutive steps from the optimizer's present state; return one recording for each.
 
@@ -37,13 +39,14 @@ def record_step(
     present: indices of the parameters that have a gradient.
     has_closure: whether the step is called with a closure.
     steps: how many steps to record, each on the state that the one before left.
+    nudges: whether the later ones are recorded with slightly smaller floats; see `StandIn`.
 
     Raises UnsupportedStep, with the reason, for a step that can't be recorded.
     """
     elements: frozenset[tuple[int, Any]] = frozenset()
     while True:
         try:
-            return _record(table, step, present, has_closure, steps, elements)
+            return _record(table, step, present, has_closure, steps, elements, nudges)
         except HoldsElements as found:
             if found.entry is None or found.entry in elements:
                 raise
@@ -57,17 +60,27 @@ def _record(
     has_closure: bool,
     steps: int,
     elements: frozenset[tuple[int, Any]],
+    nudges: bool,
 ) -> list[Recording]:
     recordings: list[Recording] = []
     before: StandIn | None = None
-    for _ in range(steps):
-        recorder = Recorder(NumberTrace())
-        stand_in = StandIn(table, recorder, present, elements, before)
-        returned = _run(stand_in, step, has_closure)
-        recording = find_writes(stand_in)
-        recording.returns = returned
-        recording.pieces, recording.prelude = split_pieces(stand_in)
-        recording.guards = recorder.trace.guards
+    device = table.parameters[0].device if table.parameters else torch.device("cpu")
+    for k in range(steps):
+        recorder = Recorder(NumberTrace(), device)
+        stand_in = StandIn.__new__(StandIn)
+        with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id):
+            stand_in.__init__(table, recorder, present, elements, before, nudges=nudges and k > 0)  # type: ignore[misc]
+            asked = stand_in.asked_ids
+            returned = _run(stand_in, step, has_closure)
+            if stand_in.keeps_ids and stand_in.asked_ids == asked:
+                raise UnsupportedStep("it looks up parameters by their ids in a way that can't be followed")
+            recording = find_writes(stand_in)
+            recording.returns, recording.options = returned, stand_in.options
+            recording.pieces, recording.prelude = split_pieces(stand_in)
+        recording.guards, recording.sources = recorder.trace.guards, recorder.trace.sources
+        recording.surroundings = Surroundings(step, table.optimizer).values()
+        mixed = any(len(piece.parameters) > 1 for piece in recording.pieces)
+        recording.reads_gradients = mixed or any(v.group is not None or v.role for v in values_in(recording.prelude))
         recordings.append(recording)
         before = stand_in
     return recordings
@@ -94,14 +107,18 @@ def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> str:
     arguments = [closure] if has_closure else []
     grad = torch.is_grad_enabled()
     try:
-        with traced_functions(stand_in.real_id), torch.compiler.set_stance("force_eager"), torch.no_grad(), recorder:
+        with torch.compiler.set_stance("force_eager"), torch.no_grad(), recorder:
             returned = step(stand_in.optimizer, *arguments)
     except UnsupportedStep:
         raise
     except Exception as reason:
+        if recorder.refusal is not None:
+            raise recorder.refusal from reason
         raise UnsupportedStep(f"it can't be run on stand-ins ({type(reason).__name__}: {reason})") from reason
     finally:
         torch.set_grad_enabled(grad)
+    if recorder.refusal is not None:
+        raise recorder.refusal
     if has_closure and not closure.count:
         raise UnsupportedStep("it doesn't call its closure")
     if returned is None:

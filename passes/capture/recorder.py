@@ -73,18 +73,21 @@ class Recorder(TorchFunctionMode):
     numbers: id of a 0-dim tensor on the host -> what it holds.
     dropped: calls that the recording does not need.
     made: id of a tensor that a call made -> its first value.
+    refusal: the first reason why the step can't be recorded.
+    device: the device of the parameters.
     devices: id of a stand-in -> the device of the tensor that it stands for.
     """
 
-    def __init__(self, trace: NumberTrace):
+    def __init__(self, trace: NumberTrace, device: torch.device):
         super().__init__()
-        self.trace = trace
+        self.trace, self.device = trace, device
         self.calls: list[Call] = []
         self.current: dict[int, Value] = {}
         self.numbers: dict[int, HostNumber] = {}
         self.devices: dict[int, torch.device] = {}
         self.made: dict[int, Value] = {}
         self.dropped: set[Call] = set()
+        self.refusal: UnsupportedStep | None = None
         self._initial: dict[int, Value] = {}  # id of a stand-in -> its value before the step
         self._alias: dict[int, int] = {}  # id of an alias -> id of the tensor whose elements it shows
         self.views: dict[int, tuple[int, int]] = {}  # id of a view -> its tensor, and how often that had been written
@@ -120,10 +123,18 @@ class Recorder(TorchFunctionMode):
     # the calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._call(func, args, dict(kwargs or {}))
+        except UnsupportedStep as reason:
+            self.refusal = self.refusal or reason  # the step may catch it
+            raise
+
+    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name, is_inplace, is_property = named(func)
         if is_property:
             return self._property(name, func, args)
+        if _is_meta(kwargs.get("device")):  # stand-ins were asked for their device in C++
+            kwargs["device"] = self.device
         if name in METADATA or is_ignored(name):
             return func(*map(plain_value, args), **kwargs)
         if name in ESCAPES:
@@ -157,9 +168,7 @@ class Recorder(TorchFunctionMode):
                 raise UnsupportedStep("it uses `.data` of a 0-dim tensor")
             if not is_set:
                 return self._shown(func(tensor), tensor)
-            if tensor.shape != args[1].shape or tensor.dtype != args[1].dtype:
-                raise UnsupportedStep("it gives a tensor `.data` of another shape or type")
-            return self._record("copy", Tensor.copy_, True, (tensor, args[1]), {})
+            return self._set_data(tensor, args[1])
         if is_set:
             raise UnsupportedStep(f"it sets `.{name}` of a tensor")
         device = self.devices.get(self.root_of(tensor))
@@ -168,6 +177,17 @@ class Recorder(TorchFunctionMode):
         if name in VIEWS:
             return self._record(name, _reader(name), False, args, {})
         return func(*args)
+
+    def _set_data(self, tensor: Tensor, source: Tensor) -> None:
+        """Record `tensor.data = source` as a copy: from now on the two show the same elements."""
+        if tensor.shape != source.shape or tensor.dtype != source.dtype:
+            raise UnsupportedStep("it gives a tensor `.data` of another shape or type")
+        is_shown = id(tensor) in self._alias.values() or id(tensor) in (root for root, _ in self.views.values())
+        is_kept = id(source) in self._initial or id(source) in self._alias or id(source) in self.views
+        if is_shown or is_kept or id(source) in self.numbers:
+            raise UnsupportedStep("it exchanges the memory of tensors (`.data = ...`)")
+        self._record("copy", Tensor.copy_, True, (tensor, source), {})
+        self._alias[id(source)] = self.root_of(tensor)
 
     def _shown(self, shown: Tensor, tensor: Tensor) -> Tensor:
         """Let `shown` be an alias of `tensor`."""
@@ -427,6 +447,10 @@ class _OnTensors:
         named_ones = dict(zip(self.names, operands[self.positional :], strict=True))
         result = self.function(*operands[: self.positional], **named_ones)
         return result.item() if isinstance(result, Tensor) else result
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
 
 
 @functools.cache

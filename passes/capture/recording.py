@@ -103,7 +103,6 @@ class Piece:
     constants: the numbers that the step has literally, in order.
     final: the last value of each input.
     created: state entries that the step makes, and their values.
-    numbers: value of each scalar when the step was recorded; None for tensors.
     signature: equal for pieces of the same structure.
     reason: why the piece is not elementwise, as far as the recording shows.
     """
@@ -125,14 +124,12 @@ class Write:
 
     source: where the entry is.
     value: an expression, or a constant.
-    dtype: type of a 0-dim tensor that the step makes or replaces; None for Python numbers and other constants.
-    is_new: whether the step makes the entry or replaces its object, rather than changing a tensor in place.
+    dtype: type of a 0-dim tensor, which is changed in place; None for Python numbers and other constants.
     """
 
     source: Source
     value: Any
     dtype: torch.dtype | None = None
-    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,10 @@ class Recording:
     guards: the conditions on numbers under which the step does the same again.
     writes: what else it changes.
     beginnings: parameter index -> state key -> its first value, for the entries that the step makes.
+    sources: the numbers that it read, with their values.
     constants: what the step may look at besides numbers: path -> value (of a number, its type).
+    surroundings: globals that the step names; see `Surroundings`.
+    options: the keys of parameter groups that the step looked at.
     returns: what the step returns: "none" or "loss".
     reads_gradients: whether the prelude reads tensors of parameters, so that it depends on which gradients exist.
     """
@@ -171,6 +171,16 @@ class Recording:
     guards: list[Guard]
     writes: list[Write]
     beginnings: dict[int, dict[str, Beginning]]
+    sources: Mapping[Source, Expression] = field(default_factory=dict)
     constants: Mapping[Any, Any] = field(default_factory=dict)
+    surroundings: list[Any] = field(default_factory=list)
+    options: frozenset[Any] = frozenset()
     returns: str = "none"
     reads_gradients: bool = False
+
+    def was_made_for(self, constants: Mapping[Source, Any]) -> bool:
+        """Return whether the step would see the same constants; options that it does not look at don't count."""
+        return self._seen(self.constants) == self._seen(constants)
+
+    def _seen(self, constants: Mapping[Source, Any]) -> dict[Source, Any]:
+        return {s: c for s, c in constants.items() if s.kind != "group" or s.path[1] in self.options}

@@ -80,6 +80,14 @@ class TracedNumber(float):
     def hex(self) -> str:
         return float(self.plain).hex()
 
+    @property
+    def real(self) -> Any:  # type: ignore[override]
+        return self
+
+    @property
+    def imag(self) -> Any:  # type: ignore[override]
+        return type(self.plain)(0)
+
     def conjugate(self) -> Any:
         return self
 
@@ -219,14 +227,15 @@ def traced_functions(real_id: Callable[[Any], int]) -> Iterator[None]:
         def wrapped(*arguments: Any, **named: Any) -> Any:
             if not named and any(map(is_traced, arguments)) and all(map(_is_number, arguments)):
                 return computed(function, *arguments)
+            for argument in arguments:
+                _note_numbers_in(argument)
             return function(*arguments, **named)
 
         return wrapped
 
     def identity(value: Any) -> int:
-        # a tensor's hash is its id, and dictionaries of stand-ins are looked up by it
         is_other = threading.get_ident() != thread or not isinstance(value, Tensor)
-        return plain_id(value) if is_other or _is_hashing() else real_id(value)
+        return plain_id(value) if is_other else real_id(value)
 
     try:
         for name, function in _MATH.items():
@@ -239,7 +248,10 @@ def traced_functions(real_id: Callable[[Any], int]) -> Iterator[None]:
             setattr(math, name, function)
 
 
-def _is_hashing() -> bool:
-    import sys
-
-    return sys._getframe(2).f_code is Tensor.__hash__.__code__
+def _note_numbers_in(argument: Any) -> None:
+    """Note a guard for every traced number in a list or tuple: what is computed from it can't be followed."""
+    if is_traced(argument):
+        _ = argument.plain
+    elif isinstance(argument, (list, tuple)):
+        for entry in argument:
+            _note_numbers_in(entry)

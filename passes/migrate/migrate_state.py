@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,19 @@ def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) 
     for start, stop in spans:
         flat_new[start:stop] = read(start, stop)
     return new if new.is_contiguous() else new.copy_(flat_new.view(new.shape))
+
+
+@torch.no_grad()
+def decode_state(optimizer: Any) -> None:
+    """Store all state in full precision; what weight codecs keep is dropped."""
+    for entries in optimizer.state.values():
+        if isinstance(entries, dict):
+            for key, value in list(entries.items()):
+                if isinstance(value, StateTensor):
+                    if value.codec.mechanism == "weight":
+                        del entries[key]
+                    else:
+                        entries[key] = value.decode()
 
 
 def moved_away(value: Tensor) -> Tensor:

@@ -12,15 +12,16 @@ from baoc_compile.core.errors import CannotEmit, CompilerMissing, warn_once
 from baoc_compile.core.program_graph import Executable, ProgramGraph
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
-from baoc_compile.kernels.launch import addresses
+from baoc_compile.kernels.launch import addresses, survey
 
 log = logging.getLogger("baoc")
 
 
 def start_lowering(graphs: Sequence[ProgramGraph]) -> list[Future[Executable]]:
     """Lower graphs in background threads, compilers in parallel. An interpreter that exits meanwhile waits for them."""
-    pool = ThreadPoolExecutor(len(graphs) + 1)
+    pool = ThreadPoolExecutor(len(graphs) + 2)
     pool.submit(addresses.try_again)
+    pool.submit(survey.try_again)
     found = [pool.submit(lower, graph) for graph in graphs]
     pool.shutdown(wait=False)
     return found

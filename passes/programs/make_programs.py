@@ -11,16 +11,19 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import torch
+
 from baoc_compile.core.codec import WEIGHT_KEY, Codec
 from baoc_compile.core.program_graph import Executable, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import StepGraph
-from baoc_compile.core.storage import Storage
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage, StoredParameter
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.eager.program import TorchProgram
+from baoc_compile.passes.capture.recording import Piece
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.lower import start_lowering
-from baoc_compile.passes.rules.extract_rules import RuleClass, Slice
+from baoc_compile.passes.rules.extract_rules import RuleClass
 from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
@@ -44,12 +47,11 @@ class Need:
         return dict(self.codecs)
 
 
-def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -> Need:
-    """Return the need of one slice. Raises KeyError for a counter that does not exist, or a slot without a codec."""
-    index = piece.component.parameters[0]
-    parameter, state = step.table.parameters[index], step.table.state(index)
-    grads = [n for n in piece.inputs if step.roles.get(n) and step.roles[n].kind == "grad"]
-    grad_dtype = grads[0].meta["example_value"].dtype if grads else parameter.dtype
+def need_of(table: ParameterTable, storage: Storage, rule: UpdateRule, piece: Piece) -> Need:
+    """Return the need of one piece. Raises KeyError for a counter that does not exist, or a slot without a codec."""
+    index = piece.parameters[0]
+    parameter, state = table.parameters[index], table.state(index)
+    grad_dtype = parameter.dtype if parameter.grad is None else parameter.grad.dtype
     counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
     known = storage.of(index)
     signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, known.update_scale != 1.0)
@@ -58,22 +60,29 @@ def need_of(step: StepGraph, storage: Storage, rule: UpdateRule, piece: Slice) -
     weight = state.get(WEIGHT_KEY)
     if isinstance(weight, StateTensor) and weight.codec.mechanism == "weight":
         configuration[WEIGHT_KEY] = weight.codec
-    configuration |= {key: full_precision(parameter.dtype) for key in rule.created}
+    configuration |= {key: codec_of_created(known, key, parameter.dtype) for key in rule.created}
     return Need(rule, tuple(configuration.items()), signature)
+
+
+def codec_of_created(known: StoredParameter, key: str, dtype: torch.dtype) -> Codec:
+    """Return the codec in which a program makes a slot: its own, if that stores values, else full precision."""
+    codec = known.codecs.get(key)
+    is_plain = codec is None or codec.mechanism != "rounding" or any(p.per == "codebook" for p in codec.parts)
+    return full_precision(dtype) if codec is None or is_plain else codec
 
 
 #: The programs of this process. The next compilation makes those again that failed or fell back to torch operations.
 _PROGRAMS: dict[Need, list[tuple[ProgramGraph, Future[Executable]]]] = {}
 
 
-def start_programs(step: StepGraph, storage: Storage, classes: list[RuleClass]) -> None:
+def start_programs(table: ParameterTable, storage: Storage, classes: list[RuleClass]) -> None:
     """Start compiling the programs that the step will need, if its state exists.
 
     Never raises: what fails here is tried again when the step runs, and raises then.
     """
     try:
         pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
-        needs = dict.fromkeys(need_of(step, storage, rule, piece) for rule, piece in pieces)
+        needs = dict.fromkeys(need_of(table, storage, rule, piece) for rule, piece in pieces)
         for need in needs:
             if any(_fell_back(executable) for _, executable in _PROGRAMS.get(need, ())):
                 del _PROGRAMS[need]

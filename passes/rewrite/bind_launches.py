@@ -1,46 +1,156 @@
-"""Rewrite: bind the launches of a rewritten step to their parameters and state.
-
-`baoc::fused_update` serves to read, trace and check a step. At run time, passing it thousands of tensors that never
-change would cost more than everything else on the host, so they are bound once.
-"""
+"""Rewrite: bind every piece of a step to the tensors of its parameters: one launch for each program, and replays."""
 
 from __future__ import annotations
 
-import torch
-from torch import fx
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from baoc_compile.kernels.launch.fused_update import BoundLaunch
+from torch import Tensor
+
+from baoc_compile.core.codec import Codec, Sharing
+from baoc_compile.core.program_graph import Operand
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage
+from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
+from baoc_compile.passes.capture.expressions import Expression
+from baoc_compile.passes.capture.recording import Piece, Value
+from baoc_compile.passes.programs.make_programs import Need, need_of, programs_of
+from baoc_compile.passes.rewrite.replay import Replay
+from baoc_compile.passes.rules.extract_rules import RuleClass
+from baoc_compile.state.entries import fresh, storage_tensors
+from baoc_compile.state.state_tensor import StateTensor
 
 
-def bind_launches(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[BoundLaunch]]:
-    """Return the step with bound launches in place of operators, and the bound launches.
+@dataclass
+class Bound:
+    """A step bound to tensors.
 
-    A launch over state that this step creates stays an operator.
+    launches: the launches, in order.
+    replays: the pieces that are not elementwise.
+    created: (parameter index, state key) -> the entry that a launch fills, to be put into the state after it.
+    rows: parameter index -> the launches over it and its row in each, with the scalars that they take.
+    tensors: the 0-dim values of the prelude to which `Launch.varying` refers.
     """
-    launches = []
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], lambda n: copied[n]))
-        elif node.target is torch.ops.baoc.fused_update.default and _is_constant(node):
-            _, params, grads, state, scalars = node.args
-            launch = BoundLaunch(node.meta["baoc"], _tensors(gm, params), _tensors(gm, state))
-            launches.append(launch)
-            arguments = fx.map_arg((grads, scalars), lambda n: copied[n])
-            copied[node] = graph.call_function(launch, arguments)
-        else:
-            copied[node] = graph.node_copy(node, lambda n: copied[n])
-    for node in reversed(graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            graph.erase_node(node)
-    return fx.GraphModule(gm, graph, class_name="BoundStep"), launches
+
+    launches: list[BoundLaunch] = field(default_factory=list)
+    replays: list[Replay] = field(default_factory=list)
+    created: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    rows: dict[int, list[tuple[BoundLaunch, int, dict[str, int]]]] = field(default_factory=lambda: defaultdict(list))
+    tensors: list[Value] = field(default_factory=list)
 
 
-def _is_constant(node: fx.Node) -> bool:
-    _, params, _, state, _ = node.args
-    return all(n.op == "get_attr" for nodes in (params, state) for n in nodes)
+def bind_launches(table: ParameterTable, storage: Storage, classes: list[RuleClass]) -> Bound:
+    """Bind a step to the tensors that are in `optimizer.state` now. Migrate the state first.
+
+    table: the optimizer's parameters.
+    storage: how every slot is stored.
+    classes: the pieces, with their rules.
+    """
+    bound = Bound()
+    groups: dict[Need, list[Piece]] = defaultdict(list)
+    for rule_class in classes:
+        for piece in rule_class.members:
+            if rule_class.rule is None:
+                bound.replays.append(Replay(piece, rule_class.reason, table))
+            else:
+                groups[need_of(table, storage, rule_class.rule, piece)].append(piece)
+    for (need, pieces), made in zip(groups.items(), programs_of(groups), strict=True):
+        for graph, executable in made:
+            launch = Launch(graph, executable)
+            _bind(bound, launch, pieces, need, table, storage)
+    return bound
 
 
-def _tensors(gm: fx.GraphModule, nodes: list[fx.Node]) -> list[torch.Tensor]:
-    return [getattr(gm, str(node.target)) for node in nodes]
+def _bind(
+    bound: Bound, launch: Launch, pieces: list[Piece], need: Need, table: ParameterTable, storage: Storage
+) -> None:
+    params: list[Tensor] = []
+    state: list[Tensor] = []
+    plain: set[str] = set()
+    scalars: list[dict[str, int]] = []
+    for piece in pieces:
+        operands = _Operands(bound, launch, piece, need, table, storage)
+        params.append(table.parameters[piece.parameters[0]])
+        state += [operands.tensors[o.name] for o in launch.state_operands]
+        plain |= operands.plain
+        scalars.append(operands.scalars)
+    made = BoundLaunch(launch, params, state, sorted(plain))
+    bound.launches.append(made)
+    for row, (piece, names) in enumerate(zip(pieces, scalars, strict=True)):
+        bound.rows[piece.parameters[0]].append((made, row, names))
+
+
+class _Operands:
+    """The operands of one piece, which are added to its launch.
+
+    tensors: operand name -> tensor, for the state.
+    plain: names of operands that are entries of the state themselves, rather than parts of a compressed one.
+    scalars: operand name -> position among the piece's scalars, for numbers that the host computes.
+    """
+
+    def __init__(
+        self, bound: Bound, launch: Launch, piece: Piece, need: Need, table: ParameterTable, storage: Storage
+    ):
+        self.bound, self.piece, self.storage, self.table = bound, piece, storage, table
+        self.index = piece.parameters[0]
+        self.parameter, self.state = table.parameters[self.index], table.state(self.index)
+        self.tensors: dict[str, Tensor] = {}
+        self.plain: set[str] = set()
+        self.scalars: dict[str, int] = {}
+        self.numbers: dict[str, float] = {}
+        self.varying: dict[str, int] = {}
+        self.sharing: dict[str, Sharing] = {}
+        created = {key: self._created(key, need.configuration[key]) for key in launch.graph.rule.created}
+        for operand in launch.graph.operands:
+            self._add(operand, launch.graph.configuration, created)
+        stored = storage.of(self.index)
+        launch.parameters.append(table.names[self.index])
+        launch.indices.append(self.index)
+        launch.blocks.append(stored.block)
+        launch.shapes.append(self.parameter.shape)
+        launch.numbers.append(self.numbers)
+        launch.varying.append(self.varying)
+        launch.sharing.append(self.sharing)
+
+    def _add(self, operand: Operand, configuration: Mapping[str, Codec], created: Mapping[str, Tensor]) -> None:
+        slot, part, rule_input = operand.slot, operand.part, operand.input
+        entry = created.get(slot, self.state.get(slot)) if slot else None
+        if part is not None:
+            assert entry is not None
+            codec = configuration[slot]
+            self.tensors[operand.name] = storage_tensors(entry, codec)[part.name]
+            if not isinstance(entry, StateTensor):
+                self.plain.add(operand.name)
+            if operand.per == "shared":
+                self.sharing[operand.name] = codec.sharing(part, self.parameter.shape)
+        elif operand.source == "clock":
+            self.tensors[operand.name] = entry.parts["clock"]  # type: ignore[union-attr]
+        elif operand.source == "salt":
+            self.numbers[operand.name] = float(entry.salt)  # type: ignore[union-attr]
+        elif operand.source == "update_scale":
+            self.numbers[operand.name] = self.storage.of(self.index).update_scale
+        elif operand.source == "counter" and rule_input is not None:
+            self.tensors[operand.name] = self.state[rule_input.key]
+            self.plain.add(operand.name)
+        elif rule_input is not None and rule_input.origin == "constants":
+            self.numbers[operand.name] = self.piece.constants[rule_input.position]
+        elif rule_input is not None and rule_input.origin == "scalars":
+            scalar = self.piece.scalars[rule_input.position]
+            if isinstance(scalar, Expression):
+                self.scalars[operand.name] = rule_input.position
+                self.numbers[operand.name] = float(scalar.value)
+            else:
+                if scalar not in self.bound.tensors:
+                    self.bound.tensors.append(scalar)
+                self.varying[operand.name] = self.bound.tensors.index(scalar)
+
+    def _created(self, key: str, codec: Codec) -> Tensor:
+        """Return the entry that the launch will fill, and that becomes state after it."""
+        place = (self.index, key)
+        if place not in self.bound.created:
+            value = next(v for role, v in self.piece.created if role.key == key)
+            entry = fresh(self.parameter, value.dtype, 0.0, codec, key, self.storage.seed)
+            self.bound.created[place] = entry
+        return self.bound.created[place]

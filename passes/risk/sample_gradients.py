@@ -6,9 +6,10 @@ shared, computes the exact means of what the step adds. The samples are kept in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import GROUP
 from baoc_compile.kernels.codecs.sharing import as_matrix
-from baoc_compile.kernels.launch.fused_update import Launch
+from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.passes.risk.average_increments import IncrementMeans
 from baoc_compile.passes.risk.gradient_stream import GradientStream, SharedIncrements
 from baoc_compile.passes.risk.slot_values import moments_of, values_at
@@ -116,18 +117,19 @@ class GradientSampler:
             self.streams = {i: self._start(i) for i in self.index}
 
     @torch.no_grad()
-    def observe(self, launch: Launch, grads: Sequence[Tensor], scalars: Sequence[Tensor]) -> None:
-        """Record one launch, before it runs."""
-        values = [float(s) for s in scalars]
-        for position, i in enumerate(launch.indices):
-            if i not in self.streams:
+    def observe(
+        self, launch: BoundLaunch, present: np.ndarray | None, numbers_of: Callable[[int], Mapping[str, float]]
+    ) -> None:
+        """Record one launch, before it runs, over the parameters that are `present`.
+
+        numbers_of: parameter index -> the rule's scalars in this step, by input name.
+        """
+        for row, i in enumerate(launch.launch.indices):
+            if i not in self.streams or not (present is None or present[row]):
                 continue
-            wanted = {rule_input.name for rule_input in self.rules[i].inputs_of("scalar")}
-            numbers = self._numbers.setdefault(i, {})
-            numbers |= {k: v for k, v in launch.numbers[position].items() if k in wanted}
-            numbers |= {k: values[at] for k, at in launch.varying[position].items() if k in wanted}
-            if grads and not launch.graph.averages:  # the last launch over this parameter
-                self._take(i, grads[position], numbers)
+            if not launch.launch.graph.averages:  # the last launch over this parameter
+                self._numbers[i] = dict(numbers_of(i))
+                self._take(i, launch.params[row].grad, self._numbers[i])
 
     def end_step(self) -> None:
         """Append what the launches of this step showed, after they have run."""

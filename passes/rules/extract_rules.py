@@ -39,11 +39,16 @@ class RuleClass:
 
 
 def extract_rules(
-    recording: Recording, table: ParameterTable, known: Mapping[Hashable, list[Bounds]] | None = None
+    recording: Recording,
+    table: ParameterTable,
+    known: Mapping[Hashable, list[Bounds]] | None = None,
+    *,
+    prove: bool = True,
 ) -> list[RuleClass]:
     """Group the pieces of a recording by structure, in order of first appearance, and canonicalize each group.
 
     known: signature -> bounds that have already been found too narrow, and by how much.
+    prove: False to group the pieces only.
     """
     counters = _step_counters(recording)
     changing = {(w.source.kind, w.source.path, w.source.parameter) for w in recording.writes}
@@ -59,7 +64,7 @@ def extract_rules(
             described[key] = inputs
         found.members.append(piece)
         found.bounds = joined(found.bounds, [i.bounds for i in inputs])
-    for key, rule_class in classes.items():
+    for key, rule_class in classes.items() if prove else ():
         scalars = [replace(i, bounds=b) for i, b in zip(described[key], rule_class.bounds, strict=True)]
         representative = max(rule_class.members, key=lambda piece: table.parameters[piece.parameters[0]].ndim)
         try:

@@ -1,0 +1,205 @@
+"""Audits: does baoc's own step still do what the user's step does?
+
+A recording audit records the step again from the optimizer's present state: it must be what was recorded before, as long as
+its guards hold. It finds what no guard can see, such as a global that the step reads. The number audit runs the user's own
+step and ours on copies of a few parameters, once, before ours touches the real ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage
+from baoc_compile.passes.capture.group_numbers import group_numbers
+from baoc_compile.passes.capture.record_step import record_step
+from baoc_compile.passes.capture.stand_in import is_hooks, is_left_out, is_of_weight, is_way_to_compute
+from baoc_compile.passes.capture.surroundings import undisturbed
+from baoc_compile.passes.rules.read_step import Reading, difference
+from baoc_compile.runtime.bound_step import BoundStep
+from baoc_compile.state.state_tensor import StateTensor
+
+log = logging.getLogger("baoc")
+
+#: Recordings are audited after 2, 4, 8, ... steps up to this interval, and then at this interval.
+LONGEST_INTERVAL = 500
+#: The share of the time that audits may take, from the fourth on.
+MOST_TIME = 0.01
+
+
+@dataclass
+class Schedule:
+    """When the next recording audit is due.
+
+    due: the number of steps after which it is.
+    seconds: what audits took so far.
+    """
+
+    due: int = 2
+    seconds: float = 0.0
+    _began: float = field(default_factory=time.perf_counter)
+    _last: float = 0.0
+
+    def is_due(self, count: int) -> bool:
+        """Return whether an audit is due after `count` steps, and plan the next one."""
+        if count < self.due:
+            return False
+        self.due = count + min(max(count, 2), LONGEST_INTERVAL)
+        elapsed = time.perf_counter() - self._began
+        return count <= 8 or self.seconds + self._last <= MOST_TIME * elapsed
+
+    def took(self, seconds: float) -> None:
+        """Note what an audit took."""
+        self.seconds, self._last = self.seconds + seconds, seconds
+
+
+def audit_recording(reading: Reading, table: ParameterTable, function: Callable[..., Any]) -> str:
+    """Record the step from the optimizer's present state; return how it differs from `reading`, or an empty text."""
+    try:
+        (recording,) = record_step(table, function, reading.present, has_closure=reading.has_closure)
+    except UnsupportedStep as reason:
+        return str(reason)
+    return difference(reading, recording, group_numbers(recording), table)
+
+
+def audit_numbers(
+    reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], present: frozenset[int]
+) -> str:
+    """Run the user's step and ours on copies of one parameter of each rule; return what differs, or an empty text."""
+    chosen = _chosen(reading, table, present)
+    if not chosen or reading.recording.reads_gradients:
+        return ""
+    try:
+        return _audit(reading, table, storage, function, chosen)
+    except Exception as error:  # the step needs more than a few parameters
+        log.debug("the numbers of this step can't be audited: %r", error)
+        return ""
+
+
+def _audit(
+    reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], chosen: list[int]
+) -> str:
+    theirs, ours = (_copied(table, chosen, decoded=decoded) for decoded in (True, False))
+    before = {i: theirs.parameters[i].detach().clone() for i in chosen}
+    with torch.no_grad(), undisturbed(function, table.optimizer):
+        function(theirs.optimizer, *([lambda: None] if reading.has_closure else []))
+    bound = BoundStep(reading.restricted(frozenset(chosen)), ours, storage, function)
+    bound.look()
+    bound.numbers.compute(ours.optimizer, bound.parameters.flags)
+    bound.run(lambda: ours)
+    bound.numbers.commit(ours.optimizer)
+    for i in chosen:
+        what = _difference(i, before[i], theirs, ours, storage)
+        if what:
+            return f"{what} of {table.names[i]} is not what the step itself gives"
+    return ""
+
+
+def _chosen(reading: Reading, table: ParameterTable, present: frozenset[int]) -> list[int]:
+    """Return the smallest parameter of each rule that has elements and a gradient."""
+    found = []
+    for rule_class in reading.classes:
+        able = [p.parameters[0] for p in rule_class.members if rule_class.rule is not None]
+        able = [i for i in able if i in present and table.parameters[i].numel()]
+        if able:
+            found.append(min(able, key=lambda i: table.parameters[i].numel()))
+    return found
+
+
+def _copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> ParameterTable:
+    """Return copies of the chosen parameters under an optimizer of the same class; all others have no gradient.
+
+    decoded: whether the state is decoded, for the user's own step.
+    """
+    real = table.optimizer
+    memo: dict[int, Any] = {}
+    parameters: list[Tensor] = []
+    for i, p in enumerate(table.parameters):
+        if i in chosen:
+            made: Tensor = p.detach().clone(memory_format=torch.preserve_format)
+            made = torch.nn.Parameter(made, p.requires_grad) if isinstance(p, torch.nn.Parameter) else made
+            vars(made).update(vars(p))
+            made.grad = None if p.grad is None else p.grad.clone(memory_format=torch.preserve_format)
+        else:
+            made = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
+        memo[id(p)] = made
+        parameters.append(made)
+    optimizer = object.__new__(type(real))
+    memo[id(real)] = optimizer
+    attributes = vars(optimizer)
+    attributes["param_groups"] = [
+        {
+            key: [memo[id(p)] for p in value]
+            if key == "params"
+            else (value and False if is_way_to_compute(real, key) else copy.deepcopy(value, memo))
+            for key, value in group.items()
+        }
+        for group in real.param_groups
+    ]
+    state: Any = type(real.state)(dict) if hasattr(real.state, "default_factory") else {}
+    for i in chosen:
+        entries = {}
+        for key, value in real.state.get(table.parameters[i], {}).items():
+            if decoded and is_of_weight(value):
+                continue
+            if decoded and isinstance(value, StateTensor):
+                value = value.decode()
+            entries[key] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value, memo)
+        state[parameters[i]] = entries
+    attributes["state"] = state
+    for name, value in vars(real).items():
+        if is_hooks(name):
+            attributes[name] = type(value)()
+        elif not is_left_out(name):
+            attributes[name] = copy.deepcopy(value, memo)
+    copied = ParameterTable(optimizer, parameters, table.names, table.groups)
+    copied.kept = optimizer  # type: ignore[attr-defined]  # a table refers to its optimizer weakly
+    return copied
+
+
+def _difference(
+    i: int, before: Tensor, theirs: ParameterTable, ours: ParameterTable, storage: Storage
+) -> str:
+    stored = storage.of(i)
+    exact = all(c.mechanism in ("rounding", "weight") for c in stored.codecs.values()) and stored.update_scale == 1.0
+    expected, found = (t.parameters[i].detach().float() for t in (theirs, ours))
+    if exact:
+        eps = torch.finfo(theirs.parameters[i].dtype).eps
+        moved = (expected - before.float()).abs().max()
+        allowed = 1e-3 * moved + 8 * eps * torch.maximum(before.float().abs().max(), expected.abs().max())
+        if bool(torch.isfinite(expected).all()) and not bool((expected - found).abs().max() <= allowed):
+            return "the update"
+    for key, codec in stored.codecs.items():
+        value, entry = theirs.state(i).get(key), ours.state(i).get(key)
+        if codec.mechanism != "rounding" or not isinstance(value, Tensor) or not isinstance(entry, Tensor):
+            continue
+        if not bool(torch.isfinite(value).all()):
+            continue
+        plain = entry.decode() if isinstance(entry, StateTensor) else entry
+        error, allowed = (plain.float() - value.float()).abs().max(), 1e-3 * value.float().abs().max()
+        if isinstance(entry, StateTensor):
+            allowed = allowed + 2 * _error_of(entry, value)
+        if not bool(error <= allowed):
+            return f"state {key!r}"
+    return ""
+
+
+def _error_of(entry: StateTensor, value: Tensor) -> Tensor:
+    """Return the largest error with which the entry's codec stores these values, in a few draws of its rounding."""
+    worst = torch.zeros(())
+    for _ in range(4):
+        drawn = entry.clone()
+        drawn.copy_(value)
+        entry = drawn
+        worst = torch.maximum(worst, (drawn.decode().float() - value.float()).abs().max())
+    return worst
+

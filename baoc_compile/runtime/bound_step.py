@@ -1,0 +1,239 @@
+"""A step bound to an optimizer's tensors and numbers: what it checks before every step, and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage
+from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Parameters
+from baoc_compile.passes.capture.expressions import Expression
+from baoc_compile.passes.capture.run_calls import run_calls
+from baoc_compile.passes.capture.split_pieces import values_in
+from baoc_compile.passes.capture.stand_in import constant_of, constants_of, is_constant, is_left_out, leaves_of
+from baoc_compile.passes.capture.surroundings import Surroundings
+from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.passes.rewrite.bind_launches import bind_launches
+from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
+from baoc_compile.passes.rewrite.replay import tensor_of
+from baoc_compile.passes.rules.read_step import Reading
+from baoc_compile.state.entries import state_tensors
+
+
+class BoundStep:
+    """One reading of a step, bound to the tensors that the optimizer has now.
+
+    reading: the step.
+    bound: its launches and replays.
+    parameters: where parameters and gradients are.
+    """
+
+    def __init__(
+        self, reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any] | None = None
+    ):
+        self.reading, self.storage, self._function = reading, storage, function
+        self.bound = bind_launches(table, storage, reading.classes)
+        self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
+        dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in table.parameters]
+        self.parameters = Parameters(table.parameters, dtypes)
+        self.parameters.look()
+        self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
+        self.codebooks = CodebookRefresh(state_tensors(table))
+        self._pieces = {piece.parameters[0]: piece for piece in reading.recording.pieces}
+        self._values: dict[Any, Any] = {}
+        self._layouts = [_layout(p) for p in table.parameters]
+        self._hold(table)
+
+    # what is checked before every step
+
+    def _hold(self, table: ParameterTable) -> None:
+        """Remember what the optimizer holds."""
+        optimizer = table.optimizer
+        self._groups = list(optimizer.param_groups)
+        self._lists = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
+        states = [optimizer.state[p] for p in table.parameters if p in optimizer.state]
+        counting = [s for s in states if any(type(v) in (int, float) for v in s.values())]
+        #: State with Python numbers, which change all the time: for each key, its tensors.
+        self._counting = counting
+        self._sizes = [len(s) for s in counting]
+        keys = {key for s in counting for key, value in s.items() if isinstance(value, Tensor)}
+        self._columns = [(key, [s.get(key) for s in counting]) for key in keys]
+        known = {id(s) for s in counting}
+        plain = [s for s in states if id(s) not in known]
+        self._dictionaries = Dictionaries([optimizer.state, *self._groups, *plain])
+        self._held_groups = [dict(group) for group in self._groups]
+        self._attributes = _attributes(optimizer)
+        writes_constants = any(not isinstance(w.value, Expression) for w in self.reading.recording.writes)
+        #: Whether flags and the like may change at every step, so that all is compared every time.
+        self._is_careful = writes_constants or any(_holds_containers(s) for s in states) or _has_containers(optimizer)
+        self._constants = constants_of(table) if self._is_careful else {}
+        self._surroundings = Surroundings(self._function, optimizer)
+        self._surrounded = self._surroundings.values()
+
+    def is_bound_to(self, optimizer: Any) -> bool:
+        """Return whether the optimizer still holds the parameters, state and options that the step is bound to."""
+        if len(optimizer.param_groups) != len(self._groups) or not all(map(is_, optimizer.param_groups, self._groups)):
+            return False
+        if any(not _same_objects(now, held) for now, held in self._lists):
+            return False
+        changed = self._dictionaries.changed()
+        if changed:
+            if any(position == 0 or position > len(self._groups) for position in changed):
+                return False
+            for position in changed:
+                group, held = self._groups[position - 1], self._held_groups[position - 1]
+                if not _same_kind(held, group):
+                    return False
+                self._held_groups[position - 1] = dict(group)
+            self._dictionaries.hold()
+        if [len(s) for s in self._counting] != self._sizes:
+            return False
+        if any(not all(map(is_, [s.get(key) for s in self._counting], held)) for key, held in self._columns):
+            return False
+        attributes = _attributes(optimizer)
+        if len(attributes) != len(self._attributes) or not all(map(is_, attributes.values(), self._attributes.values())):
+            if not _same_kind(self._attributes, attributes):
+                return False
+            self._attributes = attributes
+        if self._surroundings.values() != self._surrounded:
+            return False
+        if not self._is_careful:
+            return True
+        parameters = self.parameters.tensors
+        now = {source: constant_of(value) for source, value in leaves_of(optimizer, parameters)}
+        return now == self._constants
+
+    def look(self) -> bool:
+        """Look at parameters and gradients. Return whether the step can run on them as they are."""
+        moved = self.parameters.look()
+        if moved and [_layout(p) for p in self.parameters.tensors] != self._layouts:
+            return False
+        flags = self.parameters.flags
+        return not ((flags & ODD).any() or ((flags & PRESENT).astype(bool) & ~self.covered).any())
+
+    @property
+    def present(self) -> frozenset[int]:
+        """The parameters that have a gradient."""
+        return frozenset(np.nonzero(self.parameters.flags & PRESENT)[0].tolist())
+
+    # a step
+
+    def run(self, table: Callable[[], ParameterTable]) -> None:
+        """Run the step, after its numbers were computed.
+
+        table: returns the optimizer's parameters, for steps that are not all launches.
+        """
+        self.codebooks.tick()
+        values: dict[Any, Any] = {}
+        recording = self.reading.recording
+        if recording.prelude or self.bound.tensors:
+            self._run_prelude(table(), values)
+        self._values = values
+        tensors = [values[value].detach() for value in self.bound.tensors]
+        for launch in self.bound.launches:
+            launch(self.parameters, tensors)
+        made = dict(self.bound.created)
+        here = self.present if self.bound.replays else frozenset()
+        for replay in self.bound.replays:
+            if here.issuperset(replay.indices):
+                made |= replay(table(), values)
+        if made:
+            optimizer, parameters = table().optimizer, self.parameters.tensors
+            here = self.present
+            for (index, key), tensor in made.items():
+                if index in here:
+                    optimizer.state[parameters[index]][key] = tensor
+
+    @torch.no_grad()
+    def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:
+        calls = self.reading.recording.prelude
+        for value in (*values_in(calls), *self.bound.tensors):
+            if value.call is None and value not in values:
+                real = tensor_of(value, table)
+                values[value] = real.decode() if hasattr(real, "decode") and hasattr(real, "parts") else real
+        run_calls(calls, values)
+
+    def numbers_of(self, index: int) -> dict[str, float]:
+        """Return the scalars of a parameter's rule in this step, by input name."""
+        rule, piece = self.rules[index], self._pieces[index]
+        numbers = self.numbers.of(index)
+        found = {}
+        for i in rule.inputs_of("scalar"):
+            if i.origin == "constants":
+                found[i.name] = piece.constants[i.position]
+            elif i.position in numbers:
+                found[i.name] = float(numbers[i.position])
+            else:
+                found[i.name] = float(self._values[piece.scalars[i.position]])
+        return found
+
+    @property
+    def rules(self) -> dict[int, UpdateRule]:
+        """Parameter index -> rule, for parameters whose update is elementwise."""
+        return self.reading.rules
+
+    @contextmanager
+    def observed(self, observe: Callable[..., None]) -> Iterator[None]:
+        """Call `observe(launch, present)` before every launch within this context."""
+        for launch in self.bound.launches:
+            launch.observe = observe
+        try:
+            yield
+        finally:
+            for launch in self.bound.launches:
+                launch.observe = None
+
+    def release(self) -> None:
+        """Drop all tensors; the step can't run afterwards."""
+        for launch in self.bound.launches:
+            launch.release()
+
+
+def _layout(parameter: Tensor) -> Any:
+    return parameter.shape, parameter.stride(), parameter.dtype, parameter.device
+
+
+def _same_objects(now: Sequence[Any], held: Sequence[Any]) -> bool:
+    return len(now) == len(held) and all(map(is_, now, held))
+
+
+def _attributes(optimizer: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(optimizer).items() if not is_left_out(name)}
+
+
+def _holds_containers(entries: dict[Any, Any]) -> bool:
+    """Return whether state holds more than tensors and numbers."""
+    return any(not isinstance(v, Tensor) and type(v) not in (int, float) for v in entries.values())
+
+
+def _has_containers(optimizer: Any) -> bool:
+    """Return whether attributes or options hold what can change without being replaced."""
+    held = [v for k, v in _attributes(optimizer).items() if k != "defaults"]
+    held += [v for group in optimizer.param_groups for k, v in group.items() if k != "params"]
+    return any(not is_constant(v) and type(v) not in (int, float) and not isinstance(v, Tensor) and not _is_flat(v) for v in held)
+
+
+def _is_flat(value: Any) -> bool:
+    """Return whether a value is a tuple of numbers and constants."""
+    return type(value) is tuple and all(is_constant(v) or type(v) in (int, float) for v in value)
+
+
+def _same_kind(held: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether two dictionaries differ in nothing but numbers."""
+    if held.keys() != now.keys():
+        return False
+    return all(now[key] is value or _kind(value) == _kind(now[key]) for key, value in held.items())
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value)
+    return tuple(map(constant_of, value)) if _is_flat(value) else constant_of(value)

@@ -1,0 +1,111 @@
+"""Replay: run a piece that is not elementwise as the step did, between decoding and encoding its state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.passes.capture.expressions import Attribute, Expression
+from baoc_compile.passes.capture.recording import Piece, Value
+from baoc_compile.passes.capture.run_calls import run_calls
+from baoc_compile.state.state_tensor import StateTensor
+
+
+class Replay:
+    """A callable that runs a piece on the optimizer's tensors and returns the state entries that it makes.
+
+    piece: the piece.
+    reason: why it is not a fused program.
+    indices: the parameters that it steps.
+    numbers: the value of each of the piece's scalars that is an expression.
+    """
+
+    def __init__(self, piece: Piece, reason: str, table: ParameterTable):
+        self.piece, self.reason, self.indices = piece, reason, piece.parameters
+        names = "_".join(table.short_name(i) for i in piece.parameters[:2])
+        self.__name__ = f"replay_{names}"
+        self.numbers: list[Any] = [s.value if isinstance(s, Expression) else None for s in piece.scalars]
+
+    def enter(self, positions: Sequence[int], values: Sequence[Any]) -> None:
+        """Take the step's numbers."""
+        for position, value in zip(positions, values, strict=True):
+            self.numbers[position] = value
+
+    @torch.no_grad()
+    def __call__(self, table: ParameterTable, known: dict[Value, Any]) -> dict[tuple[int, Any], Tensor]:
+        """Run the piece.
+
+        known: the prelude's values.
+
+        Returns (parameter index, state key) -> the tensor, for state that is made or replaced.
+        """
+        values: dict[Any, Any] = dict(known)
+        decoded: list[tuple[StateTensor, Tensor]] = []
+        for value in self.piece.inputs:
+            real = tensor_of(value, table)
+            if isinstance(real, StateTensor):
+                plain = real.decode()
+                decoded.append((real, plain))
+                real = plain
+            values[value] = real
+        for scalar, number in zip(self.piece.scalars, self.numbers, strict=True):
+            if isinstance(scalar, Expression):
+                values[scalar] = number
+        run_calls(self.piece.calls, values)
+        for state, plain in decoded:
+            state.store(plain)
+        made = {}
+        for role, value in self.piece.created:
+            old = table.state(role.parameter).get(role.key)
+            if isinstance(old, StateTensor):
+                old.store(values[value])
+            else:
+                made[role.parameter, role.key] = values[value]
+        return made
+
+
+def tensor_of(value: Value, table: ParameterTable) -> Any:
+    """Return the tensor that a value from before the step stands for."""
+    role = value.role
+    assert role is not None
+    if role.kind == "param":
+        return table.parameters[role.parameter]
+    if role.kind == "grad":
+        return table.parameters[role.parameter].grad
+    if role.kind == "state":
+        return table.state(role.parameter)[role.key]
+    return object_at(table.optimizer, role.source)
+
+
+def object_at(optimizer: Any, source: Any) -> Any:
+    """Return what an optimizer keeps at a place outside of its parameters' state."""
+    first, *path = source.path
+    found = optimizer.param_groups[first] if source.kind == "group" else vars(optimizer)[first]
+    parameters: list[Tensor] = []
+    if any(map(is_parameter, path)):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key in path:
+        found = entry_of(found, parameters[key[1]] if is_parameter(key) else key)
+    return found
+
+
+def entry_of(holder: Any, key: Any) -> Any:
+    """Return an entry of a container, or an attribute of an object."""
+    return getattr(holder, key.name) if isinstance(key, Attribute) else holder[key]
+
+
+def set_entry(holder: Any, key: Any, value: Any) -> None:
+    """Change an entry of a container, or an attribute of an object."""
+    if isinstance(key, Attribute):
+        setattr(holder, key.name, value)
+    else:
+        holder[key] = value
+
+
+def is_parameter(key: Any) -> bool:
+    """Return whether a key of a path stands for a parameter."""
+    return isinstance(key, tuple) and key[:1] == ("parameter",)
