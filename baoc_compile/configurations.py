@@ -92,7 +92,8 @@ def configurations(optimizer: Any, parameter: torch.Tensor | None = None) -> Con
     optimizer: any optimizer; it need not be prepared.
     parameter: one of its parameters; by default the largest.
 
-    Raises OptionError if the optimizer does not hold the parameter, UnsupportedStep if its update is not elementwise or can't be read.
+    Raises OptionError if the optimizer does not hold the parameter, UnsupportedStep if its update is not elementwise or
+    can't be read.
     """
     table = ParameterTable.of(optimizer)
     if parameter is None:

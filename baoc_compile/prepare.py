@@ -118,10 +118,14 @@ def _inside(optimizer: Any) -> Any:
     current = optimizer
     while id(current) not in seen:
         seen.add(id(current))
-        inner = next((i for name in ("optimizer", "base_optimizer", "optim") if (i := _part(current, name)) is not None), None)
+        inner = next(
+            (i for name in ("optimizer", "base_optimizer", "optim") if (i := _part(current, name)) is not None), None
+        )
         if inner is None or not hasattr(inner, "param_groups"):
             break
-        if getattr(current, "param_groups", None) is not inner.param_groups and isinstance(vars(current).get("param_groups"), list):
+        if getattr(current, "param_groups", None) is not inner.param_groups and isinstance(
+            vars(current).get("param_groups"), list
+        ):
             raise OptionError(
                 f"optimizer: {type(current).__name__} has parameter groups of its own beside those of the optimizer inside "
                 f"it; prepare that one: baoc_compile.prepare(optimizer.{_name_of(current, inner)})"

@@ -74,7 +74,7 @@ class NamedNumbers(OneByOne):
         p.sub_(p.grad if self.numbers.k < 7 else p.grad.sign(), alpha=group["lr"] * self.numbers.rate)
 
 
-@misleads("right")
+@misleads("refused")
 class PairOfNumbers(OneByOne):
     """Numbers in a tuple that each step replaces."""
 

@@ -63,7 +63,7 @@ class NumpyMaximum(OneByOne):
         p.sub_(p.grad.sign() if np.maximum(group["lr"], 0.02) > 0.02 else p.grad, alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class RealPart(OneByOne):
     """`lr.real` is a new float."""
 
@@ -79,7 +79,7 @@ class PercentFormat(OneByOne):
         p.sub_(p.grad, alpha=float("%.2f" % group["lr"]))  # noqa: UP031
 
 
-@misleads("refused")
+@misleads("right")
 class MathOfList(OneByOne):
     """`math.fsum` of a list."""
 
@@ -111,7 +111,7 @@ class TypeOfRate(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * (3 if type(group["lr"]) is float else 1))
 
 
-@misleads("right")
+@misleads("refused")
 class TypeOfCount(OneByOne):
     """`isinstance(k, float)` of an int, and `isinstance(lr, int)` of a float."""
 
@@ -121,7 +121,7 @@ class TypeOfCount(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * scale)
 
 
-@misleads("right")
+@misleads("refused")
 class MatchRate(OneByOne):
     """A structural match on the counter."""
 
@@ -252,7 +252,7 @@ class ProductOverAll(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * self.product)
 
 
-@misleads("refused", options={"rate": torch.tensor(0.5)})
+@misleads("right", options={"rate": torch.tensor(0.5)})
 class TensorRate(OneByOne):
     """A hyperparameter that is a tensor."""
 

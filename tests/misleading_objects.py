@@ -21,7 +21,7 @@ class _Counter:
     k = 0
 
 
-@misleads("refused")
+@misleads("right")
 class CounterObject(OneByOne):
     """The step counts in an object of its own, and switches late."""
 
@@ -132,7 +132,7 @@ def _set_scale(optimizer: Any, count: int) -> None:
     optimizer.config.scale = 1.0 if count < 4 else 4.0
 
 
-@misleads("refused", between=_set_scale)
+@misleads("right", between=_set_scale)
 class ConfigFromOutside(OneByOne):
     """The training script changes a number in an object that the optimizer holds."""
 
@@ -186,7 +186,7 @@ def _set_global(optimizer: Any, count: int) -> None:
     GLOBALS["scale"] = 1.0 if count < 4 else 4.0
 
 
-@misleads("refused", reset=_reset_globals, between=_set_global)
+@misleads("right", reset=_reset_globals, between=_set_global)
 class GlobalScale(OneByOne):
     """The training script changes a number of the module."""
 
@@ -283,7 +283,7 @@ class OwnFused(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * (3 if group["fused"] else 1))
 
 
-@misleads("right")
+@misleads("refused")
 class RemembersParameter(OneByOne):
     """An attribute is one of the parameters, and the step takes the next."""
 

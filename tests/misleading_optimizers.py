@@ -39,7 +39,7 @@ class ByIdTable(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * self.scales[id(p)])
 
 
-@misleads("right")
+@misleads("refused")
 class ByOtherId(OneByOne):
     """The table is asked by another name of `id`, which a recorder may not lead astray, and has a default."""
 
@@ -50,7 +50,7 @@ class ByOtherId(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * self.scales.get(plain_id(p), 1.0))
 
 
-@misleads("right")
+@misleads("refused")
 class ByHash(OneByOne):
     """The table is by `hash(p)`, and has a default."""
 
@@ -72,7 +72,7 @@ class ByTensorKey(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * self.scales.get(p, 1.0))
 
 
-@misleads("right")
+@misleads("refused")
 class ByWeakKey(OneByOne):
     """The table holds its parameters weakly."""
 

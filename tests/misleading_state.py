@@ -151,7 +151,7 @@ class NestedNumbers(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] * numbers["powers"][0] / numbers["powers"][1] / numbers["k"])
 
 
-@misleads("right")
+@misleads("refused")
 class TupleInState(OneByOne):
     """Numbers in a tuple in the state, which every step replaces."""
 
@@ -186,7 +186,7 @@ class BuffersSwap(OneByOne):
         state["a"], state["b"] = state["b"], state["a"]
 
 
-@misleads("right")
+@misleads("refused")
 class Replaced(OneByOne):
     """The whole state is replaced at every step."""
 

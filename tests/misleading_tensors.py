@@ -8,7 +8,7 @@ import torch
 from misleading_base import OneByOne, misleads
 
 
-@misleads("right")
+@misleads("refused")
 class SharedCount(OneByOne):
     """One 0-dim tensor counts for all parameters."""
 
@@ -22,7 +22,7 @@ class SharedCount(OneByOne):
         p.sub_(p.grad, alpha=group["lr"] / state["k"].item())
 
 
-@misleads("right")
+@misleads("refused")
 class SharedDictionary(OneByOne):
     """One dictionary of numbers for all parameters."""
 
@@ -225,7 +225,7 @@ class _Momentum(OneByOne):
         p.sub_(state["m"], alpha=group["lr"])
 
 
-@misleads("right")
+@misleads("right", "refused")
 class CallsItsBase(torch.optim.SGD):
     """The base class's step, then a decay."""
 
@@ -251,7 +251,7 @@ class DeletesState(_Momentum):
         super().update(p, state, group)
 
 
-@misleads("refused")
+@misleads("right")
 class PopsState(_Momentum):
     """Deletes the buffer every fifth step."""
 
@@ -262,7 +262,7 @@ class PopsState(_Momentum):
         super().update(p, state, group)
 
 
-@misleads("right", "refused")
+@misleads("right", "late")
 class DecaysAll(OneByOne):
     """Parameters without a gradient decay too."""
 
@@ -276,7 +276,7 @@ class DecaysAll(OneByOne):
         p.sub_(p.grad, alpha=group["lr"])
 
 
-@misleads("right", "refused")
+@misleads("right", "late")
 class CountsAll(OneByOne):
     """Parameters without a gradient count too."""
 

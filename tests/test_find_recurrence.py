@@ -10,7 +10,6 @@ from optimizers import CASES, rule_of
 from torch import Tensor, fx
 
 from baoc_compile.core.rule import RuleOutput, UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules.find_recurrence import NoRecurrence, Recurrence, find_recurrence
 
 REFUSED = {

@@ -20,7 +20,6 @@ from torch import Tensor, fx
 
 import baoc_compile
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules import prove_signs as signs
 
 aten = torch.ops.aten

@@ -15,7 +15,6 @@ from program_cases import assert_same_bits, bits
 
 from baoc_compile.core.errors import BaocWarning, CannotEmit
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.dialect.operations import OPERATIONS as DIALECT
 from baoc_compile.kernels.eager.program import TorchProgram

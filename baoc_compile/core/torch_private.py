@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch._decomp import core_aten_decompositions as _core_aten_decompositions
+from torch import Tensor, nn
 from torch._C._dynamo import eval_frame as _eval_frame
+from torch._decomp import core_aten_decompositions as _core_aten_decompositions
 from torch._dynamo import convert_frame, eval_frame, symbolic_convert
 from torch._dynamo import lookup_backend as _lookup_backend
 from torch._subclasses import fake_tensor
@@ -187,7 +187,7 @@ def tensor_functions() -> TensorFunctions:
         without = torch.empty(0)
         grad = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found[0])
         nothing = ctypes.c_void_p.from_address(grad(without._cdata)).value or 0
-        return TensorFunctions(data_ptr, *found, tensor_offset(without), nothing)
+        return TensorFunctions(data_ptr, *found, offset=tensor_offset(without), nothing=nothing)  # type: ignore[misc]
     except (AttributeError, OSError, ValueError) as reason:
         raise LookupError(str(reason)) from reason
 

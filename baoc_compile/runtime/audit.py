@@ -166,9 +166,7 @@ def _copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> Param
     return copied
 
 
-def _difference(
-    i: int, before: Tensor, theirs: ParameterTable, ours: ParameterTable, storage: Storage
-) -> str:
+def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterTable, storage: Storage) -> str:
     stored = storage.of(i)
     exact = all(c.mechanism in ("rounding", "weight") for c in stored.codecs.values()) and stored.update_scale == 1.0
     expected, found = (t.parameters[i].detach().float() for t in (theirs, ours))
@@ -196,10 +194,9 @@ def _difference(
 def _error_of(entry: StateTensor, value: Tensor) -> Tensor:
     """Return the largest error with which the entry's codec stores these values, in a few draws of its rounding."""
     worst = torch.zeros(())
+    drawn = entry
     for _ in range(4):
-        drawn = entry.clone()
-        drawn.copy_(value)
-        entry = drawn
+        drawn = drawn.like(torch.clone)
+        drawn.store(value)
         worst = torch.maximum(worst, (drawn.decode().float() - value.float()).abs().max())
     return worst
-

@@ -17,13 +17,14 @@ from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.expressions import Expression, Source
-from baoc_compile.passes.capture.number_function import NumberFunction, compile_numbers
+from baoc_compile.passes.capture.number_function import compile_numbers
 from baoc_compile.passes.capture.recording import Beginning
 from baoc_compile.passes.migrate.migrate_state import stored
 from baoc_compile.passes.rewrite.replay import object_at
 from baoc_compile.passes.rules.read_step import Reading, StepReading
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import fresh
+from baoc_compile.state.state_tensor import StateTensor
 
 
 @dataclass
@@ -105,12 +106,11 @@ def _equal(a: Any, b: Any) -> bool:
 def _put(state: dict[str, Any], key: str, entry: Any) -> None:
     """Give an entry another value. A tensor is changed in place: the step is bound to it."""
     old = state.get(key)
-    if isinstance(old, Tensor) and isinstance(entry, Tensor):
-        if hasattr(old, "parts"):
-            for name, part in old.parts.items():
-                part.copy_(entry.parts[name])
-        else:
-            old.copy_(entry)
+    if isinstance(old, StateTensor) and isinstance(entry, StateTensor):
+        for name, part in old.parts.items():
+            part.copy_(entry.parts[name])
+    elif isinstance(old, Tensor) and isinstance(entry, Tensor):
+        old.copy_(entry)
     else:
         state[key] = entry
 
@@ -150,7 +150,6 @@ def _entry(parameter: Tensor, beginning: Beginning, value: Any, codec: Codec | N
     return fresh(parameter, beginning.dtype, value, codec, key, seed)
 
 
-
 def _number(value: Any, table: ParameterTable) -> Any:
     """Return the present value of an expression, or a constant."""
     if not isinstance(value, Expression):
@@ -163,7 +162,7 @@ def _number(value: Any, table: ParameterTable) -> Any:
 def _read(source: Source, table: ParameterTable) -> Any:
     """Return the number that the optimizer has at a place."""
     if source.kind == "state":
-        number = table.state(source.parameter)
+        number: Any = table.state(source.parameter)
         for key in source.path:
             number = number[key]
     else:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Parameters
@@ -34,11 +33,10 @@ class BoundStep:
     reading: the step.
     bound: its launches and replays.
     parameters: where parameters and gradients are.
+    rules: parameter index -> rule, for parameters whose update is elementwise.
     """
 
-    def __init__(
-        self, reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any] | None = None
-    ):
+    def __init__(self, reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any]):
         self.reading, self.storage, self._function = reading, storage, function
         self.bound = bind_launches(table, storage, reading.classes)
         self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
@@ -48,8 +46,10 @@ class BoundStep:
         self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
         self.codebooks = CodebookRefresh(state_tensors(table))
         self._pieces = {piece.parameters[0]: piece for piece in reading.recording.pieces}
+        self.rules = reading.rules
         self._values: dict[Any, Any] = {}
         self._layouts = [_layout(p) for p in table.parameters]
+        self._is_stale = False
         self._hold(table)
 
     # what is checked before every step
@@ -80,6 +80,8 @@ class BoundStep:
 
     def is_bound_to(self, optimizer: Any) -> bool:
         """Return whether the optimizer still holds the parameters, state and options that the step is bound to."""
+        if self._is_stale:
+            return False
         if len(optimizer.param_groups) != len(self._groups) or not all(map(is_, optimizer.param_groups, self._groups)):
             return False
         if any(not _same_objects(now, held) for now, held in self._lists):
@@ -99,7 +101,9 @@ class BoundStep:
         if any(not all(map(is_, [s.get(key) for s in self._counting], held)) for key, held in self._columns):
             return False
         attributes = _attributes(optimizer)
-        if len(attributes) != len(self._attributes) or not all(map(is_, attributes.values(), self._attributes.values())):
+        if len(attributes) != len(self._attributes) or not all(
+            map(is_, attributes.values(), self._attributes.values())
+        ):
             if not _same_kind(self._attributes, attributes):
                 return False
             self._attributes = attributes
@@ -115,6 +119,8 @@ class BoundStep:
         """Look at parameters and gradients. Return whether the step can run on them as they are."""
         moved = self.parameters.look()
         if moved and [_layout(p) for p in self.parameters.tensors] != self._layouts:
+            self._is_stale = True  # for good: the launches have the old layouts
+        if self._is_stale:
             return False
         flags = self.parameters.flags
         return not ((flags & ODD).any() or ((flags & PRESENT).astype(bool) & ~self.covered).any())
@@ -175,11 +181,6 @@ class BoundStep:
                 found[i.name] = float(self._values[piece.scalars[i.position]])
         return found
 
-    @property
-    def rules(self) -> dict[int, UpdateRule]:
-        """Parameter index -> rule, for parameters whose update is elementwise."""
-        return self.reading.rules
-
     @contextmanager
     def observed(self, observe: Callable[..., None]) -> Iterator[None]:
         """Call `observe(launch, present)` before every launch within this context."""
@@ -218,7 +219,10 @@ def _has_containers(optimizer: Any) -> bool:
     """Return whether attributes or options hold what can change without being replaced."""
     held = [v for k, v in _attributes(optimizer).items() if k != "defaults"]
     held += [v for group in optimizer.param_groups for k, v in group.items() if k != "params"]
-    return any(not is_constant(v) and type(v) not in (int, float) and not isinstance(v, Tensor) and not _is_flat(v) for v in held)
+    return any(
+        not is_constant(v) and type(v) not in (int, float) and not isinstance(v, Tensor) and not _is_flat(v)
+        for v in held
+    )
 
 
 def _is_flat(value: Any) -> bool:

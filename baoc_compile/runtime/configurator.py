@@ -88,9 +88,9 @@ class Configurator:
             sampler = self.sampler
             sampler.begin_step()
 
-        def observe(*launch: Any) -> None:
+        def observe(launch: Any, present: Any) -> None:
             with self._timed("sampling"):
-                sampler.observe(*launch, own.bound.numbers_of)
+                sampler.observe(launch, present, own.bound.rules, own.bound.numbers_of)
 
         with own.bound.observed(observe):
             result = run()

@@ -43,6 +43,7 @@ def lead(optimizer_class: type) -> None:
                 cell.cell_contents = _led(cell.cell_contents)
         elif not hasattr(step, "led_by_baoc"):
             optimizer_class.step = _led(step)  # type: ignore[attr-defined]
+        optimizer_class._baoc_key_when_traced = _baoc_key_when_traced  # type: ignore[attr-defined]
 
 
 def _cell(step: FunctionType) -> Any:
@@ -71,7 +72,7 @@ def _led(step: Callable[..., Any]) -> Callable[..., Any]:
             if not hasattr(self, ATTRIBUTE) and not _is_compiled_by_baoc():
                 return step(self, *args, **kwargs)
             if _wants_one_graph() and not args and not kwargs:
-                return torch.ops.baoc.step.default(_parameters(self), getattr(self, KEY))
+                return torch.ops.baoc.step.default(_parameters(self), self._baoc_key_when_traced())
         elif ATTRIBUTE not in self.__dict__ and not is_running_compiled():
             return step(self, *args, **kwargs)
         return _run(step, self, args, kwargs)
@@ -88,6 +89,16 @@ def _run(step: Callable[..., Any], optimizer: Any, args: Any, kwargs: Any) -> An
         return step(optimizer, *args, **kwargs)
     closure = args[0] if args else kwargs.get("closure")
     return own(optimizer, closure, lambda given: step(optimizer) if given is None else step(optimizer, given))
+
+
+@torch._dynamo.assume_constant_result
+def _baoc_key_when_traced(self: Any) -> int:
+    """Return the key of an optimizer's session, which is made if it has none: Dynamo calls it while it traces.
+
+    Dynamo finds it on the optimizer's class by the function's name.
+    """
+    own_step_of(self)
+    return vars(self)[KEY]
 
 
 def own_step_of(optimizer: Any) -> OwnStep | None:
@@ -122,6 +133,7 @@ def _is_compiled_by_baoc() -> bool:
 
 def lead_all() -> None:
     """Lead the steps of all optimizer classes, those that will be made included."""
+    optimizer_class: Any
     for optimizer_class in _classes(torch.optim.Optimizer):
         if hasattr(optimizer_class.step, "hooked"):
             lead(optimizer_class)
@@ -139,9 +151,10 @@ def lead_all() -> None:
 
 
 def _classes(base: type) -> Iterator[Any]:
-    for optimizer_class in base.__subclasses__():
-        yield optimizer_class
-        yield from _classes(optimizer_class)
+    subclass: Any
+    for subclass in list(base.__subclasses__()):
+        yield subclass
+        yield from _classes(subclass)
 
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
@@ -161,7 +174,9 @@ def _step(params: list[torch.Tensor], key: int) -> None:
     assert own is not None
     own(optimizer, None, lambda given: own.function(optimizer))
     for given, real in zip(params, _parameters(optimizer), strict=True):
-        if given.data_ptr() != real.data_ptr():  # a compiler that keeps graphs functional passes copies, and copies back
+        if (
+            given.data_ptr() != real.data_ptr()
+        ):  # a compiler that keeps graphs functional passes copies, and copies back
             given.copy_(real)
 
 

@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.errors import StateError, UnsupportedStep
 from baoc_compile.core.rule import bounds_of
 from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import same_numbers
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.stand_in import constants_of
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.migrate_state import decode_state, migrate_state, migrate_weights
-from baoc_compile.passes.plan.choose_storage import choose_storage
+from baoc_compile.passes.plan.choose_storage import choose_storage, suits
 from baoc_compile.passes.programs.make_programs import start_programs
 from baoc_compile.passes.rewrite.bind_numbers import GuardFailed, OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
@@ -90,6 +91,7 @@ class OwnStep:
         self.postponed = False
         self.audits = Schedule()
         self._audited: set[str] = set()
+        self._kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
         self._others: list[BoundStep] = []  # readings of the same tensors, bound
         self._by_mask = False
         self._lock = threading.RLock()
@@ -275,6 +277,7 @@ class OwnStep:
     def _find(self, optimizer: Any, has_closure: bool) -> BoundStep:
         """Find a reading that holds now, or make one, and bind it."""
         table = self.session.table()
+        self._check_kinds(table)
         if self.bound is not None and not self.bound.is_bound_to(optimizer):
             self.release()
         present = frozenset(i for i, p in enumerate(table.parameters) if p.grad is not None)
@@ -304,6 +307,16 @@ class OwnStep:
             if bound is not None:
                 return bound
         raise UnsupportedStep("its numbers differ from those for which it was just recorded")
+
+    def _check_kinds(self, table: ParameterTable) -> None:
+        """Raise StateError for a parameter that has another shape or type than its state was made for."""
+        for index, (name, p) in enumerate(zip(table.names, table.parameters, strict=True)):
+            known = self._kinds.get(id(p))
+            if known is not None and known != (p.shape, p.dtype) and table.state(index):
+                raise StateError(
+                    f"{name} is now {str(p.dtype).removeprefix('torch.')} of shape {tuple(p.shape)}, but its state was made "
+                    f"for {str(known[1]).removeprefix('torch.')} of shape {tuple(known[0])}: make a new optimizer for it"
+                )
 
     def _trained(self, table: ParameterTable) -> frozenset[int]:
         """Return the parameters that may have a gradient in some step."""
@@ -349,13 +362,25 @@ class OwnStep:
     def bind(self, reading: Reading, table: ParameterTable) -> BoundStep:
         """Bind a reading to the optimizer's tensors, after converting its state."""
         refuse_overlap(table)
-        storage = self.session.storage
+        storage = self._storage_for(reading, table)
         with paused_gc():
             migrate_state(storage, table)
             bound = BoundStep(reading, table, storage, self.function)
+        self._kinds = {id(p): (p.shape, p.dtype) for p in table.parameters}
         self._others = [b for b in self._others if b.reading is not reading][-MOST_READINGS:]
         self._others.append(bound)
         return bound
+
+    def _storage_for(self, reading: Reading, table: ParameterTable) -> Storage:
+        """Return how state is stored, after deciding on slots for which that is open or does not suit the rule any more."""
+        session = self.session
+        open_ones = any(
+            not suits(session.storage, table, i, slot) for i, rule in reading.rules.items() for slot in rule.slots
+        )
+        if open_ones:
+            slots = slots_of(StepReading(None, reading), table)
+            session.store(choose_storage(session.request, session.storage, table, slots))
+        return session.storage
 
     def prepare_state(self, found: StepReading, table: ParameterTable) -> None:
         """Decide how new state is stored, convert what exists, and make what the next step would make.

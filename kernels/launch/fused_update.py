@@ -114,7 +114,7 @@ class BoundLaunch:
     #: Observer called before every launch with it and the parameters that have a gradient; None without one.
     observe: Callable[[BoundLaunch, np.ndarray | None], None] | None = None
 
-    def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor], plain: Sequence[str]):
+    def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
         self.launch, self.params, self.state = launch, params, state
         self.indices = np.array(launch.indices, dtype=np.int64)
         names = [o.name for o in launch.graph.numbers]
@@ -125,12 +125,7 @@ class BoundLaunch:
         self.captured: list[Any] = []
         self.is_on_gpu = launch.graph.signature.device_type == "cuda"
         self.__name__ = f"launch_{launch.graph.rule.key}"
-        operands = launch.state_operands
-        at = [k for k, o in enumerate(operands) if o.name in plain]
-        self._plain = [state[i * len(operands) + k] for i in range(len(params)) for k in at]
-        self._watched = Watched(self._plain, len(at)) if self._plain else None
-        pointers = [o.name for o in launch.graph.pointers]
-        self._plain_columns = [pointers.index(operands[k].name) for k in at]
+        self._watched = Watched(self.state, len(launch.state_operands)) if len(state) else None
         self._reads_grad = any(o.source == "grad" for o in launch.graph.pointers)
         self._dirty, self._restricted = False, b""
 
@@ -198,7 +193,7 @@ class BoundLaunch:
 
     def release(self) -> None:
         """Drop all tensors, even if other objects still hold the launch; it can't be called afterwards."""
-        self.params, self.state, self.table, self.captured, self._plain = [], [], None, [], []
+        self.params, self.state, self.table, self.captured = [], [], None, []
         self._watched = None
 
 

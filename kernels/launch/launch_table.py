@@ -98,11 +98,13 @@ class LaunchTable:
 
         grads: returns the gradients themselves, for tables that need them.
         """
-        param = next(k for k, o in enumerate(self.graph.pointers) if o.source == "param")
+        param = next((k for k, o in enumerate(self.graph.pointers) if o.source == "param"), -1)
         if self.passing >= 0 and self.batch:
             self.batch, self.tensors[self._grads] = [], [None] * len(self.numel)
-        changed = not np.array_equal(self.at[:, param], param_at)
-        self.at[:, param] = param_at
+        changed = False
+        if param >= 0:
+            changed = not np.array_equal(self.at[:, param], param_at)
+            self.at[:, param] = param_at
         if self.passing >= 0:
             changed = changed or not np.array_equal(self.at[:, self.passing], grad_at)
             self.at[:, self.passing] = grad_at

@@ -89,7 +89,7 @@ class TritonTable(LaunchTable):
         strided = self._layouts(emitter)
         self.is_strided = bool(strided[..., 0].any())
         self.layouts = self._on_device(strided)
-        self.all_instances = np.repeat(np.arange(len(batch), dtype=np.int32), counts)
+        self.all_instances: np.ndarray = np.repeat(np.arange(len(batch), dtype=np.int32), counts)
         self.instances = self._on_device(self.all_instances)
         self.tickets = torch.zeros(max(1, len(batch)), dtype=torch.int32, device=self.device)
         self.rows = self._on_device(self._rows())

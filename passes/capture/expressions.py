@@ -111,9 +111,7 @@ class NumberTrace:
             parts = (a.template if isinstance(a, Expression) else _constant(a) for a in arguments)
             # what several parameters' numbers give is no function of one owner: it has a template of its own
             template = self._template((function, *parts) if owner != SEVERAL else key)
-            found = self._expressions[key] = Expression(
-                function, tuple(arguments), None, owner, template, value
-            )
+            found = self._expressions[key] = Expression(function, tuple(arguments), None, owner, template, value)
         return found
 
     def guard(self, expression: Expression, expected: Any, *, is_truth: bool) -> None:

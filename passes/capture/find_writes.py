@@ -13,7 +13,7 @@ from baoc_compile.passes.capture.expressions import Attribute, Expression, Sourc
 from baoc_compile.passes.capture.recorder import HoldsElements, Recorder
 from baoc_compile.passes.capture.recording import Beginning, Recording, Value, Write
 from baoc_compile.passes.capture.stand_in import StandIn, StateEntries, is_constant, leaves_of, snapshot
-from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value
+from baoc_compile.passes.capture.traced_numbers import is_traced
 
 
 def find_writes(stand_in: StandIn) -> Recording:
@@ -75,7 +75,9 @@ def _is_in_tuple(stand_in: StandIn, source: Source) -> bool:
         holder: Any = stand_in.optimizer.state[stand_in.parameters[source.parameter]]
         path = list(source.path)
     else:
-        holder = stand_in.optimizer.param_groups[first] if source.kind == "group" else vars(stand_in.optimizer).get(first)
+        holder = (
+            stand_in.optimizer.param_groups[first] if source.kind == "group" else vars(stand_in.optimizer).get(first)
+        )
     for key in path:
         if isinstance(holder, tuple):
             return True
@@ -177,5 +179,3 @@ def _of_value(value: Value) -> Beginning | None:
         found = _of_value(source)
         return None if found is None else replace(found, dtype=value.dtype)
     return None
-
-

@@ -56,8 +56,8 @@ class _Of:
 def group_numbers(recording: Recording) -> GroupedNumbers:
     """Group the parameters of a recording, in order of first appearance."""
     of: dict[int, _Of] = defaultdict(_Of)
-    for piece in recording.pieces:
-        of[piece.parameters[0]].piece = piece
+    for found in recording.pieces:
+        of[found.parameters[0]].piece = found
     shared_writes = []
     for write in recording.writes:
         if write.source.parameter >= 0:

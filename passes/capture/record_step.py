@@ -18,7 +18,7 @@ from baoc_compile.passes.capture.find_writes import find_writes
 from baoc_compile.passes.capture.recorder import HoldsElements, Recorder
 from baoc_compile.passes.capture.recording import Recording
 from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
-from baoc_compile.passes.capture.stand_in import StandIn
+from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
 from baoc_compile.passes.capture.traced_numbers import traced_functions
 
@@ -39,7 +39,7 @@ def record_step(
     present: indices of the parameters that have a gradient.
     has_closure: whether the step is called with a closure.
     steps: how many steps to record, each on the state that the one before left.
-    nudges: whether the later ones are recorded with slightly smaller floats; see `StandIn`.
+    nudges: whether the first one is recorded with smaller floats; see `StandIn`.
 
     Raises UnsupportedStep, with the reason, for a step that can't be recorded.
     """
@@ -69,7 +69,8 @@ def _record(
         recorder = Recorder(NumberTrace(), device)
         stand_in = StandIn.__new__(StandIn)
         with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id):
-            stand_in.__init__(table, recorder, present, elements, before, nudges=nudges and k > 0)  # type: ignore[misc]
+            nudge = 1.0 if not nudges else NUDGE if k == 0 else 1 / NUDGE if k == 1 else 1.0
+            stand_in.__init__(table, recorder, present, elements, before, nudge)  # type: ignore[misc]
             asked = stand_in.asked_ids
             returned = _run(stand_in, step, has_closure)
             if stand_in.keeps_ids and stand_in.asked_ids == asked:

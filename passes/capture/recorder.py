@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -33,11 +34,17 @@ from baoc_compile.passes.capture.torch_calls import (
     is_ignored,
     named,
     single_function,
+    words,
 )
 from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value, traced
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
+
+
+#: Calls that make more than a number of 0-dim tensors.
+MAKES_ELEMENTS = words("stack cat expand repeat new_zeros new_ones new_full new_empty")
+
 
 @dataclass(eq=False)
 class HostNumber:
@@ -93,6 +100,7 @@ class Recorder(TorchFunctionMode):
         self.views: dict[int, tuple[int, int]] = {}  # id of a view -> its tensor, and how often that had been written
         self._written: dict[int, int] = {}  # id of a tensor -> how often it has been written
         self._kept: list[Any] = []  # keeps ids unique
+        self._shown_ones: dict[int, Tensor] = {}  # the aliases, by id
         self._results: dict[Any, Any] = {}
 
     # what there is before the step
@@ -148,9 +156,8 @@ class Recorder(TorchFunctionMode):
         tensors += [a for group in nested for a in group if isinstance(a, Tensor)]
         if not tensors:
             return self._factory(name, func, args, kwargs)
-        if all(id(t) in self.numbers for t in tensors):
-            if not self._makes_elements(func, name, args, kwargs):
-                return self._on_numbers(name, func, is_inplace, args, kwargs)
+        if name not in MAKES_ELEMENTS and all(id(t) in self.numbers for t in tensors):
+            return self._on_numbers(name, func, is_inplace, args, kwargs)
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         if "out" in kwargs:
@@ -182,12 +189,15 @@ class Recorder(TorchFunctionMode):
         """Record `tensor.data = source` as a copy: from now on the two show the same elements."""
         if tensor.shape != source.shape or tensor.dtype != source.dtype:
             raise UnsupportedStep("it gives a tensor `.data` of another shape or type")
-        is_shown = id(tensor) in self._alias.values() or id(tensor) in (root for root, _ in self.views.values())
+        aliases = [self._shown_ones[at] for at, root in self._alias.items() if root == id(tensor)]
+        in_use = [a for a in aliases if sys.getrefcount(a) > 4]  # besides our table, the two lists here and the call
+        is_shown = in_use or id(tensor) in (root for root, _ in self.views.values())
         is_kept = id(source) in self._initial or id(source) in self._alias or id(source) in self.views
         if is_shown or is_kept or id(source) in self.numbers:
             raise UnsupportedStep("it exchanges the memory of tensors (`.data = ...`)")
         self._record("copy", Tensor.copy_, True, (tensor, source), {})
         self._alias[id(source)] = self.root_of(tensor)
+        self._shown_ones[id(source)] = source
 
     def _shown(self, shown: Tensor, tensor: Tensor) -> Tensor:
         """Let `shown` be an alias of `tensor`."""
@@ -197,7 +207,7 @@ class Recorder(TorchFunctionMode):
             self._alias[id(shown)] = self.root_of(tensor)
             if id(tensor) in self.views:
                 self.views[id(shown)] = self.views[id(tensor)]
-            self._kept.append(shown)
+            self._shown_ones[id(shown)] = shown
         return shown
 
     def _foreach(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -233,7 +243,9 @@ class Recorder(TorchFunctionMode):
             return found
         if found.ndim == 0 and found.device.type == "cpu" and name not in ("empty", "empty_strided"):
             given = next((a for a in (*args, *kwargs.values()) if is_traced(a)), None)
-            expression = self.trace.of(_Rounded(found.dtype), (given.expression,), found.item()) if given is not None else None
+            expression = (
+                self.trace.of(_Rounded(found.dtype), (given.expression,), found.item()) if given is not None else None
+            )
             self.enter_number(found, expression)
             return found
         if func is torch.from_numpy or type(func) is FunctionType or name in ("tensor", "as_tensor", "from_numpy"):
@@ -241,13 +253,11 @@ class Recorder(TorchFunctionMode):
         device = found.device
         stand_in = torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device="meta")
         kwargs = {k: v for k, v in kwargs.items() if k != "device"}
-        call = Call(name, func, False, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()})
+        call = Call(
+            name, func, False, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()}
+        )
         call.options["device"] = device
         return self._finish(call, stand_in, None, device)
-
-    def _makes_elements(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        """Return whether a call on 0-dim host tensors gives more than a number, such as `torch.stack` of several."""
-        return name in ("stack", "cat", "expand", "repeat", "new_zeros", "new_ones", "new_full", "new_empty")
 
     def _on_numbers(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Compute with 0-dim tensors on the host."""
@@ -489,4 +499,3 @@ def _kind(argument: Any) -> Any:
     except TypeError:
         return id(argument)
     return argument
-

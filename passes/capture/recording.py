@@ -84,7 +84,12 @@ class Call:
     __slots__ = ("arguments", "function", "is_inplace", "is_sequence", "name", "options", "results")
 
     def __init__(
-        self, name: str, function: Callable[..., Any], is_inplace: bool, arguments: Sequence[Any], options: Mapping[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        is_inplace: bool,
+        arguments: Sequence[Any],
+        options: Mapping[str, Any],
     ):
         self.name, self.function, self.is_inplace = name, function, is_inplace
         self.arguments, self.options = tuple(arguments), dict(options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-
 from baoc_compile.passes.capture.expressions import Expression
 from baoc_compile.passes.capture.recording import Call, Value
 
@@ -31,5 +30,3 @@ def run_calls(calls: Iterable[Call], values: dict[Any, Any]) -> None:
             values |= dict(zip(call.results, result, strict=True))
         else:
             values[call.results[0]] = result
-
-

@@ -76,7 +76,9 @@ def _is_shared(value: Value, tensor: Any, recorder: Any, index: int, key: Any) -
     if id(tensor) in recorder.views:
         return True
     origin = _origin(value)
-    return origin.role is not None and (origin.role.kind != "state" or (origin.role.parameter, origin.role.key) != (index, key))
+    return origin.role is not None and (
+        origin.role.kind != "state" or (origin.role.parameter, origin.role.key) != (index, key)
+    )
 
 
 def _origin(value: Value) -> Value:
@@ -149,7 +151,9 @@ def _describe(piece: Piece, stand_in: StandIn) -> None:
     for call in piece.calls:
         arguments = tuple(described(a, call, i) for i, a in enumerate(call.arguments))
         options = tuple((k, described(a, call, k)) for k, a in call.options.items())
-        signature.append((call.function if call.name not in TENSOR_FORMS else call.name, call.is_inplace, arguments, options))
+        signature.append(
+            (call.function if call.name not in TENSOR_FORMS else call.name, call.is_inplace, arguments, options)
+        )
         for result in call.results:
             number[result] = len(number)
         if call.is_inplace:

@@ -10,11 +10,12 @@ import builtins
 import copy
 import enum
 import pickle
+import sys
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from baoc_compile.core.step_graph import InputRole, ParameterTable
 from baoc_compile.passes.capture.expressions import Attribute, Source
 from baoc_compile.passes.capture.recorder import Recorder
 from baoc_compile.passes.capture.recording import Beginning, Value, ValueGroup
+from baoc_compile.passes.capture.torch_calls import words
 from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value, traced
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -32,12 +34,12 @@ from baoc_compile.state.state_tensor import StateTensor
 id = builtins.id
 
 #: Attributes of an optimizer that are not part of its step: our own, hooks, and what schedulers and scalers leave there.
-LEFT_OUT = frozenset(
-    "state param_groups step _baoc_session _baoc_key __getstate__ _opt_called _zero_grad_profile_name _warned_capturable_if_run_uncaptured "
-    "_step_supports_amp_scaling grad_scale found_inf".split()
+LEFT_OUT = words(
+    "state param_groups step _baoc_session _baoc_key __getstate__ _opt_called _zero_grad_profile_name "
+    "_warned_capturable_if_run_uncaptured _step_supports_amp_scaling grad_scale found_inf"
 )
-#: By what floats are nudged: enough to show in six decimals, little enough that most guards hold.
-NUDGE = 1 - 2.0**-10
+#: By what floats are nudged: enough to show even in two decimals, and exact, so that it can be undone.
+NUDGE = 0.25
 #: Options under which torch's optimizers compute the same in another way, or elsewhere.
 FUSED, CAPTURABLE = "fused", "capturable"
 
@@ -64,8 +66,8 @@ class StandIn:
     recorder: gets every stand-in.
     present: indices of the parameters that have a gradient.
     before: the stand-in of the step before, to be copied instead of the optimizer.
-    nudges: whether every float outside of the state is made a little smaller: a constant of the recording that changes with it is a number
-        whose origin was lost.
+    nudge: a factor on every float outside of the state: a constant of the recording that changes with it is a number whose
+        origin was lost.
     elements: (parameter index, state key) of 0-dim state on the host that has elements rather than numbers.
 
     optimizer: the bare object on which the step is run.
@@ -74,7 +76,7 @@ class StandIn:
     constants: see `constants_of`.
     """
 
-    _real: dict[int, int] = {}  # until there is one
+    _real: Mapping[int, int] = MappingProxyType({})  # until there is one
     asked_ids = 0
 
     def __init__(
@@ -84,10 +86,10 @@ class StandIn:
         present: frozenset[int],
         elements: frozenset[tuple[int, Any]],
         before: StandIn | None = None,
-        nudges: bool = False,
+        nudge: float = 1.0,
     ):
         self.table, self.recorder, self.trace = table, recorder, recorder.trace
-        self._elements, self._before, self._nudges = elements, before, nudges
+        self._elements, self._before, self._nudge = elements, before, nudge
         self._real_ids = {id(p) for p in table.parameters}
         self._in_state: set[int] = set()
         self.keeps_ids = False  # whether a table by the ids of parameters was copied
@@ -99,7 +101,7 @@ class StandIn:
         self.constants = constants_of(self.original)
         self._index = {id(p): i for i, p in enumerate(self.original.parameters)}
         self._of: dict[int, Any] = {}  # id of a real object -> its copy
-        self._real: dict[int, int] = {}  # id of a stand-in parameter -> id of the real one
+        self._real = {}  # id of a stand-in parameter -> id of the real one
         self._at: dict[int, int] = {}  # id of a stand-in parameter -> its index
         self.placed: dict[Source, Any] = {}
         self._kept: list[Any] = []
@@ -114,7 +116,7 @@ class StandIn:
 
     def real_id(self, value: Any) -> int:
         """Return the id of the parameter that a stand-in stands for; any other object's own."""
-        self.asked_ids += 1
+        self.asked_ids += sys._getframe(2).f_code is not Tensor.__hash__.__code__
         return self._real.get(id(value), id(value))
 
     @property
@@ -168,8 +170,8 @@ class StandIn:
 
     def _host_number(self, real: Tensor, source: Source) -> Tensor:
         tensor = real.detach().clone()
-        if self._nudges and source.kind != "state" and tensor.is_floating_point():
-            tensor *= NUDGE
+        if source.kind != "state" and tensor.is_floating_point():
+            tensor *= self._nudge
         self.recorder.enter_number(tensor, self.trace.of_source(replace(source, is_tensor=True), tensor.item()), source)
         self.placed[source] = tensor
         self._kept.append(tensor)
@@ -241,7 +243,9 @@ class StandIn:
             self.placed[source] = value
             return value
         if isinstance(value, MethodType):
-            self.placed[source] = MethodType(value.__func__, self._copied(value.__self__, kind, (*path, Attribute("__self__")), parameter))
+            self.placed[source] = MethodType(
+                value.__func__, self._copied(value.__self__, kind, (*path, Attribute("__self__")), parameter)
+            )
             return self.placed[source]
         if type(value) in (dict, OrderedDict, defaultdict):
             made: Any = defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)()
@@ -258,7 +262,7 @@ class StandIn:
         if type(value) is tuple:
             return tuple(self._copied(entry, kind, (*path, i), parameter) for i, entry in enumerate(value))
         if has_attributes(value):
-            made = self._remember(value, object.__new__(type(value)))
+            made = self._remember(value, _bare(value))
             for name, entry in vars(value).items():
                 vars(made)[name] = self._copied(entry, kind, (*path, Attribute(name)), parameter)
             return made
@@ -275,8 +279,7 @@ class StandIn:
         return made
 
     def _nudged(self, value: Any) -> Any:
-        """Return a float a little smaller, if floats are nudged."""
-        return value * NUDGE if self._nudges and type(value) is float else value
+        return value * self._nudge if type(value) is float else value
 
     def _remember(self, value: Any, made: Any) -> Any:
         self._of[id(value)] = made
@@ -355,9 +358,10 @@ class StateEntries(dict):
         if held is not None:
             given = held.expression if held.expression is not None else value.item()
             self.first[key] = Beginning("number", given, value.dtype)
-            held.expression, held.source = stand_in.trace.of_source(
-                replace(source, is_tensor=True), value.item()
-            ), source
+            held.expression, held.source = (
+                stand_in.trace.of_source(replace(source, is_tensor=True), value.item()),
+                source,
+            )
             return value
         self.first[key] = value
         if type(value) in (int, float) or is_traced(value):
@@ -450,11 +454,25 @@ def leaves_of(optimizer: Any, parameters: Sequence[Tensor]) -> Iterator[tuple[So
             yield from _leaves(value, "attribute", (name,), -1, index_of)
 
 
+def _bare(value: Any) -> Any:
+    """Return an object of the same class without attributes."""
+    return SimpleNamespace() if type(value) is SimpleNamespace else object.__new__(type(value))
+
+
 def has_attributes(value: Any) -> bool:
     """Return whether a value is a plain object that is nothing but its attributes."""
     made_by = getattr(type(value), "__new__", None)
-    is_plain = made_by is object.__new__ and type(value).__module__ != "builtins" and not hasattr(type(value), "__slots__")
-    odd = (torch.optim.Optimizer, torch.nn.Module, weakref.WeakKeyDictionary, weakref.WeakSet, weakref.WeakValueDictionary)
+    is_plain = (
+        made_by is object.__new__ and type(value).__module__ != "builtins" and not hasattr(type(value), "__slots__")
+    )
+    is_plain = is_plain or type(value) is SimpleNamespace
+    odd = (
+        torch.optim.Optimizer,
+        torch.nn.Module,
+        weakref.WeakKeyDictionary,
+        weakref.WeakSet,
+        weakref.WeakValueDictionary,
+    )
     return is_plain and hasattr(value, "__dict__") and not isinstance(value, (*odd, enum.Enum))
 
 
@@ -462,7 +480,19 @@ def is_constant(value: Any) -> bool:
     """Return whether a value is an immutable object that a stand-in may share."""
     return value is None or isinstance(
         value,
-        (bool, str, bytes, type, enum.Enum, torch.dtype, torch.device, torch.Size, FunctionType, BuiltinFunctionType, ModuleType),
+        (
+            bool,
+            str,
+            bytes,
+            type,
+            enum.Enum,
+            torch.dtype,
+            torch.device,
+            torch.Size,
+            FunctionType,
+            BuiltinFunctionType,
+            ModuleType,
+        ),
     )
 
 
@@ -507,9 +537,12 @@ def constant_of(value: Any) -> Any:
         return "tensor", value.shape, value.dtype
     if isinstance(value, MethodType):
         return "method", value.__func__
-    if is_constant(value) or isinstance(value, tuple):
+    if is_constant(value) or isinstance(value, (tuple, torch.nn.Module)):
         return type(value), value
-    return type(value)
+    try:
+        return type(value), snapshot(value)
+    except Exception:  # nothing is known of it but its type
+        return type(value)
 
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, tuple, StateEntries, _State}

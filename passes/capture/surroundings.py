@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,48 +18,100 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class Surroundings:
-    """The plain values among the globals, class attributes and outer variables that a step's code names."""
+    """The plain values that a step's code names outside of the optimizer: globals, class attributes, outer variables.
+
+    Its code are the functions of its class, and the functions of their modules that these name. Containers of plain values
+    count as values.
+    """
 
     def __init__(self, function: Callable[..., Any], optimizer: Any):
-        function = getattr(function, "__func__", function)
-        code = getattr(function, "__code__", None)
-        names = set() if code is None else set(_names(code))
-        self._globals: list[tuple[dict[str, Any], str]] = []
-        self._attributes: list[tuple[type, str]] = []
-        self._cells: list[Any] = []
-        if code is None:
-            return
-        namespace = function.__globals__
-        self._globals = [(namespace, n) for n in sorted(names & namespace.keys()) if isinstance(namespace[n], _PLAIN)]
+        functions = list(_functions(function, optimizer))
+        names = {name for f in functions for name in _names(f.__code__)}
+        places: dict[tuple[int, str], Place] = {}
+        for f in functions:
+            for name in names & f.__globals__.keys():
+                places[id(f.__globals__), name] = Place(f.__globals__, name)
+            for cell, name in zip(f.__closure__ or (), f.__code__.co_freevars, strict=True):
+                places[id(cell), name] = Place(cell, "cell_contents")
         for owner in type(optimizer).__mro__:
-            found = vars(owner)
-            self._attributes += [(owner, n) for n in sorted(names & found.keys()) if isinstance(found[n], _PLAIN)]
-        cells = zip(function.__closure__ or (), code.co_freevars, strict=True)
-        self._cells = [cell for cell, _ in cells if isinstance(_content(cell), _PLAIN)]
+            for name in names & vars(owner).keys():
+                places[id(owner), name] = Place(owner, name)
+        self._places = [p for p in places.values() if p.value() is not UNKNOWN]
 
     def values(self) -> list[Any]:
-        """Return their present values."""
-        found = [namespace.get(name) for namespace, name in self._globals]
-        found += [vars(owner).get(name) for owner, name in self._attributes]
-        return found + [_content(cell) for cell in self._cells]
+        """Return their present values; of containers, copies."""
+        return [place.value() for place in self._places]
 
     def put_back(self, values: list[Any]) -> str:
         """Give those that have changed their old values; return the name of one that had, or an empty text."""
-        changed, old = "", iter(values)
-        for namespace, name in self._globals:
-            value = next(old)
-            if namespace.get(name) is not value:
-                changed, namespace[name] = name, value
-        for owner, name in self._attributes:
-            value = next(old)
-            if vars(owner).get(name) is not value:
-                changed = name
-                setattr(owner, name, value)
-        for cell in self._cells:
-            value = next(old)
-            if _content(cell) is not value:
-                changed, cell.cell_contents = "an outer variable", value
+        changed = ""
+        for place, value in zip(self._places, values, strict=True):
+            if place.value() != value:
+                changed = place.name
+                place.set(value)
         return changed
+
+
+UNKNOWN = object()
+
+
+class Place(NamedTuple):
+    """A place that holds a value: a name in a dictionary, or an attribute of another object."""
+
+    holder: Any
+    name: str
+
+    def value(self) -> Any:
+        """Return the value if it is plain, a copy if it is a container of plain values, else `UNKNOWN`."""
+        found = self._found()
+        if isinstance(found, _PLAIN):
+            return found
+        if isinstance(found, (dict, list, set)) and len(found) <= MOST_ENTRIES and _is_plain(found):
+            return copy.copy(found)
+        return UNKNOWN
+
+    def set(self, value: Any) -> None:
+        """Give the place a value; a container keeps its identity."""
+        found = self._found()
+        if isinstance(found, dict):
+            found.clear()
+            found.update(value)
+        elif isinstance(found, list):
+            found[:] = value
+        elif isinstance(found, set):
+            found.clear()
+            found.update(value)
+        elif isinstance(self.holder, dict):
+            self.holder[self.name] = value
+        else:
+            setattr(self.holder, self.name, value)
+
+    def _found(self) -> Any:
+        if isinstance(self.holder, dict):
+            return self.holder.get(self.name, UNKNOWN)
+        if isinstance(self.holder, type):
+            return vars(self.holder).get(self.name, UNKNOWN)
+        return _content(self.holder)
+
+
+#: Larger containers are data, not settings, and would be slow to compare at every step.
+MOST_ENTRIES = 64
+
+
+def _is_plain(container: Any) -> bool:
+    entries = (*container.keys(), *container.values()) if isinstance(container, dict) else container
+    return all(isinstance(entry, _PLAIN) for entry in entries)
+
+
+def _functions(function: Callable[..., Any], optimizer: Any) -> Iterator[FunctionType]:
+    """Yield the functions of a step: itself, those of the optimizer's classes, and those of their modules that they name."""
+    found: list[Any] = [getattr(function, "__func__", function)]
+    for owner in type(optimizer).__mro__:
+        if owner not in (object, torch.optim.Optimizer):
+            found += [getattr(f, "__func__", f) for f in vars(owner).values()]
+    found = [f for f in dict.fromkeys(found) if isinstance(f, FunctionType)]
+    named = [f.__globals__.get(name) for f in found for name in _names(f.__code__)]
+    yield from dict.fromkeys([*found, *(f for f in named if isinstance(f, FunctionType) and f.__module__ != "torch")])
 
 
 def _content(cell: Any) -> Any:

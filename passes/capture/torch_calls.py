@@ -46,34 +46,41 @@ _SPELLINGS = {
 }
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
 
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
 #: Questions about a tensor that need none of its elements.
-METADATA = frozenset(
+METADATA = words(
     "size stride dim ndimension numel nelement element_size is_complex is_floating_point is_contiguous is_signed "
-    "storage_offset len get_device is_tensor is_inference is_conj is_neg is_pinned is_same_size result_type can_cast "
-    "_is_view is_coalesced is_set_to requires_grad type_promotion is_distributed hash is_storage".split()
+    "storage_offset len get_device is_tensor is_inference is_conj is_neg is_pinned is_same_size result_type "
+    "can_cast _is_view is_coalesced is_set_to requires_grad type_promotion is_distributed hash is_storage"
 )
 #: Calls that lead out of what can be recorded: memory, other devices, gradients.
-ESCAPES = frozenset(
-    "data_ptr untyped_storage storage _typed_storage numpy array tolist cpu cuda set resize resize_as share_memory "
-    "pin_memory backward grad register_hook to_sparse to_dense sparse_mask coalesce bincount unique".split()
+ESCAPES = words(
+    "data_ptr untyped_storage storage _typed_storage numpy array tolist cpu cuda set resize resize_as "
+    "share_memory pin_memory backward grad register_hook to_sparse to_dense sparse_mask coalesce bincount unique"
 )
 #: Calls whose result differs each time.
-RANDOM = frozenset(
-    "rand randn randint randperm rand_like randn_like randint_like bernoulli normal uniform random exponential cauchy "
-    "geometric log_normal multinomial poisson dropout manual_seed seed".split()
+RANDOM = words(
+    "rand randn randint randperm rand_like randn_like randint_like bernoulli normal uniform random exponential "
+    "cauchy geometric log_normal multinomial poisson dropout manual_seed seed"
 )
 #: Calls that turn elements into something that Python can branch on.
-BRANCHES = frozenset("item bool float int index complex equal allclose is_nonzero nonzero contains argwhere".split())
+BRANCHES = words("item bool float int index complex equal allclose is_nonzero nonzero contains argwhere")
 #: Calls that return the same elements under another name.
 ALIASES = frozenset(("detach", "alias"))
 #: Calls that may return a view of their first argument with another shape.
-VIEWS = frozenset(
+VIEWS = words(
     "view reshape t transpose permute narrow select getitem squeeze unsqueeze expand flatten chunk split unbind "
-    "as_strided slice view_as expand_as view_as_real view_as_complex T mT H mH real imag diagonal movedim moveaxis swapaxes "
-    "swapdims unflatten tensor_split hsplit vsplit dsplit split_with_sizes ravel broadcast_to adjoint".split()
+    "as_strided slice view_as expand_as view_as_real view_as_complex T mT H mH real imag diagonal movedim "
+    "moveaxis swapaxes swapdims unflatten tensor_split hsplit vsplit dsplit split_with_sizes ravel broadcast_to "
+    "adjoint"
 )
 #: Calls that may give one number of many.
-REDUCTIONS = frozenset("norm sum mean amax amin max min any all dot std var numel_nonzero count_nonzero".split())
+REDUCTIONS = words("norm sum mean amax amin max min any all dot std var numel_nonzero count_nonzero")
 
 _NAMES: dict[Any, tuple[str, bool, bool]] = {}
 

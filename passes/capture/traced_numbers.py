@@ -206,8 +206,8 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
 _forward, _reverse = _binary(divmod)
 TracedNumber.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[assignment]
 TracedNumber.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[assignment]
-for _name in ("neg", "abs"):
-    setattr(TracedNumber, f"__{_name}__", lambda self, _function=getattr(operator, _name): computed(_function, self))
+TracedNumber.__neg__ = lambda self: computed(operator.neg, self)  # type: ignore[assignment]
+TracedNumber.__abs__ = lambda self: computed(operator.abs, self)  # type: ignore[assignment]
 TracedNumber.__pos__ = lambda self: self  # type: ignore[assignment]
 
 _MATH = {name: function for name, function in vars(math).items() if callable(function) and not name.startswith("_")}

@@ -30,7 +30,7 @@ SlotsOf = Mapping[int, tuple[Slot, ...]]  # by parameter index
 def choose_storage(
     request: Request, storage: Storage, table: ParameterTable, slots_of: SlotsOf, bytes_to_come: int = 0
 ) -> Storage:
-    """Return `storage` with a codec for every slot in `slots_of`. Decisions already made stay.
+    """Return `storage` with a codec for every slot in `slots_of`. Decisions already made stay, where they still suit the slot.
 
     slots_of: the slots of every parameter that is stepped, by index.
     bytes_to_come: bytes of counters that do not exist yet; they count against the budget.
@@ -42,7 +42,7 @@ def choose_storage(
     if not request.is_explicit:
         storage = _with_loaded(storage, table, slots_of)
     new = {
-        i: tuple(as_found(s, table.state(i).get(s.key)) for s in slots if not storage.has(i, s.key))
+        i: tuple(as_found(s, table.state(i).get(s.key)) for s in slots if not suits(storage, table, i, s))
         for i, slots in slots_of.items()
     }
     new = {i: slots for i, slots in new.items() if slots}
@@ -57,6 +57,12 @@ def choose_storage(
         certificate="" if storage.parameters else plan.certificate,
     )
     return chosen.with_parameters({i: _extended(storage, plan, table, i, slots) for i, slots in new.items()})
+
+
+def suits(storage: Storage, table: ParameterTable, index: int, slot: Slot) -> bool:
+    """Return whether it is decided how the slot is stored, and the codec may still store it: a rule may prove less later."""
+    codec = storage.of(index).codecs.get(slot.key)
+    return codec is not None and not codec.why_not(slot, table.parameters[index].shape)
 
 
 def _extended(

@@ -26,6 +26,7 @@ from baoc_compile.kernels.codecs.counter_hash import slot_salt
 from baoc_compile.kernels.codecs.sharing import Shared
 from baoc_compile.kernels.cpp.emit import CppEmitter
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
+from baoc_compile.kernels.launch.survey import Parameters
 from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.make_programs import Need, programs_of
@@ -238,11 +239,16 @@ def synthetic_step(
         numbers = {o.name: _number(o) for o in graph.numbers}
         launch.parameters, launch.shapes, launch.varying = ["synthetic"] * count, [shape] * count, [{}] * count
         launch.numbers, launch.sharing = [numbers] * count, [sharing] * count
+        launch.indices = list(range(count))
         launches.append(BoundLaunch(launch, params, [own[o.place] for own in stored for o in launch.state_operands]))
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    seen = Parameters(params, [signature.grad_dtype] * count)
 
     def step() -> None:
+        seen.look()
         for bound in launches:
-            bound(grads, ())
+            bound(seen)
 
     return step
 

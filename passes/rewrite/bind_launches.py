@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from baoc_compile.passes.programs.make_programs import Need, need_of, programs_o
 from baoc_compile.passes.rewrite.replay import Replay
 from baoc_compile.passes.rules.extract_rules import RuleClass
 from baoc_compile.state.entries import fresh, storage_tensors
-from baoc_compile.state.state_tensor import StateTensor
 
 
 @dataclass
@@ -68,15 +66,13 @@ def _bind(
 ) -> None:
     params: list[Tensor] = []
     state: list[Tensor] = []
-    plain: set[str] = set()
     scalars: list[dict[str, int]] = []
     for piece in pieces:
         operands = _Operands(bound, launch, piece, need, table, storage)
         params.append(table.parameters[piece.parameters[0]])
         state += [operands.tensors[o.name] for o in launch.state_operands]
-        plain |= operands.plain
         scalars.append(operands.scalars)
-    made = BoundLaunch(launch, params, state, sorted(plain))
+    made = BoundLaunch(launch, params, state)
     bound.launches.append(made)
     for row, (piece, names) in enumerate(zip(pieces, scalars, strict=True)):
         bound.rows[piece.parameters[0]].append((made, row, names))
@@ -86,18 +82,14 @@ class _Operands:
     """The operands of one piece, which are added to its launch.
 
     tensors: operand name -> tensor, for the state.
-    plain: names of operands that are entries of the state themselves, rather than parts of a compressed one.
     scalars: operand name -> position among the piece's scalars, for numbers that the host computes.
     """
 
-    def __init__(
-        self, bound: Bound, launch: Launch, piece: Piece, need: Need, table: ParameterTable, storage: Storage
-    ):
+    def __init__(self, bound: Bound, launch: Launch, piece: Piece, need: Need, table: ParameterTable, storage: Storage):
         self.bound, self.piece, self.storage, self.table = bound, piece, storage, table
         self.index = piece.parameters[0]
         self.parameter, self.state = table.parameters[self.index], table.state(self.index)
         self.tensors: dict[str, Tensor] = {}
-        self.plain: set[str] = set()
         self.scalars: dict[str, int] = {}
         self.numbers: dict[str, float] = {}
         self.varying: dict[str, int] = {}
@@ -121,8 +113,6 @@ class _Operands:
             assert entry is not None
             codec = configuration[slot]
             self.tensors[operand.name] = storage_tensors(entry, codec)[part.name]
-            if not isinstance(entry, StateTensor):
-                self.plain.add(operand.name)
             if operand.per == "shared":
                 self.sharing[operand.name] = codec.sharing(part, self.parameter.shape)
         elif operand.source == "clock":
@@ -133,7 +123,6 @@ class _Operands:
             self.numbers[operand.name] = self.storage.of(self.index).update_scale
         elif operand.source == "counter" and rule_input is not None:
             self.tensors[operand.name] = self.state[rule_input.key]
-            self.plain.add(operand.name)
         elif rule_input is not None and rule_input.origin == "constants":
             self.numbers[operand.name] = self.piece.constants[rule_input.position]
         elif rule_input is not None and rule_input.origin == "scalars":

@@ -206,7 +206,7 @@ class BoundNumbers:
         by_numbers: dict[tuple[Any, ...], list[int]] = {}
         for position, own_numbers in enumerate(zip(*lists, strict=True)):
             by_numbers.setdefault(own_numbers, []).append(position)
-        found = []
+        found: list[tuple[np.ndarray | None, list[Any]]] = []
         for own_numbers, positions in by_numbers.items():
             some = np.array(positions, dtype=np.int64)
             chosen = some if members is None else members[some]
@@ -280,7 +280,11 @@ def _called(function: NumberFunction, values: Sequence[Any]) -> tuple[Any, ...]:
     """Return the function's values. Raises GuardFailed if a guard fails, or where the step itself would fail."""
     try:
         found = function(values)
-    except (ArithmeticError, ValueError, TypeError) as error:  # a function of math outside its domain, or numbers of another kind
+    except (
+        ArithmeticError,
+        ValueError,
+        TypeError,
+    ) as error:  # a function of math outside its domain, or numbers of another kind
         raise GuardFailed(str(error)) from error
     if found is None:
         raise GuardFailed

@@ -63,5 +63,3 @@ def rewritten_graph(bound: Bound, table: ParameterTable) -> fx.GraphModule:
         node.meta["baoc"] = replay
     graph.output(())
     return fx.GraphModule(root, graph, class_name="RewrittenStep")
-
-

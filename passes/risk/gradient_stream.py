@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baoc_compile.core.rule import UpdateRule
+
 
 @dataclass
 class SharedIncrements:
@@ -40,6 +42,7 @@ class GradientStream:
     counters: the rule's input name -> the counter when sampling began.
     grads: for each step, `[n]`, the gradient as the optimizer saw it.
     numbers: for each step, the rule's scalars by name.
+    rules: for each step, the rule; a change of hyperparameters may change it while sampling goes on.
     shared: state key -> the means of a slot that may be shared.
     """
 
@@ -50,6 +53,7 @@ class GradientStream:
     counters: dict[str, float]
     grads: list[Tensor] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
+    rules: list[UpdateRule] = field(default_factory=list)
     shared: dict[str, SharedIncrements] = field(default_factory=dict)
 
     @property
@@ -72,11 +76,13 @@ class GradientStream:
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the stream as plain dictionaries, lists, numbers and tensors."""
-        return {**vars(self), "shared": {key: dict(vars(s)) for key, s in self.shared.items()}}
+        """Return the stream as plain dictionaries, lists, numbers and tensors; rules by their keys."""
+        shared = {key: dict(vars(s)) for key, s in self.shared.items()}
+        return {**vars(self), "shared": shared, "rules": [rule.key for rule in self.rules]}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> GradientStream:
-        """Rebuild a stream from its `state_dict`."""
+    def from_state_dict(cls, state: Mapping[str, Any], known: Mapping[str, UpdateRule]) -> GradientStream:
+        """Rebuild a stream from its `state_dict`, given rules by their keys. Raises KeyError for a rule that is not known."""
+        rules = [known[key] for key in state["rules"]]
         shared = {key: SharedIncrements(**s) for key, s in state["shared"].items()}
-        return cls(**{**state, "shared": shared})
+        return cls(**{**state, "shared": shared, "rules": rules})

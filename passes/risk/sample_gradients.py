@@ -78,6 +78,7 @@ class GradientSampler:
         self.streams: dict[int, GradientStream] = {}
         self.seen = 0
         self._numbers: dict[int, dict[str, float]] = {}
+        self._now: dict[int, UpdateRule] = {}
         self._grads: dict[int, Tensor] = {}
         self._means: dict[tuple[int, str], tuple[dict[str, Tensor], float]] = {}
         self._averages: dict[Any, IncrementMeans] = {}
@@ -118,18 +119,26 @@ class GradientSampler:
 
     @torch.no_grad()
     def observe(
-        self, launch: BoundLaunch, present: np.ndarray | None, numbers_of: Callable[[int], Mapping[str, float]]
+        self,
+        launch: BoundLaunch,
+        present: np.ndarray | None,
+        rules: Mapping[int, UpdateRule],
+        numbers_of: Callable[[int], Mapping[str, float]],
     ) -> None:
         """Record one launch, before it runs, over the parameters that are `present`.
 
+        rules: parameter index -> its rule in this step.
         numbers_of: parameter index -> the rule's scalars in this step, by input name.
         """
         for row, i in enumerate(launch.launch.indices):
             if i not in self.streams or not (present is None or present[row]):
                 continue
-            if not launch.launch.graph.averages:  # the last launch over this parameter
-                self._numbers[i] = dict(numbers_of(i))
-                self._take(i, launch.params[row].grad, self._numbers[i])
+            same_slots = [s.key for s in rules[i].slots] == [s.key for s in self.rules[i].slots]
+            if same_slots and not launch.launch.graph.averages:  # the last launch over this parameter
+                self._now[i], self._numbers[i] = rules[i], dict(numbers_of(i))
+                grad = launch.params[row].grad
+                assert grad is not None
+                self._take(i, grad, self._numbers[i])
 
     def end_step(self) -> None:
         """Append what the launches of this step showed, after they have run."""
@@ -139,6 +148,7 @@ class GradientSampler:
         for (i, stream), grad in zip(self.streams.items(), host, strict=True):
             stream.grads.append(grad)
             stream.numbers.append(self._numbers[i])
+            stream.rules.append(self._now[i])
             for key, increments in stream.shared.items():
                 added, decay = self._means[i, key]
                 increments.added.append(added)
@@ -162,8 +172,8 @@ class GradientSampler:
         self._grads[i] = values_at(grad, self.index[i])
         stream, parameter, state = self.streams[i], self.table.parameters[i], self.table.state(i)
         for key in stream.shared:
-            counters = {c.name: float(state[c.key]) for c in self.rules[i].inputs_of("counter")}
-            found = self._averages_of(self.rules[i], key).of(parameter, grad, counters, numbers)
+            counters = {c.name: float(state[c.key]) for c in self._now[i].inputs_of("counter")}
+            found = self._averages_of(self._now[i], key).of(parameter, grad, counters, numbers)
             self._means[i, key] = (self._at_elements(i, found.rows, found.columns), found.decay)
 
     def _at_elements(self, i: int, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
@@ -184,6 +194,9 @@ class GradientSampler:
         return {"seen": self.seen, "streams": {i: s.state_dict() for i, s in self.streams.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned. Streams of rules that no parameter has any more are given up."""
         self.seen = state["seen"]
-        self.streams = {i: GradientStream.from_state_dict(s) for i, s in state["streams"].items()}
+        known = {rule.key: rule for rule in self.rules.values()}
+        held = {i: s for i, s in state["streams"].items() if known.keys() >= set(s["rules"])}
+        self.streams = {i: GradientStream.from_state_dict(s, known) for i, s in held.items()}
         self.index |= {i: s.index for i, s in self.streams.items()}

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Random
-from baoc_compile.core.program_graph import Operand, Signature
+from baoc_compile.core.program_graph import Operand, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import GROUP, full_precision
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode, with_exact_roots
-from baoc_compile.passes.programs.compose_program import compose_step
+from baoc_compile.passes.programs.compose_program import Place, compose_step
 from baoc_compile.passes.risk.gradient_stream import GradientStream
 
 
@@ -42,7 +43,8 @@ class Samples:
         groups: dict[object, dict[int, GradientStream]] = {}
         for i, stream in streams.items():
             numbers = tuple(tuple(sorted(n.items())) for n in stream.numbers)
-            groups.setdefault((rules[i], tuple(stream.counters.items()), numbers), {})[i] = stream
+            key = rules[i], tuple(stream.rules), tuple(stream.counters.items()), numbers
+            groups.setdefault(key, {})[i] = stream
         return list(groups.values())
 
     @property
@@ -72,8 +74,8 @@ class ShadowRun:
         self.samples, self.codecs = samples, codecs
         first, rule = samples.streams[0], samples.rule
         counters = tuple((i.name, torch.float32) for i in rule.inputs_of("counter"))
-        *_, self.graph = compose_step(rule, codecs, Signature("cpu", torch.float32, torch.float32, counters))
-        self.gm = with_exact_roots(self.graph.graph)
+        self._signature = Signature("cpu", torch.float32, torch.float32, counters)
+        self._programs: dict[UpdateRule, tuple[ProgramGraph, Any, list[Place]]] = {}
         self.width = max((c.group_size or 0 for c in codecs.values()), default=0) or GROUP
         self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, self.width)
         self.salts: dict[str, Tensor] = {}  # by slot
@@ -81,10 +83,18 @@ class ShadowRun:
         self.stored: dict[tuple[str, str, str], Tensor] = {
             ("counter", i.name, ""): torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
         }
-        places = {o.name: o.place for o in self.graph.operands}
-        self.outputs = [places[name] for name in self.graph.outputs]
         for key, codec in codecs.items():
             self._start(key, codec, slot_salt(seed, key))
+
+    def _program(self, t: int) -> tuple[ProgramGraph, Any, list[Place]]:
+        """Return the program of step t, the function that interprets it, and the places of what it returns."""
+        rules = self.samples.streams[0].rules
+        rule = rules[t] if rules else self.samples.rule
+        if rule not in self._programs:
+            *_, graph = compose_step(rule, self.codecs, self._signature)
+            places = {o.name: o.place for o in graph.operands}
+            self._programs[rule] = graph, with_exact_roots(graph.graph), [places[name] for name in graph.outputs]
+        return self._programs[rule]
 
     def _start(self, key: str, codec: Codec, salt: int) -> None:
         """Store the slot with its codec, as it was when sampling began."""
@@ -123,8 +133,9 @@ class ShadowRun:
             if codec.mechanism == "sharing":
                 self._average(t, key, codec)
         given = {"param": param.view(self.lanes.shape), "grad": grad.view(self.lanes.shape)}
-        values = [self._value(o, given, numbers) if o.read else None for o in self.graph.operands]
-        new = dict(zip(self.outputs, self.gm(*values), strict=True))
+        graph, interpret, outputs = self._program(t)
+        values = [self._value(o, given, numbers) if o.read else None for o in graph.operands]
+        new = dict(zip(outputs, interpret(*values), strict=True))
         update = new.pop(("param", "", "")).expand_as(given["param"]) - given["param"]
         self.stored |= new
         return update.reshape(-1)

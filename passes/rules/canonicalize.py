@@ -30,6 +30,8 @@ from baoc_compile.passes.rules.prove_signs import prove_signs
 from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
+
+
 class NotElementwise(Exception):
     """A piece is not a pure elementwise function; the message says why."""
 
@@ -88,9 +90,9 @@ def _rule_inputs(piece: Piece, shape: tuple[int, ...], scalars: Sequence[RuleInp
             found.append(RuleInput(named(role.key), "slot", role.key))
         else:
             found.append(RuleInput(role.kind, role.kind))  # type: ignore[arg-type]
-    for value, known in zip(piece.scalars, scalars, strict=False):
-        if isinstance(value, Value) and value.shape:
-            raise NotElementwise(f"it uses a tensor of shape {tuple(value.shape)} that belongs to no parameter")
+    for scalar, known in zip(piece.scalars, scalars, strict=False):
+        if isinstance(scalar, Value) and scalar.shape:
+            raise NotElementwise(f"it uses a tensor of shape {tuple(scalar.shape)} that belongs to no parameter")
         found.append(replace(known, name=named("steps" if known.counts_steps else f"n{known.position}")))
     for position, constant in enumerate(piece.constants):
         name = named(f"c{position}")

@@ -6,7 +6,7 @@ Pieces of equal structure form one class, and only one representative of each cl
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,7 +57,7 @@ def extract_rules(
     described: dict[Hashable, list[RuleInput]] = {}
     for piece in recording.pieces:
         inputs = facts.describe(piece)
-        key = piece.signature, tuple((i.counts_steps, i.varies) for i in inputs)
+        key: Hashable = (piece.signature, tuple((i.counts_steps, i.varies) for i in inputs))
         found = classes.get(key)
         if found is None:
             found = classes[key] = RuleClass(bounds=list((known or {}).get(piece.signature, ())))
@@ -67,11 +67,34 @@ def extract_rules(
     for key, rule_class in classes.items() if prove else ():
         scalars = [replace(i, bounds=b) for i, b in zip(described[key], rule_class.bounds, strict=True)]
         representative = max(rule_class.members, key=lambda piece: table.parameters[piece.parameters[0]].ndim)
-        try:
-            rule_class.rule = canonicalize(table, representative, scalars)
-        except NotElementwise as reason:
-            rule_class.reason = str(reason)
+        canonical = _canonical(table, representative, scalars)
+        if isinstance(canonical, str):
+            rule_class.reason = canonical
+        else:
+            rule_class.rule = canonical
     return list(classes.values())
+
+
+#: Rules and refusals of the pieces that were canonicalized last, by all that they depend on. torch keeps the source text of
+#: every graph for as long as the process lives, so equal optimizers must not make graphs of their own.
+_CANONICAL: OrderedDict[Hashable, UpdateRule | str] = OrderedDict()
+MOST_CANONICAL = 512
+
+
+def _canonical(table: ParameterTable, piece: Piece, scalars: list[RuleInput]) -> UpdateRule | str:
+    """Return the rule of a piece, or the reason why it has none."""
+    parameter = table.parameters[piece.parameters[0]]
+    known = tuple((i.position, i.counts_steps, i.varies, i.bounds) for i in scalars)
+    kind = tuple(parameter.shape), parameter.dtype, parameter.layout, len(piece.parameters)
+    key = piece.signature, tuple(map(bounds_of, piece.constants)), known, kind
+    if key not in _CANONICAL:
+        try:
+            _CANONICAL[key] = canonicalize(table, piece, scalars)
+        except NotElementwise as reason:
+            _CANONICAL[key] = str(reason)
+        if len(_CANONICAL) > MOST_CANONICAL:
+            _CANONICAL.popitem(last=False)
+    return _CANONICAL[key]
 
 
 def joined(some: list[Bounds], others: list[Bounds]) -> list[Bounds]:

@@ -128,7 +128,7 @@ def read_step(
         warm.beginnings = recordings[0].beginnings
         return StepReading(None, warm)
     if not makes_state and _agree(recordings[0], recordings[1], numbers[0], numbers[1]) is not None:
-        return StepReading(None, _reading(table, recordings[0], numbers[0], present, has_closure))
+        return StepReading(None, _reading(table, recordings[1], numbers[1], present, has_closure))
     while count < MOST_RECORDINGS:
         count += 1
         recordings = record_step(table, step, present, has_closure=has_closure, steps=count)
@@ -236,7 +236,9 @@ def difference(reading: Reading, recording: Recording, numbers: GroupedNumbers, 
     pieces = {p.parameters: (p.signature, p.constants) for p in recording.pieces}
     for piece in before.pieces:
         if pieces.get(piece.parameters) != (piece.signature, piece.constants):
-            return f"the update of {table.names[piece.parameters[0]]} is another one than before, and no number says why"
+            return (
+                f"the update of {table.names[piece.parameters[0]]} is another one than before, and no number says why"
+            )
     return "its numbers are computed in another way than before, and no number says why"
 
 
@@ -254,8 +256,7 @@ def _starts_at_zero(table: ParameterTable, first: Reading, warm: Reading) -> dic
             after = pieces.get(index)
             if rule_class.rule is None or after is None or after[0].rule is None:
                 return None
-            key = (piece.signature, tuple(piece.constants), _scalars(piece), after[1].signature)
-            key = (*key, tuple(after[1].constants), _scalars(after[1]))
+            key = tuple((p.signature, tuple(p.constants), _scalars(p)) for p in (piece, after[1]))
             if key not in verdicts:
                 verdicts[key] = _is_same_from_zero(rule_class.rule, piece, after[0].rule, after[1], first.recording)
             if not verdicts[key]:
@@ -270,9 +271,7 @@ def _scalars(piece: Any) -> tuple[Any, ...]:
     return tuple(s.value if isinstance(s, Expression) else None for s in piece.scalars)
 
 
-def _is_same_from_zero(
-    first: UpdateRule, piece: Any, warm: UpdateRule, after: Any, recording: Recording
-) -> bool:
+def _is_same_from_zero(first: UpdateRule, piece: Any, warm: UpdateRule, after: Any, recording: Recording) -> bool:
     if any(i.varies for rule in (first, warm) for i in rule.inputs) or warm.inputs_of("counter"):
         return False
     created = set(first.created)
@@ -300,8 +299,11 @@ def _is_same_from_zero(
         return {names.get(o.name, o.key) if o.kind == "new" else o.key: v.expand(64) for o, v in results}
 
     some, others = run(first, piece), run(warm, after)
-    return some is not None and others is not None and some.keys() == others.keys() and all(
-        torch.equal(some[k], others[k]) for k in some
+    return (
+        some is not None
+        and others is not None
+        and some.keys() == others.keys()
+        and all(torch.equal(some[k], others[k]) for k in some)
     )
 
 
