@@ -1,10 +1,10 @@
 """Are plans by block worth making? Their validation loss against uniform configurations and random plans.
 
-For every budget, workload and seed, training runs as a user would run it: `prepare(optimizer, memory_budget=...)` and a
-compiled step; after the warm-up the plan is solved and state migrates to it. Runs of one seed start from the same
-weights and see the same batches as the uniform configurations in learning.json (`make learning`), so losses are
-compared seed by seed. Random plans are made in the same training at the same step: each block gets a candidate at
-random, within the same budget.
+For every budget, workload and seed, training runs as a user would run it, after `prepare(optimizer, memory_budget=...)`:
+after the warm-up the plan is solved and state migrates to it. Runs of one seed start from the same weights and see the
+same batches as the uniform configurations in learning.json (`make learning`), so losses are compared seed by seed.
+Random plans are made in the same training at the same step: each block gets a candidate at random, within the same
+budget.
 
     python benchmarks/decisions.py [--workloads language ...] [--seeds 3] [--report]
 """
@@ -49,7 +49,6 @@ WARMUP_STEPS = 100  # runs are short: a fifth to a quarter of them, and well pas
 
 def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    torch.compiler.reset()
     started = time.perf_counter()
     workload = WORKLOADS[workload_name]
     train_data, validation_data = workload.load()
@@ -64,13 +63,12 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
     assert configurator is not None
     if kind == "random":
         configurator.solve = partial(solve_at_random, seed)
-    step = torch.compile(optimizer.step, backend="baoc")
     most = 0
     for batch in islice(workload.batches(train_data, workload.batch_size, seed), workload.steps):
         optimizer.zero_grad()
         model(*batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step()
+        optimizer.step()
         scheduler.step()
         most = max(most, baoc_compile.state_bytes(optimizer))
     parameters = sum(p.numel() for p in model.parameters())

@@ -38,13 +38,12 @@ def jobs_of(workload_name: str, seeds: int) -> list[Job]:
     model = workload.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(workload.lr))
     baoc_compile.prepare(optimizer, model=model, plan="fp32")
-    step = torch.compile(optimizer.step, backend="baoc")
     batches = workload.batches(workload.load()[0], workload.batch_size, 0)
 
     def train() -> None:
         optimizer.zero_grad()
         model(*next(batches)).backward()
-        step()
+        optimizer.step()
 
     train()
     profile = baoc_compile.profile(optimizer, train, sample_steps=3)

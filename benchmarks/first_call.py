@@ -190,11 +190,11 @@ def measure_all(job: Job, contenders: list[str], rounds: int, profile: bool) -> 
                 # the first cold run fills the cache of the warm ones
                 caches = f"{folder}/{name}-{index}" if index and name != WARM else f"{folder}/first"
                 runs[name].append(apart(name, job, caches, profile))
-                taken = ", ".join(f"{key} {runs[name][-1][key]:.4g}" for key in ("seconds", "compiler_seconds", "host_bytes"))
+                taken = ", ".join(
+                    f"{key} {runs[name][-1][key]:.4g}" for key in ("seconds", "compiler_seconds", "host_bytes")
+                )
                 print(f"{job.case}, foreach={job.foreach}, {name}: {taken}", flush=True)
-    medians = {
-        name: {key: statistics.median(run[key] for run in own) for key in own[0]} for name, own in runs.items()
-    }
+    medians = {name: {key: statistics.median(run[key] for run in own) for key in own[0]} for name, own in runs.items()}
     entry = {"case": job.case, "foreach": job.foreach, "tensors": len(shapes), "elements": count(shapes)}
     return entry | {"runs": runs, "medians": medians}
 
@@ -256,7 +256,10 @@ def markdown(report: dict[str, Any]) -> str:
     for foreach in (False, True):
         exponent = growth_with_tensors(report["results"], foreach)
         if not math.isnan(exponent):
-            lines += ["", f"foreach={foreach}, warm: from 300 to 1,700 tensors, seconds grow as tensors^{exponent:.2f}."]
+            lines += [
+                "",
+                f"foreach={foreach}, warm: from 300 to 1,700 tensors, seconds grow as tensors^{exponent:.2f}.",
+            ]
     return "\n".join(lines) + "\n"
 
 

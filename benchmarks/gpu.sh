@@ -19,7 +19,7 @@ run() {
 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no GPU"' || exit 1
 run "$PYTHON" -m pytest -m gpu -ra
 run "$PYTHON" benchmarks/host_time.py --device cuda --out "$OUT"
-run "$PYTHON" benchmarks/first_call.py --device cuda --out "$OUT/first_call_cuda.json"
+run "$PYTHON" benchmarks/first_call.py --device cuda --out "$OUT"
 run "$PYTHON" benchmarks/step_time.py --device cuda --out "$OUT"
 [ -z "$failed" ] || echo "failed:$failed"
 [ -z "$failed" ]

@@ -178,9 +178,7 @@ def measure(cases: list[Case], steps: int) -> list[dict[str, Any]]:
 
 def missed(results: list[dict[str, Any]]) -> list[str]:
     """Return which aims were missed."""
-    beyond = {
-        (e["contender"], e["tensors"], e["situation"]): e["beyond"]["median"] for e in results if "beyond" in e
-    }
+    beyond = {(e["contender"], e["tensors"], e["situation"]): e["beyond"]["median"] for e in results if "beyond" in e}
     found = []
     for (contender, tensors, situation), us in beyond.items():
         of = f"{contender}, {tensors} tensors, {situation}"

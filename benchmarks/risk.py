@@ -69,14 +69,13 @@ class Fork:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=torch.tensor(workload.lr))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup_then_cosine(workload.steps))
         baoc_compile.prepare(self.optimizer, model=self.model, plan="fp32")
-        self.compiled = torch.compile(self.optimizer.step, backend="baoc")
 
-    def train(self, batch: tuple[torch.Tensor, ...], step: Any) -> float:
+    def train(self, batch: tuple[torch.Tensor, ...]) -> float:
         self.optimizer.zero_grad()
         loss = self.model(*batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        step()
+        self.optimizer.step()
         self.schedule.step()
         return loss.item()
 
@@ -87,18 +86,16 @@ class Fork:
         """To the fork; what its last steps showed."""
         batches = self.batches(0)
         for batch in islice(batches, int(FORK_AT * self.workload.steps)):
-            self.train(batch, self.compiled)
-        profile = baoc_compile.profile(self.optimizer, lambda: self.train(next(batches), self.compiled))
+            self.train(batch)
+        profile = baoc_compile.profile(self.optimizer, lambda: self.train(next(batches)))
         self.session = session_of(self.optimizer)
-        self.bound = self.session.steps[-1]
         self.saved = copy.deepcopy((self.model.state_dict(), self.schedule.state_dict()))
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.state = [{k: v.clone() for k, v in self.optimizer.state[p].items()} for p in self.parameters]
         return profile
 
     def run(self, chosen: Mapping[int, BlockCandidate], seed: int, steps: int) -> list[float]:
-        """Training losses from the fork on; parameters that are not in `chosen` stay in full precision. The compiled step is
-        called without Dynamo, which would trace every cell."""
+        """Return the training losses from the fork on; parameters that are not in `chosen` stay in full precision."""
         self.model.load_state_dict(self.saved[0])
         self.schedule.load_state_dict(copy.deepcopy(self.saved[1]))
         self.optimizer.param_groups[0]["lr"].fill_(self.lr)
@@ -115,16 +112,10 @@ class Fork:
                 update_scale=chosen[i].update_scale if i in chosen else 1.0,
             )
         self.session.store(self.session.storage.with_parameters(stored))
-        self.bound.bind()
-        roles = [self.bound.step.roles[node] for node in self.bound.step.arguments]
-
-        def step() -> None:
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.bound(*(self.parameters[r.parameter].grad if r.kind == "grad" else lr for r in roles))
-
+        self.session.own.release()  # the next step converts the state
         losses = []
         for t, batch in enumerate(islice(self.batches(1000 + seed), steps)):
-            losses.append(self.train(batch, step))
+            losses.append(self.train(batch))
             self.optimizer.param_groups[0]["lr"].fill_(self.lr * (1 - (t + 1) / steps))
         return losses
 
@@ -132,7 +123,6 @@ class Fork:
 def measure(name: str, steps: int, repeats: int) -> dict[str, Any]:
     """All cells of one workload."""
     torch.set_num_threads(1)
-    torch.compiler.reset()
     started = time.perf_counter()
     fork = Fork(WORKLOADS[name])
     profile = fork.advance()

@@ -1,10 +1,10 @@
 """How well does `TimeModel` predict step times of AdamW?
 
-A plan's time is predicted from its configurations alone, before its step is compiled, with timings made for this;
-earlier ones are not reused. Two times of the compiled step are measured: the whole step, and the part inside the
-callable that the backend returned (*launches*: the kernels and baoc's work for them on the host). The whole step also
-has Dynamo's guards and the wrapper of `Optimizer.step`, for which the prediction has two constants. As in training, a
-forward and backward pass comes before every step and takes the caches.
+A plan's time is predicted from its configurations alone, before its first step, with timings made for this; earlier ones
+are not reused. Two times of the step are measured: the whole step, and the part in which it runs what it is bound to
+(*launches*: the kernels and the upkeep of their tables on the host). The whole step also checks what it is bound to and
+computes its numbers, for which the prediction has two constants. As in training, a forward and backward pass comes
+before every step and takes the caches.
 
 Every case has a process of its own, and the plans of a model take turns. With one thread, processor time counts where
 it is less than wall time. Writes time_model.json (on a GPU time_model_cuda.json): hardware, releases, figures.
@@ -35,13 +35,14 @@ from rich.console import Console
 from rich.table import Table
 
 import baoc_compile
-import baoc_compile.backend
-from baoc_compile.core.program_graph import Signature
+from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.build.cache import Folder
 from baoc_compile.kernels.codecs.catalogue import codec_for
+from baoc_compile.passes.programs.make_programs import need_of
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_STEP, HOST_NS_PER_TENSOR, TimeModel
 from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes
-from baoc_compile.passes.rules.discover_state import discover_state
+from baoc_compile.passes.rules.read_step import read_step, slots_of
+from baoc_compile.runtime.lead_steps import own_function
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import SMALL_NUMEL, ParameterPlan, Plan
 
@@ -106,7 +107,6 @@ class Running:
     def __init__(self, case: Case):
         torch.set_num_threads(case.threads)
         self.case = case
-        self.probes: list[Probe] = []
         shapes = MODELS[case.model]()
         generator = torch.Generator(case.device).manual_seed(0)
         parameters = [
@@ -119,13 +119,11 @@ class Running:
         self.predicted = predict(self.optimizer, case)
         self.other = torch.nn.Sequential(*(torch.nn.Linear(OTHER_WIDTH, OTHER_WIDTH) for _ in range(4))).to(case.device)
         self.inputs = torch.randn(8, OTHER_WIDTH, device=case.device)
-        self.step = Probe(torch.compile(self.optimizer.step, backend=self._backend))
+        self.step = Probe(self.optimizer.step)
         for _ in range(5):
             self.step()
-
-    def _backend(self, gm: torch.fx.GraphModule, inputs: Any) -> Probe:
-        self.probes.append(Probe(baoc_compile.backend.baoc(gm, inputs)))
-        return self.probes[-1]
+        bound = session_of(self.optimizer).own.bound
+        bound.run = self.launches = Probe(bound.run)
 
     def turn(self) -> list[tuple[float, float]]:
         """Nanoseconds of some steps, (whole, launches)."""
@@ -138,7 +136,7 @@ class Running:
                 taken.append(self._on_gpu())
                 continue
             self.step()
-            pair = (self.step.ns, self.probes[-1].ns)
+            pair = (self.step.ns, self.launches.ns)
             taken.append(tuple(float(min(ns) if self.case.threads == 1 else ns[0]) for ns in pair))  # type: ignore[arg-type]
         return taken
 
@@ -147,7 +145,7 @@ class Running:
         torch.cuda.synchronize()
         begin = time.perf_counter_ns()
         self.step()
-        before = self.step.ns[0] - self.probes[-1].ns[0]
+        before = self.step.ns[0] - self.launches.ns[0]
         torch.cuda.synchronize()
         whole = time.perf_counter_ns() - begin
         return float(whole), float(whole - before)
@@ -156,14 +154,15 @@ class Running:
 def plan(name: str, optimizer: Any) -> Plan:
     """Of every parameter by index, the formats of `PLANS` in turn over the matrices that are worth it."""
     chosen, worth = {}, 0
-    table = session_of(optimizer).table()
-    for index, (parameter, schema) in enumerate(zip(table.parameters, discover_state(table), strict=True)):
+    table = ParameterTable.of(optimizer)
+    found = slots_of(read_step(table, own_function(optimizer), frozenset(range(len(table.parameters)))), table)
+    for index, parameter in enumerate(table.parameters):
         form: Format = "fp32"
         if parameter.ndim >= 2 and parameter.numel() >= SMALL_NUMEL:
             form = PLANS[name][worth % len(PLANS[name])]
             worth += 1
         slots = {}
-        for slot in schema.slots:
+        for slot in found[index]:
             wanted = form if isinstance(form, str) else form[slot.key]
             slots[slot.key] = codec_for(wanted, slot, parameter.shape, parameter.dtype)[0].name
         chosen[index] = ParameterPlan(table.names[index], tuple(parameter.shape), slots)
@@ -173,7 +172,11 @@ def plan(name: str, optimizer: Any) -> Plan:
 def predict(optimizer: Any, case: Case) -> dict[str, float]:
     """Nanoseconds: of the launches, of the whole step, and of the launches when nothing but a copy is measured."""
     session = session_of(optimizer)
-    table = session.table()
+    table, storage = session.table(), session.storage
+    pieces = {
+        p.parameters[0]: (c.rule, p) for c in session.own.readings[0].classes if c.rule is not None for p in c.members
+    }
+    needs = [need_of(table, storage, *pieces[i]) for i in range(len(table.parameters))]
     elements = sum(p.numel() for p in table.parameters)
     model = TimeModel(case.device, case.threads, elements)
     found = {}
@@ -181,12 +184,8 @@ def predict(optimizer: Any, case: Case) -> dict[str, float]:
         model.remembered = RememberedTimes(Folder(Path(empty)))
         for is_measured in (False, True):
             loads: dict[Cost, list[int]] = defaultdict(lambda: [0, 0])
-            for i, (parameter, schema) in enumerate(zip(table.parameters, discover_state(table), strict=True)):
-                assert schema.rule is not None and schema.first is not None
-                counters = tuple((i.name, schema.first[i.key].dtype) for i in schema.rule.inputs_of("counter"))
-                signature = Signature(str(parameter.device), parameter.dtype, parameter.dtype, counters)
-                codecs = session.storage.of(i).codecs
-                load = loads[model.cost(schema.rule, codecs, signature, measure=is_measured)]
+            for parameter, need in zip(table.parameters, needs, strict=True):
+                load = loads[model.cost(need.rule, need.configuration, need.signature, measure=is_measured)]
                 load[0] += parameter.numel()
                 load[1] += 1
             every = [(cost, numel, tensors) for cost, (numel, tensors) in loads.items()]

@@ -71,15 +71,12 @@ def train(
     train_bytes, validation_bytes = corpus
     torch.manual_seed(args.seed)
     model = GPT()
-    # The learning rate is a tensor, so a schedule can change it without recompilation.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(args.lr))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(args.steps))
-    step = optimizer.step
     if compress:
         baoc_compile.prepare(
             optimizer, model=model, memory_budget=args.budget, seed=args.seed, warmup_steps=args.warmup
         )
-        step = torch.compile(optimizer.step, backend="baoc")
 
     train_losses, step_ms = [], []
     task = progress.add_task(name, total=args.steps, loss=math.nan)
@@ -89,7 +86,7 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         start = time.perf_counter()
-        step()
+        optimizer.step()
         step_ms.append(1e3 * (time.perf_counter() - start))
         scheduler.step()
         train_losses.append(loss.item())

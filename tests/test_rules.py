@@ -8,7 +8,7 @@ from optimizers import decoded, reading_of, rule_of
 
 import baoc_compile
 from baoc_compile import StateTensor
-from baoc_compile.passes.capture.expressions import Expression
+from baoc_compile.passes.numbers.expressions import Expression
 
 NONNEGATIVE = {
     "AdamW": {"exp_avg_sq"},

@@ -21,8 +21,8 @@ from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import group_numbers
+from baoc_compile.passes.capture.leaves import is_hooks, is_left_out, is_of_weight, is_way_to_compute
 from baoc_compile.passes.capture.record_step import record_step
-from baoc_compile.passes.capture.stand_in import is_hooks, is_left_out, is_of_weight, is_way_to_compute
 from baoc_compile.passes.capture.surroundings import undisturbed
 from baoc_compile.passes.rules.read_step import Reading, difference
 from baoc_compile.runtime.bound_step import BoundStep

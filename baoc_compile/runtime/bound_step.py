@@ -14,15 +14,15 @@ from torch import Tensor
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Parameters
-from baoc_compile.passes.capture.expressions import Expression
-from baoc_compile.passes.capture.run_calls import run_calls
+from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.split_pieces import values_in
-from baoc_compile.passes.capture.stand_in import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
 from baoc_compile.passes.rewrite.replay import tensor_of
+from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.passes.rules.read_step import Reading
 from baoc_compile.state.entries import state_tensors
 

@@ -25,8 +25,8 @@ from baoc_compile.core.rule import bounds_of
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import same_numbers
+from baoc_compile.passes.capture.leaves import constants_of
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
-from baoc_compile.passes.capture.stand_in import constants_of
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.migrate_state import decode_state, migrate_state, migrate_weights
 from baoc_compile.passes.plan.choose_storage import choose_storage, suits

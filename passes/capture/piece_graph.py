@@ -11,9 +11,9 @@ from torch import fx
 
 from baoc_compile.core.names import identifier
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.expressions import Expression
 from baoc_compile.passes.capture.recording import Call, Piece, Recording, Value
 from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS
+from baoc_compile.passes.numbers.expressions import Expression
 
 
 def graph_of_piece(piece: Piece) -> fx.Graph:

@@ -10,17 +10,15 @@ import builtins
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.torch_private import FOREACH
-from baoc_compile.passes.capture.expressions import Expression, NumberTrace, Source
+from baoc_compile.passes.capture.number_recorder import HoldsElements, NumberRecorder, plain
 from baoc_compile.passes.capture.recording import Call, Value, ValueGroup
 from baoc_compile.passes.capture.torch_calls import (
     ALIASES,
@@ -36,7 +34,8 @@ from baoc_compile.passes.capture.torch_calls import (
     single_function,
     words,
 )
-from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value, traced
+from baoc_compile.passes.numbers.expressions import NumberTrace
+from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
@@ -46,38 +45,11 @@ id = builtins.id
 MAKES_ELEMENTS = words("stack cat expand repeat new_zeros new_ones new_full new_empty")
 
 
-@dataclass(eq=False)
-class HostNumber:
-    """A 0-dim tensor on the host.
-
-    tensor: the tensor, with its value.
-    expression: how the value is computed; None if it is a constant.
-    source: where the optimizer keeps it; None for other tensors.
-    """
-
-    tensor: Tensor
-    expression: Expression | None
-    source: Source | None = None
-
-
-class HoldsElements(UnsupportedStep):
-    """0-dim state on the host turned out to hold elements.
-
-    entry: parameter index and state key.
-    """
-
-    def __init__(self, source: Source | None):
-        super().__init__("it writes elements into a 0-dim tensor")
-        self.entry = (source.parameter, source.path[0]) if source is not None and source.kind == "state" else None
-
-
-class Recorder(TorchFunctionMode):
+class Recorder(NumberRecorder):
     """Mode that records the calls of torch made inside it.
 
-    trace: the numbers.
     calls: the calls, in order.
     current: id of a tensor -> its present value.
-    numbers: id of a 0-dim tensor on the host -> what it holds.
     dropped: calls that the recording does not need.
     made: id of a tensor that a call made -> its first value.
     refusal: the first reason why the step can't be recorded.
@@ -86,11 +58,10 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(self, trace: NumberTrace, device: torch.device):
-        super().__init__()
-        self.trace, self.device = trace, device
+        super().__init__(trace)
+        self.device = device
         self.calls: list[Call] = []
         self.current: dict[int, Value] = {}
-        self.numbers: dict[int, HostNumber] = {}
         self.devices: dict[int, torch.device] = {}
         self.made: dict[int, Value] = {}
         self.dropped: set[Call] = set()
@@ -99,7 +70,6 @@ class Recorder(TorchFunctionMode):
         self._alias: dict[int, int] = {}  # id of an alias -> id of the tensor whose elements it shows
         self.views: dict[int, tuple[int, int]] = {}  # id of a view -> its tensor, and how often that had been written
         self._written: dict[int, int] = {}  # id of a tensor -> how often it has been written
-        self._kept: list[Any] = []  # keeps ids unique
         self._shown_ones: dict[int, Tensor] = {}  # the aliases, by id
         self._results: dict[Any, Any] = {}
 
@@ -109,11 +79,6 @@ class Recorder(TorchFunctionMode):
         """Let `value` be the present value of a stand-in."""
         self.current[id(tensor)] = self._initial[id(tensor)] = value
         self.devices[id(tensor)] = device
-        self._kept.append(tensor)
-
-    def enter_number(self, tensor: Tensor, expression: Expression | None, source: Source | None = None) -> None:
-        """Let a 0-dim tensor on the host be a number."""
-        self.numbers[id(tensor)] = HostNumber(tensor, expression, source)
         self._kept.append(tensor)
 
     def root_of(self, tensor: Tensor) -> int:
@@ -157,7 +122,7 @@ class Recorder(TorchFunctionMode):
         if not tensors:
             return self._factory(name, func, args, kwargs)
         if name not in MAKES_ELEMENTS and all(id(t) in self.numbers for t in tensors):
-            return self._on_numbers(name, func, is_inplace, args, kwargs)
+            return self._numbers_call(name, func, is_inplace, args, kwargs)
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         if "out" in kwargs:
@@ -228,7 +193,7 @@ class Recorder(TorchFunctionMode):
             named_ones = {k: item(a, i) for k, a in kwargs.items()}
             first = these[0]
             if isinstance(first, Tensor) and id(first) in self.numbers:
-                results.append(self._on_numbers(single, function, is_inplace, these, named_ones))
+                results.append(self._numbers_call(single, function, is_inplace, these, named_ones))
             elif is_inplace:
                 results.append(self._record(single, function, True, these, named_ones))
             else:
@@ -237,17 +202,11 @@ class Recorder(TorchFunctionMode):
 
     def _factory(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Make a tensor from numbers: a number if it is 0-dim on the host, else a stand-in."""
-        plain = [_plain(a) for a in args], {k: _plain(v) for k, v in kwargs.items()}
-        found = func(*plain[0], **plain[1])
+        found = func(*map(plain, args), **{k: plain(v) for k, v in kwargs.items()})
         if not isinstance(found, Tensor):
             return found
         if found.ndim == 0 and found.device.type == "cpu" and name not in ("empty", "empty_strided"):
-            given = next((a for a in (*args, *kwargs.values()) if is_traced(a)), None)
-            expression = (
-                self.trace.of(_Rounded(found.dtype), (given.expression,), found.item()) if given is not None else None
-            )
-            self.enter_number(found, expression)
-            return found
+            return self.made_of_numbers(found, (*args, *kwargs.values()))
         if func is torch.from_numpy or type(func) is FunctionType or name in ("tensor", "as_tensor", "from_numpy"):
             raise UnsupportedStep(f"it makes a tensor of numbers ({name})")
         device = found.device
@@ -259,56 +218,21 @@ class Recorder(TorchFunctionMode):
         call.options["device"] = device
         return self._finish(call, stand_in, None, device)
 
-    def _on_numbers(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Compute with 0-dim tensors on the host."""
-        operands = [*args, *kwargs.values()]
-        if any(isinstance(a, Tensor) and id(a) not in self.numbers for a in operands):
+    def _numbers_call(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Record a call on 0-dim tensors of the host, and perhaps on others."""
+        if any(isinstance(a, Tensor) and id(a) not in self.numbers for a in (*args, *kwargs.values())):
             if is_inplace:
                 raise HoldsElements(self.numbers[id(args[0])].source)
             return self._record(name, func, False, args, kwargs)
-        if name in ("detach", "alias"):
+        if name in ALIASES:
             return self._shown(func(*args, **kwargs), args[0])
-        found = [self._number(a) for a in operands]
-        expressions = [f for f in found if isinstance(f, Expression)]
-        named_ones = tuple(kwargs)
-        before = args[0].dtype if isinstance(args[0], Tensor) else None
-        result = func(*[_plain(a) for a in args], **{k: _plain(v) for k, v in kwargs.items()})
-        if not expressions:
-            if isinstance(result, Tensor) and not is_inplace:
-                self.enter_number(result, None)
-            return result
-        compute = _OnTensors(
-            func, tuple(a.dtype if isinstance(a, Tensor) else None for a in operands), len(args), named_ones
-        )
-        value = result.item() if isinstance(result, Tensor) and not result.ndim else result
-        expression = self.trace.of(compute, found, value)
-        if isinstance(result, Tensor):
-            if result.ndim:
-                raise UnsupportedStep(f"it makes a tensor of numbers ({name})")
-            if is_inplace:
-                assert before is not None
-                self.numbers[id(args[0])].expression = expression
-                return args[0]
-            self.enter_number(result, expression)
-            return result
-        if type(result) in (int, float):
-            return traced(self.trace, expression, result)
-        if type(result) is bool:
-            self.trace.guard(expression, result, is_truth=True)
-            return result
-        raise UnsupportedStep(f"it makes a {type(result).__name__} of a number ({name})")
-
-    def _number(self, argument: Any) -> Any:
-        if isinstance(argument, Tensor):
-            held = self.numbers[id(argument)]
-            return held.expression if held.expression is not None else argument.item()
-        return argument.expression if is_traced(argument) else argument
+        return self.on_numbers(name, func, is_inplace, args, kwargs)
 
     def _argument(self, argument: Any) -> Any:
         """Return an argument as a call holds it."""
         if isinstance(argument, Tensor):
             if id(argument) in self.numbers:
-                return self._number(argument)
+                return self.number_of(argument)
             return self._read(argument)
         if is_traced(argument):
             return argument.expression
@@ -391,7 +315,7 @@ class Recorder(TorchFunctionMode):
             return type(argument)(map(self._as_meta, argument))
         if isinstance(argument, torch.device):
             return torch.device("meta")
-        return _plain(argument)
+        return plain(argument)
 
     def _finish(self, call: Call, result: Any, group: ValueGroup | None, device: torch.device) -> Any:
         self.calls.append(call)
@@ -427,38 +351,6 @@ class Recorder(TorchFunctionMode):
         return result
 
 
-@dataclass(frozen=True)
-class _Rounded:
-    """The value of `torch.tensor(x, dtype=dtype)`."""
-
-    dtype: torch.dtype
-
-    def __call__(self, value: Any) -> Any:
-        return torch.tensor(value, dtype=self.dtype).item()
-
-
-@dataclass(frozen=True)
-class _OnTensors:
-    """A function of torch, given numbers for its 0-dim tensors.
-
-    function: the function.
-    dtypes: the type of each tensor argument; None for a number.
-    positional: how many arguments are positional.
-    names: the names of the others.
-    """
-
-    function: Callable[..., Any]
-    dtypes: tuple[torch.dtype | None, ...]
-    positional: int
-    names: tuple[str, ...]
-
-    def __call__(self, *values: Any) -> Any:
-        operands = [v if d is None else torch.tensor(v, dtype=d) for v, d in zip(values, self.dtypes, strict=True)]
-        named_ones = dict(zip(self.names, operands[self.positional :], strict=True))
-        result = self.function(*operands[: self.positional], **named_ones)
-        return result.item() if isinstance(result, Tensor) else result
-
-
 def _is_meta(device: Any) -> bool:
     return device is not None and torch.device(device).type == "meta"
 
@@ -472,12 +364,6 @@ def _reader(name: str) -> Callable[[Any], Any]:
 
     read.__name__ = f"read_{name}"
     return read
-
-
-def _plain(argument: Any) -> Any:
-    if type(argument) in (list, tuple):
-        return type(argument)(map(_plain, argument))
-    return plain_value(argument)
 
 
 def _flat(arguments: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from baoc_compile.core.step_graph import InputRole
-from baoc_compile.passes.capture.expressions import Expression, Guard, Source
+from baoc_compile.passes.numbers.expressions import Expression, Guard, Source
 
 
 class Value:

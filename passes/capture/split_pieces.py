@@ -13,11 +13,11 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import InputRole
-from baoc_compile.passes.capture.expressions import Expression
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.recording import Call, Piece, Value, ValueGroup
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS
+from baoc_compile.passes.numbers.expressions import Expression
 
 
 def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import builtins
 import copy
-import enum
-import pickle
 import sys
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -23,40 +21,29 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import InputRole, ParameterTable
-from baoc_compile.passes.capture.expressions import Attribute, Source
+from baoc_compile.passes.capture.leaves import (
+    FUSED,
+    bare,
+    constants_of,
+    has_attributes,
+    is_constant,
+    is_hooks,
+    is_left_out,
+    is_of_weight,
+    is_way_to_compute,
+    snapshot,
+)
 from baoc_compile.passes.capture.recorder import Recorder
-from baoc_compile.passes.capture.recording import Beginning, Value, ValueGroup
-from baoc_compile.passes.capture.torch_calls import words
-from baoc_compile.passes.capture.traced_numbers import is_traced, plain_value, traced
-from baoc_compile.state.state_tensor import StateTensor
+from baoc_compile.passes.capture.recording import Value, ValueGroup
+from baoc_compile.passes.capture.stand_in_containers import StandInGroup, StandInState, StateEntries
+from baoc_compile.passes.numbers.expressions import Attribute, Source
+from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
 
-#: Attributes of an optimizer that are not part of its step: our own, hooks, and what schedulers and scalers leave there.
-LEFT_OUT = words(
-    "state param_groups step _baoc_session _baoc_key __getstate__ _opt_called _zero_grad_profile_name "
-    "_warned_capturable_if_run_uncaptured _step_supports_amp_scaling grad_scale found_inf"
-)
 #: By what floats are nudged: enough to show even in two decimals, and exact, so that it can be undone.
 NUDGE = 0.25
-#: Options under which torch's optimizers compute the same in another way, or elsewhere.
-FUSED, CAPTURABLE = "fused", "capturable"
-
-
-def is_left_out(name: str) -> bool:
-    """Return whether an attribute of this name is left out of stand-ins."""
-    return name in LEFT_OUT or is_hooks(name)
-
-
-def is_way_to_compute(optimizer: Any, key: Any) -> bool:
-    """Return whether an option of a group only says how or where torch's own optimizers compute."""
-    return key in (FUSED, CAPTURABLE) and type(optimizer).step.__module__.startswith("torch.optim")
-
-
-def is_hooks(name: str) -> bool:
-    """Return whether torch keeps an optimizer's hooks in an attribute of this name."""
-    return name.startswith("_optimizer_") and name.endswith("_hooks")
 
 
 class StandIn:
@@ -185,7 +172,7 @@ class StandIn:
         self._of[id(real)] = optimizer
         groups = []
         for g, group in enumerate(real.param_groups):
-            made = _Options(self._looked_at)
+            made = StandInGroup(self._looked_at)
             for key, value in dict.items(group):
                 if key == "params":
                     made[key] = [self._of[id(p)] for p in value]
@@ -205,7 +192,7 @@ class StandIn:
         return optimizer
 
     def _state(self, real: Any) -> Any:
-        state: Any = _State(self)
+        state: Any = StandInState(self)
         for parameter, entries in real.items():
             index = self._index.get(id(parameter))
             if index is None:
@@ -262,7 +249,7 @@ class StandIn:
         if type(value) is tuple:
             return tuple(self._copied(entry, kind, (*path, i), parameter) for i, entry in enumerate(value))
         if has_attributes(value):
-            made = self._remember(value, _bare(value))
+            made = self._remember(value, bare(value))
             for name, entry in vars(value).items():
                 vars(made)[name] = self._copied(entry, kind, (*path, Attribute(name)), parameter)
             return made
@@ -297,120 +284,6 @@ class StandIn:
         return self._remember(real, tensor)
 
 
-class _Options(dict):
-    """A parameter group that notes which of its keys are looked at."""
-
-    def __init__(self, looked_at: set[Any]):
-        super().__init__()
-        self._looked_at = looked_at
-
-    def __getitem__(self, key: Any) -> Any:
-        self._looked_at.add(key)
-        return super().__getitem__(key)
-
-    def __contains__(self, key: Any) -> bool:
-        self._looked_at.add(key)
-        return super().__contains__(key)
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        self._looked_at.add(key)
-        return super().get(key, default)
-
-    def __iter__(self) -> Iterator[Any]:
-        self._looked_at.update(dict.keys(self))
-        return super().__iter__()
-
-    def items(self) -> Any:
-        self._looked_at.update(dict.keys(self))
-        return super().items()
-
-    def keys(self) -> Any:
-        self._looked_at.update(dict.keys(self))
-        return super().keys()
-
-    def values(self) -> Any:
-        self._looked_at.update(dict.keys(self))
-        return super().values()
-
-
-class StateEntries(dict):
-    """The state of one stand-in parameter.
-
-    first: what the step assigned first to each key that it made: a tensor, or a `Beginning`. What the step reads of a
-        number from then on is the entry, not the number that it assigned: later steps read it in the same way.
-    """
-
-    def __init__(self, index: int, stand_in: StandIn):
-        super().__init__()
-        self.first: dict[Any, Any] = {}
-        self._index, self._stand_in = index, weakref.ref(stand_in)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if key not in self:
-            value = self._enter(key, value)
-        super().__setitem__(key, value)
-
-    def _enter(self, key: Any, value: Any) -> Any:
-        stand_in = self._stand_in()
-        assert stand_in is not None
-        source = Source("state", (key,), self._index)
-        held = stand_in.recorder.numbers.get(id(value)) if isinstance(value, Tensor) else None
-        if held is not None:
-            given = held.expression if held.expression is not None else value.item()
-            self.first[key] = Beginning("number", given, value.dtype)
-            held.expression, held.source = (
-                stand_in.trace.of_source(replace(source, is_tensor=True), value.item()),
-                source,
-            )
-            return value
-        self.first[key] = value
-        if type(value) in (int, float) or is_traced(value):
-            self.first[key] = Beginning("number", value.expression if is_traced(value) else value)
-            return traced(stand_in.trace, stand_in.trace.of_source(source, plain_value(value)), plain_value(value))
-        if not isinstance(value, Tensor):
-            self.first[key] = Beginning("number", value)
-        return value
-
-    def setdefault(self, key: Any, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def update(self, *given: Any, **named: Any) -> None:
-        for key, value in dict(*given, **named).items():
-            self[key] = value
-
-
-class _State(defaultdict):
-    """The state of a stand-in: parameter -> `StateEntries`."""
-
-    def __init__(self, stand_in: StandIn):
-        super().__init__()
-        self._stand_in = weakref.ref(stand_in)
-
-    def __missing__(self, parameter: Any) -> Any:
-        stand_in = self._stand_in()
-        assert stand_in is not None
-        index = stand_in.index_of(parameter)
-        if index is None:
-            raise UnsupportedStep("it keeps state under a key that is no parameter")
-        made = StateEntries(index, stand_in)
-        dict.__setitem__(self, parameter, made)
-        return made
-
-    def __setitem__(self, parameter: Any, entries: Any) -> None:
-        if isinstance(parameter, Tensor) and type(entries) is dict:
-            dict.pop(self, parameter, None)
-            self[parameter].update(entries)
-        else:
-            super().__setitem__(parameter, entries)
-
-
-def is_of_weight(value: Any) -> bool:
-    """Return whether a state entry is what a weight codec keeps, of which the user's step knows nothing."""
-    return isinstance(value, StateTensor) and value.codec.mechanism == "weight"
-
-
 def is_host_number(tensor: Tensor) -> bool:
     """Return whether a tensor is a number that the host can read at once."""
     return tensor.ndim == 0 and tensor.device.type == "cpu"
@@ -435,114 +308,3 @@ def _meta(real: Tensor) -> Tensor:
         raise UnsupportedStep(f"one of its tensors is {str(real.layout).removeprefix('torch.')}")
     strides = real.stride()
     return torch.empty_strided(real.shape, strides, dtype=real.dtype, device="meta")
-
-
-def leaves_of(optimizer: Any, parameters: Sequence[Tensor]) -> Iterator[tuple[Source, Any]]:
-    """Yield (source, value) of everything that an optimizer keeps besides its parameters, containers taken apart."""
-    index_of = {id(p): i for i, p in enumerate(parameters)}
-    for g, group in enumerate(optimizer.param_groups):
-        for key, value in dict.items(group):
-            if key != "params" and not is_way_to_compute(optimizer, key):
-                yield from _leaves(value, "group", (g, key), -1, index_of)
-    for parameter, entries in optimizer.state.items():
-        index = index_of.get(id(parameter), -1)
-        if index >= 0 or not isinstance(parameter, Tensor):
-            path = () if index >= 0 else ("state", parameter)
-            yield from _leaves(entries, "state" if index >= 0 else "attribute", path, index, index_of)
-    for name, value in vars(optimizer).items():
-        if not is_left_out(name):
-            yield from _leaves(value, "attribute", (name,), -1, index_of)
-
-
-def _bare(value: Any) -> Any:
-    """Return an object of the same class without attributes."""
-    return SimpleNamespace() if type(value) is SimpleNamespace else object.__new__(type(value))
-
-
-def has_attributes(value: Any) -> bool:
-    """Return whether a value is a plain object that is nothing but its attributes."""
-    made_by = getattr(type(value), "__new__", None)
-    is_plain = (
-        made_by is object.__new__ and type(value).__module__ != "builtins" and not hasattr(type(value), "__slots__")
-    )
-    is_plain = is_plain or type(value) is SimpleNamespace
-    odd = (
-        torch.optim.Optimizer,
-        torch.nn.Module,
-        weakref.WeakKeyDictionary,
-        weakref.WeakSet,
-        weakref.WeakValueDictionary,
-    )
-    return is_plain and hasattr(value, "__dict__") and not isinstance(value, (*odd, enum.Enum))
-
-
-def is_constant(value: Any) -> bool:
-    """Return whether a value is an immutable object that a stand-in may share."""
-    return value is None or isinstance(
-        value,
-        (
-            bool,
-            str,
-            bytes,
-            type,
-            enum.Enum,
-            torch.dtype,
-            torch.device,
-            torch.Size,
-            FunctionType,
-            BuiltinFunctionType,
-            ModuleType,
-        ),
-    )
-
-
-def snapshot(value: Any) -> Any:
-    """Return what an opaque object looks like, to be compared. Raises if it can't be told."""
-    return pickle.dumps(value)
-
-
-def _leaves(
-    value: Any, kind: Any, path: tuple[Any, ...], parameter: int, index_of: dict[int, int]
-) -> Iterator[tuple[Source, Any]]:
-    if id(value) in index_of:
-        yield Source(kind, path, parameter), ("parameter", index_of[id(value)])
-    elif type(value) in _CONTAINERS:
-        entries = dict.items(value) if isinstance(value, dict) else enumerate(value)
-        for key, entry in entries:
-            if not is_of_weight(entry):
-                at = ("parameter", index_of[id(key)]) if id(key) in index_of else key
-                yield from _leaves(entry, kind, (*path, at), parameter, index_of)
-    elif has_attributes(value):
-        for name, entry in vars(value).items():
-            yield from _leaves(entry, kind, (*path, Attribute(name)), parameter, index_of)
-    else:
-        yield Source(kind, path, parameter), value
-
-
-def constants_of(table: ParameterTable) -> dict[Source, Any]:
-    """Return what a step may look at besides the values of numbers and tensors.
-
-    These are all other objects, the types of numbers, the shapes and types of tensors, and what exists at all.
-    """
-    return {source: constant_of(value) for source, value in leaves_of(table.optimizer, table.parameters)}
-
-
-def constant_of(value: Any) -> Any:
-    """Return what a step may look at in a value besides its number or its elements."""
-    if is_traced(value):
-        return type(plain_value(value))
-    if type(value) in (int, float):
-        return type(value)
-    if isinstance(value, Tensor):
-        return "tensor", value.shape, value.dtype
-    if isinstance(value, MethodType):
-        return "method", value.__func__
-    if is_constant(value) or isinstance(value, (tuple, torch.nn.Module)):
-        return type(value), value
-    try:
-        return type(value), snapshot(value)
-    except Exception:  # nothing is known of it but its type
-        return type(value)
-
-
-_CONTAINERS = {dict, OrderedDict, defaultdict, list, tuple, StateEntries, _State}

@@ -13,8 +13,8 @@ from baoc_compile.core.program_graph import Operand
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
-from baoc_compile.passes.capture.expressions import Expression
 from baoc_compile.passes.capture.recording import Piece, Value
+from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.programs.make_programs import Need, need_of, programs_of
 from baoc_compile.passes.rewrite.replay import Replay
 from baoc_compile.passes.rules.extract_rules import RuleClass

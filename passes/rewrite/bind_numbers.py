@@ -15,10 +15,10 @@ from torch import Tensor
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers
-from baoc_compile.passes.capture.expressions import Attribute, Source
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup
-from baoc_compile.passes.capture.number_function import NumberFunction
 from baoc_compile.passes.capture.recording import Write
+from baoc_compile.passes.numbers.expressions import Attribute, Source
+from baoc_compile.passes.numbers.number_function import NumberFunction
 from baoc_compile.passes.rewrite.bind_launches import Bound
 from baoc_compile.passes.rewrite.replay import Replay, entry_of, is_parameter, object_at, set_entry
 from baoc_compile.passes.rules.extract_rules import Bounds, RuleClass

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.expressions import Attribute, Expression
 from baoc_compile.passes.capture.recording import Piece, Value
-from baoc_compile.passes.capture.run_calls import run_calls
+from baoc_compile.passes.numbers.expressions import Attribute, Expression
+from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.state.state_tensor import StateTensor
 
 

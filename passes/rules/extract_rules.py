@@ -13,9 +13,9 @@ from typing import Any
 
 from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.expressions import NOBODY, Expression, Source
-from baoc_compile.passes.capture.number_function import compile_numbers
 from baoc_compile.passes.capture.recording import Piece, Recording, Write
+from baoc_compile.passes.numbers.expressions import NOBODY, Expression, Source
+from baoc_compile.passes.numbers.number_function import compile_numbers
 from baoc_compile.passes.rules.canonicalize import NotElementwise, canonicalize
 
 Bounds = tuple[float, float]

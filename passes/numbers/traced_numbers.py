@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from baoc_compile.passes.capture.expressions import Expression, NumberTrace
+from baoc_compile.passes.numbers.expressions import Expression, NumberTrace
 
 
 class TracedNumber(float):

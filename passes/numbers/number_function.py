@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baoc_compile.passes.capture.expressions import Expression, Guard, Source
+from baoc_compile.passes.numbers.expressions import Expression, Guard, Source
 
 _OPERATORS = {
     operator.add: "+",
