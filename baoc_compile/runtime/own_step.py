@@ -20,39 +20,19 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.errors import StateError, UnsupportedStep
-from baoc_compile.core.rule import bounds_of
+from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.core.storage import Storage
-from baoc_compile.passes.capture.group_numbers import same_numbers
-from baoc_compile.passes.capture.leaves import constants_of
-from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
-from baoc_compile.passes.capture.surroundings import Surroundings
-from baoc_compile.passes.migrate.migrate_state import decode_state, migrate_state, migrate_weights
-from baoc_compile.passes.plan.choose_storage import choose_storage, suits
+from baoc_compile.passes.migrate.migrate_state import decode_state
 from baoc_compile.passes.programs.make_programs import start_programs
-from baoc_compile.passes.rewrite.bind_numbers import GuardFailed, OutOfBounds
-from baoc_compile.passes.rules.extract_rules import joined
-from baoc_compile.passes.rules.read_step import Reading, StepReading, read_step, slots_of
-from baoc_compile.runtime.audit import Schedule, audit_numbers, audit_recording
-from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
+from baoc_compile.runtime.audit import Schedule, audit_recording
 from baoc_compile.runtime.bound_step import BoundStep
 from baoc_compile.runtime.compile_lock import compile_lock
-from baoc_compile.runtime.configurator import start_configurator
-from baoc_compile.runtime.device_memory import bytes_left
 from baoc_compile.runtime.notices import notice
 from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
-from baoc_compile.state.entries import state_bytes
+from baoc_compile.runtime.step_reader import FirstAsWritten, StepReader
 
 log = logging.getLogger("baoc")
-
-#: Readings of one optimizer that are kept. A step that goes through more of them in turn is read again.
-MOST_READINGS = 16
-
-
-class FirstAsWritten(Exception):
-    """The next step must run as its user wrote it."""
 
 
 class _Known:
@@ -68,32 +48,21 @@ class _Known:
         return self.closure()
 
 
-class OwnStep:
+class OwnStep(StepReader):
     """The step of one optimizer.
 
-    session: what is known about the optimizer.
-    function: the step as the user wrote it, without hooks.
-    bound: the reading that ran last, bound to the optimizer's tensors; None before the first step.
     refused: why the step runs as written; empty if it does not.
     count: steps so far.
-    unborn: state that was made ahead of its first step.
     postponed: whether the first step ran as written because it could not be read before.
     audits: when the recording is audited.
     """
 
     def __init__(self, session: Session, function: Callable[..., Any]):
-        self.session, self.function = session, function
-        self.readings: list[Reading] = []
-        self.bound: BoundStep | None = None
+        super().__init__(session, function)
         self.refused = ""
         self.count = 0
-        self.unborn = Unborn()
         self.postponed = False
         self.audits = Schedule()
-        self._audited: set[str] = set()
-        self._kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
-        self._others: list[BoundStep] = []  # readings of the same tensors, bound
-        self._by_mask = False
         self._lock = threading.RLock()
 
     # ways in
@@ -119,7 +88,7 @@ class OwnStep:
                 return loss
             with torch.no_grad():
                 try:
-                    bound = self._ready(optimizer, closure is not None)
+                    bound = self.ready(optimizer, closure is not None)
                 except FirstAsWritten:
                     self._prepare_for_written()
                     return as_written(None if closure is None else _Known(loss, closure))
@@ -136,7 +105,7 @@ class OwnStep:
         table = self.session.table()
         try:
             with torch.no_grad():
-                found = self.read(table, self._trained(table), has_closure=True)
+                found = self.read(table, self.trained(table), has_closure=True)
             self.readings = [r for r in self.readings if r is not found.first and r is not found.warm]
             return True
         except UnsupportedStep as reason:
@@ -197,7 +166,7 @@ class OwnStep:
 
     def begin(self, table: ParameterTable) -> None:
         """Read the step ahead, make its state, and start compiling its programs. Raises UnsupportedStep and BudgetError."""
-        found = self.read(table, self._trained(table))
+        found = self.read(table, self.trained(table))
         try:
             self.prepare_state(found, table)
         except Exception:
@@ -205,223 +174,6 @@ class OwnStep:
             raise
         if not found.first_as_written:
             start_programs(table, self.session.storage, (found.first or found.warm).classes)
-
-    def read(self, table: ParameterTable, present: frozenset[int], has_closure: bool = False) -> StepReading:
-        """Read the optimizer's next step, and remember it. Raises UnsupportedStep."""
-        with compile_lock(), paused_gc():
-            found = read_step(table, self.function, present, has_closure=has_closure)
-        for reading in (found.first, found.warm):
-            if reading is not None:
-                self.readings.insert(0, reading)
-        del self.readings[MOST_READINGS:]
-        return found
-
-    def _ready(self, optimizer: Any, has_closure: bool) -> BoundStep:
-        """Return a bound step whose numbers for this step are computed."""
-        if self.unborn and self.unborn.assumptions_changed(self.session.table()):
-            self.release()
-            self.unborn.take_back(self.session.table())
-            self.readings = []
-        bound = self.bound
-        if bound is not None and bound.is_bound_to(optimizer) and bound.look() and self._fits(bound, has_closure):
-            try:
-                if self.unborn:
-                    self.unborn.begin_anew(self.session, bound.present)
-                bound.numbers.compute(optimizer, bound.parameters.flags)
-                return bound
-            except OutOfBounds as out:
-                self._widen(bound.reading, out)
-            except GuardFailed:
-                pass
-        with compile_lock():
-            return self._find(optimizer, has_closure)
-
-    def _fits(self, bound: BoundStep, has_closure: bool) -> bool:
-        reading = bound.reading
-        if reading.has_closure != has_closure:
-            return False
-        is_exact = self._by_mask or reading.recording.reads_gradients
-        if not is_exact and (bound.parameters.flags & 1).all():
-            return True
-        present = bound.present
-        if is_exact:
-            return present == reading.present
-        return present == reading.present or reading.is_independent or self._check_independence(reading, present)
-
-    def _check_independence(self, reading: Reading, present: frozenset[int]) -> bool:
-        """Record the step with some gradients only; return whether the parameters that have one are stepped as before."""
-        if not present:
-            return True
-        alone = self.read(self.session.table(), present, reading.has_closure)
-        self.readings = [r for r in self.readings if r is not alone.warm and r is not alone.first]
-        reading.is_independent = _is_part(alone.first if reading.creates and alone.first else alone.warm, reading)
-        self._by_mask = not reading.is_independent
-        return reading.is_independent
-
-    def _widen(self, reading: Reading, out: OutOfBounds) -> None:
-        for rule_class in reading.classes:
-            if any(piece.signature == out.signature for piece in rule_class.members):
-                bounds = list(rule_class.bounds)
-                bounds[out.position] = joined([bounds[out.position]], [bounds_of(float(out.value))])[0]
-                with compile_lock():
-                    reading.widen(self.session.table(), {out.signature: bounds})
-                break
-        self._drop(reading)
-
-    def _drop(self, reading: Reading) -> None:
-        """Forget how a reading is bound."""
-        self._others = [b for b in self._others if b.reading is not reading]
-        if self.bound is not None and self.bound.reading is reading:
-            self.bound = None
-
-    def _find(self, optimizer: Any, has_closure: bool) -> BoundStep:
-        """Find a reading that holds now, or make one, and bind it."""
-        table = self.session.table()
-        self._check_kinds(table)
-        if self.bound is not None and not self.bound.is_bound_to(optimizer):
-            self.release()
-        present = frozenset(i for i, p in enumerate(table.parameters) if p.grad is not None)
-        constants, surroundings = constants_of(table), Surroundings(self.function, optimizer).values()
-        for reading in list(self.readings):
-            is_known = reading.recording.was_made_for(constants) and reading.recording.surroundings == surroundings
-            if reading.has_closure != has_closure or not is_known:
-                continue
-            bound = self._tried(reading, optimizer, table)
-            if bound is not None:
-                return bound
-        found = self.read(table, present | self._trained(table), has_closure)
-        self.prepare_state(found, table)
-        if found.first_as_written:
-            raise FirstAsWritten
-        for reading in filter(None, (found.first, found.warm)):
-            bound = self._tried(reading, optimizer, table)
-            if bound is not None:
-                return bound
-        found = self.read(table, present, has_closure)
-        self._by_mask = True
-        self.prepare_state(found, table)
-        if found.first_as_written:
-            raise FirstAsWritten
-        for reading in filter(None, (found.first, found.warm)):
-            bound = self._tried(reading, optimizer, table)
-            if bound is not None:
-                return bound
-        raise UnsupportedStep("its numbers differ from those for which it was just recorded")
-
-    def _check_kinds(self, table: ParameterTable) -> None:
-        """Raise StateError for a parameter that has another shape or type than its state was made for."""
-        for index, (name, p) in enumerate(zip(table.names, table.parameters, strict=True)):
-            known = self._kinds.get(id(p))
-            if known is not None and known != (p.shape, p.dtype) and table.state(index):
-                raise StateError(
-                    f"{name} is now {str(p.dtype).removeprefix('torch.')} of shape {tuple(p.shape)}, but its state was made "
-                    f"for {str(known[1]).removeprefix('torch.')} of shape {tuple(known[0])}: make a new optimizer for it"
-                )
-
-    def _trained(self, table: ParameterTable) -> frozenset[int]:
-        """Return the parameters that may have a gradient in some step."""
-        if self._by_mask:
-            return frozenset()
-        return frozenset(i for i, p in enumerate(table.parameters) if p.requires_grad)
-
-    def _tried(self, reading: Reading, optimizer: Any, table: ParameterTable) -> BoundStep | None:
-        """Bind a reading and compute its numbers; return None if it does not hold now."""
-        bound = next((b for b in self._others if b.reading is reading and b.is_bound_to(optimizer)), None)
-        try:
-            if bound is None:
-                bound = self.bind(reading, table)
-            if not (bound.look() and self._fits(bound, reading.has_closure)):
-                return None
-            if self.unborn:
-                self.unborn.begin_anew(self.session, bound.present)
-            for _ in range(8):  # intervals widen at most to all numbers
-                try:
-                    bound.numbers.compute(optimizer, bound.parameters.flags)
-                    break
-                except OutOfBounds as out:
-                    self._widen(reading, out)
-                    bound = self.bind(reading, table)
-                    bound.look()
-        except GuardFailed as reason:
-            log.debug("a known recording does not hold now: %r", reason)
-            return None
-        self._audit_numbers(bound, table)
-        self.bound = bound
-        return bound
-
-    def _audit_numbers(self, bound: BoundStep, table: ParameterTable) -> None:
-        """Audit the numbers of rules that were not audited before. Raises UnsupportedStep if they are wrong."""
-        keys = {rule.key for rule in bound.rules.values()}
-        if keys <= self._audited:
-            return
-        found = audit_numbers(bound.reading, table, self.session.storage, self.function, bound.present)
-        if found:
-            raise UnsupportedStep(found)
-        self._audited |= keys
-
-    def bind(self, reading: Reading, table: ParameterTable) -> BoundStep:
-        """Bind a reading to the optimizer's tensors, after converting its state."""
-        refuse_overlap(table)
-        storage = self._storage_for(reading, table)
-        with paused_gc():
-            migrate_state(storage, table)
-            bound = BoundStep(reading, table, storage, self.function)
-        self._kinds = {id(p): (p.shape, p.dtype) for p in table.parameters}
-        self._others = [b for b in self._others if b.reading is not reading][-MOST_READINGS:]
-        self._others.append(bound)
-        return bound
-
-    def _storage_for(self, reading: Reading, table: ParameterTable) -> Storage:
-        """Return how state is stored, after deciding on slots for which that is open or does not suit the rule any more."""
-        session = self.session
-        open_ones = any(
-            not suits(session.storage, table, i, slot) for i, rule in reading.rules.items() for slot in rule.slots
-        )
-        if open_ones:
-            slots = slots_of(StepReading(None, reading), table)
-            session.store(choose_storage(session.request, session.storage, table, slots))
-        return session.storage
-
-    def prepare_state(self, found: StepReading, table: ParameterTable) -> None:
-        """Decide how new state is stored, convert what exists, and make what the next step would make.
-
-        Raises BudgetError and PlanError; nothing has changed then.
-        """
-        session = self.session
-        budget = session.request.budget
-        if budget is not None and budget.is_deferred:
-            device = table.parameters[0].device if table.parameters else torch.device("cpu")
-            left = budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
-            session.request = replace(session.request, memory_budget=left)
-        slots = slots_of(found, table)
-        to_come = bytes_to_come(found.warm, table, slots)
-        storage = choose_storage(session.request, session.storage, table, slots, to_come)
-        session.store(storage)
-        start_configurator(session)
-        migrate_state(storage, table)
-        self.unborn.add(begin_state(found.warm, table, storage), found)
-        migrate_weights(storage, table)
-        if found.warm.beginnings:
-            found.warm.recording.constants = constants_of(table)
-
-    def release(self) -> None:
-        """Drop everything that is bound to tensors; the next step binds again."""
-        for bound in self._others:
-            bound.release()
-        self._others, self.bound = [], None
-
-    @property
-    def rules(self) -> Any:
-        """Parameter index -> update rule, as far as the step was read."""
-        return self.readings[0].rules if self.readings else {}
-
-
-def _is_part(some: Reading, of: Reading) -> bool:
-    """Return whether the pieces of one reading are pieces of another, with the same numbers."""
-    pieces = {p.parameters: (p.signature, p.constants) for p in of.recording.pieces}
-    if any(pieces.get(p.parameters) != (p.signature, p.constants) for p in some.recording.pieces):
-        return False
-    return same_numbers(some.numbers, of.restricted(some.present).numbers)
 
 
 def _found_inf(optimizer: Any) -> bool:
