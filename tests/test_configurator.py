@@ -159,22 +159,29 @@ def test_values_are_inherited():
     assert any(not torch.equal(old, seen["after"][key]) for key, old in seen["before"].items())
 
 
-def test_more_plans_than_torch_recompiles():
-    """Every migration costs one trace, and torch's limit on recompilations, beyond which steps run eagerly, is not reached."""
+def test_a_new_plan_needs_no_new_reading_of_the_step():
+    """A migration binds the step to its new state: the step is not recorded again, and torch compiles nothing."""
     training = Training(memory_budget="20%", replan_every=5, hysteresis=0.0, width=32, warmup_steps=5, sample_steps=4)
-    budgets = ["20%", "40%"]
-    with mock.patch.object(torch._dynamo.config, "recompile_limit", 4):
+    training.step(2)
+    own, budgets = training.session.own, ["20%", "40%"]
+    readings, frames = list(own.readings), torch._dynamo.utils.counters["frames"]["total"]
+    bound_before: list[Any] = []
+    with mock.patch.object(own_step, "read_step", side_effect=AssertionError("the step was read again")):
         for k in range(6):
             budget = MemoryBudget.parse(budgets[k % 2])
             training.session.request = replace(training.session.request, memory_budget=budget)
-            training.step(5)
+            training.step(3 if k == 0 else 5)
             assert len(training.configurator.history) == k + 1
             assert "slots migrated" in training.configurator.history[-1]
-        assert state_bytes(training.optimizer) <= training.configurator.solution.budget_bytes
-        compiled = len(training.session.steps)
-        training.step(1)
-        assert len(training.session.steps) == compiled + 1
-        assert training.session.steps[-1].rewritten is not None, "the last plan runs compiled, not eagerly"
+            assert own.bound is None, "what was bound to the old state is gone"
+            training.step(1)
+            assert own.bound is not None and not any(own.bound is old for old in bound_before)
+            assert own.bound.reading in readings
+            bound_before.append(own.bound)
+            training.configurator.steps -= 1  # the next plan is due in five steps
+    assert state_bytes(training.optimizer) <= training.configurator.solution.budget_bytes
+    assert own.readings == readings and not own.refused
+    assert torch._dynamo.utils.counters["frames"]["total"] == frames
 
 
 def test_the_same_seed_gives_the_same_plan_and_bits():

@@ -16,7 +16,7 @@ from small_training import SOON, Small, Training
 from torch import fx, nn
 
 import baoc_compile
-from baoc_compile import OptionError, Plan, PlanError, StateTensor, state_bytes
+from baoc_compile import OptionError, Plan, PlanError, StateError, StateTensor, state_bytes
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
 from baoc_compile.passes.capture.recording import Recording
@@ -100,10 +100,16 @@ def test_many_optimizers_leave_nothing_behind():
 def test_a_step_that_outlives_its_optimizer_says_so():
     optimizer = torch.optim.AdamW(parameters())
     stepped(optimizer, plan="8bit")
-    handles = [weakref.ref(compiled) for compiled in session_of(optimizer).steps]
-    del optimizer
+    session, stepped_ones = session_of(optimizer), optimizer.param_groups[0]["params"]
+    key, own = session.key, session.own
+    handles = [weakref.ref(part) for part in (session, own, own.bound, *own.readings, *own.bound.bound.launches)]
+    before = [p.detach().clone() for p in stepped_ones]
+    del optimizer, session, own
     gc.collect()
-    assert handles and not any(handle() for handle in handles)
+    assert len(handles) >= 5 and not any(handle() for handle in handles)
+    with pytest.raises(StateError, match="the optimizer of this step is gone"):
+        torch.ops.baoc.step(stepped_ones, key)  # what a compiled function with `fullgraph=True` calls
+    assert all(map(torch.equal, before, stepped_ones))
 
 
 # copies

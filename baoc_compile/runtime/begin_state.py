@@ -20,7 +20,7 @@ from baoc_compile.passes.capture.recording import Beginning
 from baoc_compile.passes.migrate.migrate_state import stored
 from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import compile_numbers
-from baoc_compile.passes.rewrite.replay import object_at
+from baoc_compile.passes.rewrite.places import object_at
 from baoc_compile.passes.rules.read_step import Reading, StepReading
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import fresh

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from baoc_compile.core.torch_private import schema_of
-from baoc_compile.passes.capture.torch_calls import operation_of
+from baoc_compile.passes.recorder.torch_calls import operation_of
 
 MATMULS = {"mm", "bmm", "matmul", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot"}
 MARKS = {  # call -> the mark that it leaves on its result

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.torch_calls import words
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
+from baoc_compile.passes.recorder.torch_calls import words
 from baoc_compile.state.state_tensor import StateTensor
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.

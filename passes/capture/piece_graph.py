@@ -12,8 +12,8 @@ from torch import fx
 from baoc_compile.core.names import identifier
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.capture.recording import Call, Piece, Recording, Value
-from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 
 def graph_of_piece(piece: Piece) -> fx.Graph:

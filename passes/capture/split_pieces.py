@@ -16,8 +16,8 @@ from baoc_compile.core.step_graph import InputRole
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.recording import Call, Piece, Value, ValueGroup
 from baoc_compile.passes.capture.stand_in import StandIn
-from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 
 def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
@@ -73,7 +73,7 @@ def _add_created(stand_in: StandIn, pieces: dict[ValueGroup, Piece]) -> None:
 
 def _is_shared(value: Value, tensor: Any, recorder: Any, index: int, key: Any) -> bool:
     """Return whether a state entry shows the elements of another tensor."""
-    if id(tensor) in recorder.views:
+    if recorder.memory.is_view(tensor):
         return True
     origin = _origin(value)
     return origin.role is not None and (

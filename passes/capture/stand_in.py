@@ -33,11 +33,11 @@ from baoc_compile.passes.capture.leaves import (
     is_way_to_compute,
     snapshot,
 )
-from baoc_compile.passes.capture.recorder import Recorder
 from baoc_compile.passes.capture.recording import Value, ValueGroup
 from baoc_compile.passes.capture.stand_in_containers import StandInGroup, StandInState, StateEntries
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
+from baoc_compile.passes.recorder.recorder import Recorder
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id

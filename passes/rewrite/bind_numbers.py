@@ -5,8 +5,8 @@ Every number is computed once for all parameters for which it is the same: those
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup
-from baoc_compile.passes.capture.recording import Write
-from baoc_compile.passes.numbers.expressions import Attribute, Source
+from baoc_compile.passes.numbers.expressions import Source
 from baoc_compile.passes.numbers.number_function import NumberFunction
 from baoc_compile.passes.rewrite.bind_launches import Bound
-from baoc_compile.passes.rewrite.replay import Replay, entry_of, is_parameter, object_at, set_entry
+from baoc_compile.passes.rewrite.places import entry_at, put, put_shared, reader_of
+from baoc_compile.passes.rewrite.replay import Replay
 from baoc_compile.passes.rules.extract_rules import Bounds, RuleClass
 
 
@@ -92,7 +92,7 @@ class BoundNumbers:
         replays = {r.indices[0]: r for r in bound.replays}
         bounds = {piece.signature: c.bounds for c in classes if c.rule is not None for piece in c.members}
         self._groups = [self._group(g, shared, table, bound, replays, bounds) for g in numbers.groups]
-        self._read_shared = _reader(list(shared))
+        self._read_shared = reader_of(list(shared))
         self._count = len(numbers.shared.sources)
         self._host = HostNumbers(self._tensors)
         self._pending: list[tuple[_Group, np.ndarray | None, tuple[Any, ...]]] = []
@@ -113,7 +113,7 @@ class BoundNumbers:
         for source in group.function.sources:
             if source.kind == "state" and source.parameter == first:
                 if source.is_tensor:
-                    own.append(("tensor", self._positions([_entry(e, source.path) for e in entries])))
+                    own.append(("tensor", self._positions([entry_at(e, source.path) for e in entries])))
                 else:
                     own.append(("python", source.path))
             else:
@@ -129,7 +129,7 @@ class BoundNumbers:
             ]
             made.targets = self._targets(group, bound)
         for write in group.writes:
-            tensors = None if write.dtype is None else [_entry(e, write.source.path) for e in entries]
+            tensors = None if write.dtype is None else [entry_at(e, write.source.path) for e in entries]
             made.written.append(None if tensors is None else self._positions(tensors))
         return made
 
@@ -198,7 +198,7 @@ class BoundNumbers:
             elif kind == "python":
                 entries = group.entries if members is None else [group.entries[m] for m in members.tolist()]
                 key = at[0]
-                columns.append([e[key] for e in entries] if len(at) == 1 else [_entry(e, at) for e in entries])
+                columns.append([e[key] for e in entries] if len(at) == 1 else [entry_at(e, at) for e in entries])
         if all(_is_constant(c) for c in columns):
             own = [c[0].item() if isinstance(c, np.ndarray) else c[0] for c in columns]
             return [(members, self._arguments(group, own, shared))]
@@ -226,7 +226,7 @@ class BoundNumbers:
         return found
 
     def _is_integer(self, group: _Group, source: Source) -> bool:
-        return not _entry(group.entries[0], source.path).is_floating_point()
+        return not entry_at(group.entries[0], source.path).is_floating_point()
 
     @staticmethod
     def _enter(group: _Group, some: np.ndarray | None, result: tuple[Any, ...]) -> None:
@@ -267,12 +267,12 @@ class BoundNumbers:
                     continue
                 entries = group.entries if some is None else [group.entries[m] for m in some.tolist()]
                 for entry in entries:
-                    _put(entry, write, value)
+                    put(entry, write, value)
         if positions:
             at = np.concatenate(positions) if len(positions) > 1 else positions[0]
             self._host.write(at, np.concatenate(written) if len(written) > 1 else written[0])
         for write, value in zip(self.numbers.shared_writes, self._shared_values, strict=True):
-            _put_shared(optimizer, write, value)
+            put_shared(optimizer, write, value)
         self._pending = []
 
 
@@ -296,60 +296,3 @@ def _is_constant(column: Any) -> bool:
         return bool((column == column[0]).all())
     first = column[0]
     return all(value == first for value in column) if len(column) > 1 else True
-
-
-def _entry(entries: Any, path: Sequence[Any]) -> Any:
-    for key in path:
-        entries = entry_of(entries, key)
-    return entries
-
-
-def _put(entries: Any, write: Write, value: Any) -> None:
-    *path, last = write.source.path
-    set_entry(_entry(entries, path), last, value)
-
-
-def _put_shared(optimizer: Any, write: Write, value: Any) -> None:
-    *path, last = write.source.path
-    holder = object_at(optimizer, replace(write.source, path=tuple(path))) if path else vars(optimizer)
-    if is_parameter(last):
-        last = _parameter_of(optimizer, last[1])
-    if write.dtype is not None:
-        entry_of(holder, last).fill_(value)
-    else:
-        set_entry(holder, last, value)
-
-
-def _reader(sources: Sequence[Source]) -> Callable[[Any], tuple[Any, ...]]:
-    """Return a function that reads these numbers of an optimizer, compiled to one expression."""
-    constants: dict[str, Any] = {}
-    parts = []
-    for source in sources:
-        first, *path = source.path
-        if source.kind == "group":
-            text = f"optimizer.param_groups[{first}]"
-        elif source.kind == "attribute":
-            constants[f"k{len(constants)}"] = first
-            text = f"vars(optimizer)[k{len(constants) - 1}]"
-        else:
-            constants[f"k{len(constants)}"] = source.parameter
-            text = f"state_of(optimizer, k{len(constants) - 1})"
-            path = list(source.path)
-        for key in path:
-            at = f"k{len(constants)}"
-            constants[at] = key
-            text = f"entry({text}, {at})" if isinstance(key, Attribute) else f"{text}[{at}]"
-            if is_parameter(key):
-                constants[at] = key[1]
-                text = text[: -len(f"[{at}]")] + f"[parameter_of(optimizer, {at})]"
-        parts.append(text + (".item()" if source.is_tensor else ""))
-    constants |= {"state_of": _state_of, "parameter_of": _parameter_of, "entry": entry_of}
-    return eval(f"lambda optimizer: ({''.join(part + ', ' for part in parts)})", constants)
-
-
-def _parameter_of(optimizer: Any, index: int) -> Tensor:
-    return [p for group in optimizer.param_groups for p in group["params"]][index]
-
-
-def _state_of(optimizer: Any, index: int) -> Any:
-    return optimizer.state[_parameter_of(optimizer, index)]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.capture.recording import Piece, Value
-from baoc_compile.passes.numbers.expressions import Attribute, Expression
+from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.rewrite.places import object_at
 from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -79,33 +80,3 @@ def tensor_of(value: Value, table: ParameterTable) -> Any:
     if role.kind == "state":
         return table.state(role.parameter)[role.key]
     return object_at(table.optimizer, role.source)
-
-
-def object_at(optimizer: Any, source: Any) -> Any:
-    """Return what an optimizer keeps at a place outside of its parameters' state."""
-    first, *path = source.path
-    found = optimizer.param_groups[first] if source.kind == "group" else vars(optimizer)[first]
-    parameters: list[Tensor] = []
-    if any(map(is_parameter, path)):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for key in path:
-        found = entry_of(found, parameters[key[1]] if is_parameter(key) else key)
-    return found
-
-
-def entry_of(holder: Any, key: Any) -> Any:
-    """Return an entry of a container, or an attribute of an object."""
-    return getattr(holder, key.name) if isinstance(key, Attribute) else holder[key]
-
-
-def set_entry(holder: Any, key: Any, value: Any) -> None:
-    """Change an entry of a container, or an attribute of an object."""
-    if isinstance(key, Attribute):
-        setattr(holder, key.name, value)
-    else:
-        holder[key] = value
-
-
-def is_parameter(key: Any) -> bool:
-    """Return whether a key of a path stands for a parameter."""
-    return isinstance(key, tuple) and key[:1] == ("parameter",)

@@ -24,7 +24,7 @@ from baoc_compile.kernels.dialect.nodes import ValueMeta, has_meta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
 from baoc_compile.passes.capture.piece_graph import graph_of_piece
 from baoc_compile.passes.capture.recording import Piece, Value
-from baoc_compile.passes.capture.torch_calls import TENSOR_FORMS
+from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
 from baoc_compile.passes.rules.trace_core_aten import trace_core_aten

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -18,24 +17,25 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.torch_private import FOREACH
-from baoc_compile.passes.capture.number_recorder import HoldsElements, NumberRecorder, plain
 from baoc_compile.passes.capture.recording import Call, Value, ValueGroup
-from baoc_compile.passes.capture.torch_calls import (
+from baoc_compile.passes.numbers.expressions import NumberTrace
+from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
+from baoc_compile.passes.recorder.meta_results import MetaResults
+from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder, plain
+from baoc_compile.passes.recorder.shared_memory import SharedMemory
+from baoc_compile.passes.recorder.torch_calls import (
     ALIASES,
     BRANCHES,
     ESCAPES,
     METADATA,
     RANDOM,
     REDUCTIONS,
-    TENSOR_FORMS,
     VIEWS,
     is_ignored,
     named,
     single_function,
     words,
 )
-from baoc_compile.passes.numbers.expressions import NumberTrace
-from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
@@ -67,11 +67,8 @@ class Recorder(NumberRecorder):
         self.dropped: set[Call] = set()
         self.refusal: UnsupportedStep | None = None
         self._initial: dict[int, Value] = {}  # id of a stand-in -> its value before the step
-        self._alias: dict[int, int] = {}  # id of an alias -> id of the tensor whose elements it shows
-        self.views: dict[int, tuple[int, int]] = {}  # id of a view -> its tensor, and how often that had been written
-        self._written: dict[int, int] = {}  # id of a tensor -> how often it has been written
-        self._shown_ones: dict[int, Tensor] = {}  # the aliases, by id
-        self._results: dict[Any, Any] = {}
+        self.memory = SharedMemory()
+        self._results = MetaResults()
 
     # what there is before the step
 
@@ -83,7 +80,7 @@ class Recorder(NumberRecorder):
 
     def root_of(self, tensor: Tensor) -> int:
         """Return the id of the tensor whose elements this one shows: its own, unless it is an alias."""
-        return self._alias.get(id(tensor), id(tensor))
+        return self.memory.root_of(tensor)
 
     def value_of(self, tensor: Tensor) -> Value | None:
         """Return the present value of a tensor; None if no call and no input made it."""
@@ -154,25 +151,18 @@ class Recorder(NumberRecorder):
         """Record `tensor.data = source` as a copy: from now on the two show the same elements."""
         if tensor.shape != source.shape or tensor.dtype != source.dtype:
             raise UnsupportedStep("it gives a tensor `.data` of another shape or type")
-        aliases = [self._shown_ones[at] for at, root in self._alias.items() if root == id(tensor)]
-        in_use = [a for a in aliases if sys.getrefcount(a) > 4]  # besides our table, the two lists here and the call
-        is_shown = in_use or id(tensor) in (root for root, _ in self.views.values())
-        is_kept = id(source) in self._initial or id(source) in self._alias or id(source) in self.views
-        if is_shown or is_kept or id(source) in self.numbers:
+        is_kept = id(source) in self._initial or self.memory.shows(source) or id(source) in self.numbers
+        if is_kept or self.memory.is_shared(tensor):
             raise UnsupportedStep("it exchanges the memory of tensors (`.data = ...`)")
         self._record("copy", Tensor.copy_, True, (tensor, source), {})
-        self._alias[id(source)] = self.root_of(tensor)
-        self._shown_ones[id(source)] = source
+        self.memory.add_alias(source, tensor)
 
     def _shown(self, shown: Tensor, tensor: Tensor) -> Tensor:
         """Let `shown` be an alias of `tensor`."""
         if shown is not tensor:
             if id(tensor) in self.numbers:
                 self.numbers[id(shown)] = self.numbers[id(tensor)]
-            self._alias[id(shown)] = self.root_of(tensor)
-            if id(tensor) in self.views:
-                self.views[id(shown)] = self.views[id(tensor)]
-            self._shown_ones[id(shown)] = shown
+            self.memory.add_alias(shown, tensor)
         return shown
 
     def _foreach(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -244,11 +234,9 @@ class Recorder(NumberRecorder):
         value = self.value_of(tensor)
         if value is None:
             raise UnsupportedStep("it uses a tensor that is neither a parameter, nor a gradient, nor state")
-        if id(tensor) in self.views:
-            root, written = self.views[id(tensor)]
-            if self._written.get(root, 0) != written and value.group is not None:
-                group = value.group.root()
-                group.reason = group.reason or "it reads a view of a tensor that it has changed since"
+        if value.group is not None and self.memory.is_stale(tensor):
+            group = value.group.root()
+            group.reason = group.reason or "it reads a view of a tensor that it has changed since"
         return value
 
     def _record(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -260,7 +248,7 @@ class Recorder(NumberRecorder):
         )
         values = [a for a in _flat((*call.arguments, *call.options.values())) if isinstance(a, Value)]
         given = next(a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor) and id(a) not in self.numbers)
-        result = self._run(name, func, is_inplace, args, kwargs)
+        result = self._results.of(name, func, is_inplace, args, kwargs)
         if not is_inplace and any(result is a for a in args):  # a conversion to the type that it has
             return result
         group: ValueGroup | None = None
@@ -273,8 +261,7 @@ class Recorder(NumberRecorder):
             raise UnsupportedStep("a number that several parameters share is changed by one of them")
         if name in VIEWS and isinstance(args[0], Tensor):
             for shown in _flat(result if isinstance(result, (list, tuple)) else [result]):
-                root = self.views.get(id(args[0]), (self.root_of(args[0]), 0))[0]
-                self.views[id(shown)] = root, self._written.get(root, 0)
+                self.memory.add_view(shown, args[0])
         return self._finish(call, result, group, self.devices.get(self.root_of(given), given.device))
 
     def _is_of_parameter(self, tensor: Any) -> bool:
@@ -288,34 +275,10 @@ class Recorder(NumberRecorder):
             isinstance(result, Tensor)
             and result.ndim == 0
             and name in REDUCTIONS
-            and all(self._initial.get(self.root_of(t)) is self.value_of(t) and id(t) not in self.views for t in tensors)
+            and all(
+                self._initial.get(self.root_of(t)) is self.value_of(t) and not self.memory.is_view(t) for t in tensors
+            )
         )
-
-    def _run(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Return the call's result on the meta device; for operations known to be elementwise, from memory."""
-        if not is_inplace and name not in TENSOR_FORMS:
-            return self._compute(func, args, kwargs)
-        key = (func, *map(_kind, args), *((k, _kind(v)) for k, v in kwargs.items()))
-        known = self._results.get(key)
-        if known is None:
-            result = self._compute(func, args, kwargs)
-            if isinstance(result, Tensor) and (is_inplace or result._base is None):
-                self._results[key] = (result.shape, result.stride(), result.dtype)
-            return args[0] if is_inplace else result
-        return args[0] if is_inplace else torch.empty_strided(known[0], known[1], dtype=known[2], device="meta")
-
-    def _compute(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        try:
-            return func(*[self._as_meta(a) for a in args], **{k: self._as_meta(v) for k, v in kwargs.items()})
-        except NotImplementedError as reason:
-            raise UnsupportedStep(f"it needs values of tensors ({reason})") from reason
-
-    def _as_meta(self, argument: Any) -> Any:
-        if isinstance(argument, (list, tuple)) and type(argument) in (list, tuple):
-            return type(argument)(map(self._as_meta, argument))
-        if isinstance(argument, torch.device):
-            return torch.device("meta")
-        return plain(argument)
 
     def _finish(self, call: Call, result: Any, group: ValueGroup | None, device: torch.device) -> Any:
         self.calls.append(call)
@@ -323,14 +286,9 @@ class Recorder(NumberRecorder):
             target = call.arguments[0]
             value = Value(target.shape, target.dtype, None, call, group)
             tensor = result
-            root = self.root_of(tensor)
-            if id(tensor) in self.views:
-                root = self.views[id(tensor)][0]
-                if group is not None:
-                    group.root().reason = group.root().reason or f"it writes through a view ({call.name})"
-            self._written[root] = self._written.get(root, 0) + 1
-            if id(tensor) in self.views:
-                self.views[id(tensor)] = root, self._written[root]
+            if self.memory.is_view(tensor) and group is not None:
+                group.root().reason = group.root().reason or f"it writes through a view ({call.name})"
+            root = self.memory.write(tensor)
             self.current[self.root_of(tensor)] = value
             if root != self.root_of(tensor) and root in self.current:
                 self.current[root] = Value(self.current[root].shape, self.current[root].dtype, None, call, group)
@@ -371,17 +329,3 @@ def _flat(arguments: Any) -> list[Any]:
     for a in arguments:
         found += _flat(a) if type(a) in (list, tuple) else [a]
     return found
-
-
-def _kind(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.shape, argument.stride(), argument.dtype, argument.device.type
-    if type(argument) in (int, float) or is_traced(argument):
-        return type(plain_value(argument))
-    if type(argument) in (list, tuple):
-        return tuple(map(_kind, argument))
-    try:
-        hash(argument)
-    except TypeError:
-        return id(argument)
-    return argument
