@@ -4,7 +4,8 @@ The lines that a training script needs:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     baoc_compile.prepare(optimizer, model=model, memory_budget="28%")
-    step = torch.compile(optimizer.step, backend="baoc")
+
+From then on, `optimizer.step()` is baoc's own.
 """
 
 from baoc_compile import _checkout  # noqa: F401  (first: it finds passes/ and kernels/)
@@ -32,7 +33,7 @@ from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "BaocError",

@@ -11,8 +11,8 @@ import torch
 from baoc_compile.core.codec import Codec, Slot, weight_slots
 from baoc_compile.core.configuration import Configuration
 from baoc_compile.core.errors import OptionError, UnsupportedStep
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import CODECS, codec_named, full_precision
 from baoc_compile.passes.programs.bytes_moved import bytes_moved
 from baoc_compile.passes.rules.read_step import read_step

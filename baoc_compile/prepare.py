@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from baoc_compile.core.errors import OptionError, UnsupportedStep
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.options import Options
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 from baoc_compile.passes.blocks.record_forward import watch_forward

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from baoc_compile.core.codec import WEIGHT_KEY
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.program_graph import ProgramGraph, Signature
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.build.cache import cache_folder
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
 from baoc_compile.passes.programs.compose_program import compose_step

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 import baoc_compile
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.build.cache import Folder
 from baoc_compile.kernels.codecs.catalogue import codec_for
 from baoc_compile.passes.programs.make_programs import need_of

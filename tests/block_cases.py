@@ -8,7 +8,7 @@ from model_zoo import LAYERS
 from torch import Tensor, nn
 
 from baoc_compile.core.block import Block
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.blocks.group_blocks import group_blocks
 from baoc_compile.passes.blocks.parameter_roles import roles_by_index
 from baoc_compile.passes.blocks.record_forward import ForwardGraph, record_graph, watch_forward

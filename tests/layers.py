@@ -22,7 +22,19 @@ LAYERS = ("core", "kernels", "state", "passes", "runtime", "face")
 #: Layer -> its rooms. Each room imports itself and those before it.
 ROOMS = {
     "kernels": ("codecs", "dialect", "build", "launch", "eager", "cpp", "triton"),
-    "passes": ("capture", "rules", "blocks", "programs", "risk", "solve", "plan", "migrate", "rewrite"),
+    "passes": (
+        "numbers",
+        "recorder",
+        "capture",
+        "rules",
+        "blocks",
+        "programs",
+        "risk",
+        "solve",
+        "plan",
+        "migrate",
+        "rewrite",
+    ),
 }
 
 MOST_FILES = 14  # of a folder, `__init__.py` not counted

@@ -13,8 +13,8 @@ from torch import Tensor, optim
 
 import baoc_compile
 from baoc_compile import StateTensor
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.rules.read_step import Reading, read_step
 from baoc_compile.runtime.lead_steps import own_function
 

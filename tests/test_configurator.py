@@ -5,18 +5,21 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optimizers import decoded
 from small_training import SOON, Training
 
 import baoc_compile
 from baoc_compile import BudgetError, StateTensor, state_bytes
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.passes.migrate import migrate_state as migration
+from baoc_compile.runtime import step_reader
 from baoc_compile.state.entries import bytes_of
 
 
@@ -161,16 +164,16 @@ def test_values_are_inherited():
 
 def test_a_new_plan_needs_no_new_reading_of_the_step():
     """A migration binds the step to its new state: the step is not recorded again, and torch compiles nothing."""
-    training = Training(memory_budget="20%", replan_every=5, hysteresis=0.0, width=32, warmup_steps=5, sample_steps=4)
+    training = Training(memory_budget="20%", replan_every=6, hysteresis=0.0, width=32, **SOON)
     training.step(2)
     own, budgets = training.session.own, ["20%", "40%"]
     readings, frames = list(own.readings), torch._dynamo.utils.counters["frames"]["total"]
     bound_before: list[Any] = []
-    with mock.patch.object(own_step, "read_step", side_effect=AssertionError("the step was read again")):
+    with mock.patch.object(step_reader, "read_step", side_effect=AssertionError("it was read again")):
         for k in range(6):
             budget = MemoryBudget.parse(budgets[k % 2])
             training.session.request = replace(training.session.request, memory_budget=budget)
-            training.step(3 if k == 0 else 5)
+            training.step(4 if k == 0 else 5)
             assert len(training.configurator.history) == k + 1
             assert "slots migrated" in training.configurator.history[-1]
             assert own.bound is None, "what was bound to the old state is gone"
@@ -178,7 +181,6 @@ def test_a_new_plan_needs_no_new_reading_of_the_step():
             assert own.bound is not None and not any(own.bound is old for old in bound_before)
             assert own.bound.reading in readings
             bound_before.append(own.bound)
-            training.configurator.steps -= 1  # the next plan is due in five steps
     assert state_bytes(training.optimizer) <= training.configurator.solution.budget_bytes
     assert own.readings == readings and not own.refused
     assert torch._dynamo.utils.counters["frames"]["total"] == frames
@@ -241,12 +243,19 @@ def test_a_proxy_risk_and_blocks_of_ones_own():
 
 
 def test_parameters_without_gradients_keep_what_they_have():
+    """State is made for all parameters that require gradients, and is planned with the others; no step changes it."""
     training = Training(memory_budget="20%", **SOON)
-    idle = torch.nn.Parameter(torch.randn(80, 64))
-    training.optimizer.add_param_group({"params": [idle]})
+    idle, frozen = torch.nn.Parameter(torch.randn(80, 64)), torch.nn.Parameter(torch.randn(80, 64), False)
+    before = [p.detach().clone() for p in (idle, frozen)]
+    training.optimizer.add_param_group({"params": [idle, frozen]})
     training.step(7)
-    assert idle not in training.optimizer.state or not training.optimizer.state[idle]
     assert training.configurator.solution is not None
+    assert state_bytes(training.optimizer) <= training.configurator.solution.budget_bytes
+    assert not training.optimizer.state.get(frozen)
+    state = training.optimizer.state[idle]
+    assert sorted(state) == ["exp_avg", "exp_avg_sq", "step"]
+    assert all(not decoded(value).any() for value in state.values()), "it begins at 0, and stays there"
+    assert all(map(torch.equal, before, (idle, frozen)))
 
 
 def test_a_time_budget_changes_the_plan():

@@ -69,7 +69,8 @@ def assert_reproduced(rule: UpdateRule, key: str) -> Recurrence:
         exact = evaluated(rule.gm.graph, values)[position]
         decay, increment = evaluated(found.graph, values)
         assert torch.as_tensor(decay).ndim == 0
-        torch.testing.assert_close(decay * values[slot] + increment, exact, rtol=1e-13, atol=1e-13)
+        assert exact.isfinite().sum() > 30, "hardly any is the root of a negative number"
+        torch.testing.assert_close(decay * values[slot] + increment, exact, rtol=1e-13, atol=1e-13, equal_nan=True)
     return found
 
 

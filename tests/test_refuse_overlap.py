@@ -15,7 +15,7 @@ from torch import nn
 
 import baoc_compile
 from baoc_compile import BaocWarning, OptionError, UnsupportedStep
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 
 BASE = torch.zeros(24, 12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,15 +43,15 @@ class Recorded:
         for t in range(warm):
             self.train(t)
         session = session_of(self.optimizer)
-        compiled = session.steps[-1]
-        self.rules = compiled.rules
+        bound = session.own.bound
+        self.rules = bound.rules
         blocks = [Block(f"b{i}", (i,)) for i in range(len(SHAPES))]
         self.sampler = GradientSampler(session.table(), self.rules, blocks, steps, 0, 1 << 24)
         self.history = []
         for t in range(warm, warm + steps + 1):
             self.sampler.begin_step()
             self.history.append([p.detach().clone() for p in self.parameters])
-            with compiled.observed(self.sampler.observe):
+            with bound.observed(partial(self.sampler.observe, rules=bound.rules, numbers_of=bound.numbers_of)):
                 self.train(t)
             self.sampler.end_step()
         self.history.append([p.detach().clone() for p in self.parameters])
@@ -189,9 +190,13 @@ def test_signal_to_noise_of_planted_structure():
 def test_a_stream_survives_a_checkpoint(exact, tmp_path):
     stream = exact.sampler.streams[0]
     torch.save(stream.state_dict(), tmp_path / "stream.pt")
-    loaded = GradientStream.from_state_dict(torch.load(tmp_path / "stream.pt", weights_only=True))
+    saved, rule = torch.load(tmp_path / "stream.pt", weights_only=True), exact.rules[0]
+    loaded = GradientStream.from_state_dict(saved, {rule.key: rule})
     assert loaded.numbers == stream.numbers
+    assert loaded.rules == stream.rules == [rule] * 7
     assert loaded.counters == stream.counters
+    with pytest.raises(KeyError):
+        GradientStream.from_state_dict(saved, {})
     assert all(torch.equal(a, b) for a, b in zip(loaded.tensors, stream.tensors, strict=True))
 
 

@@ -17,9 +17,9 @@ from torch import fx, nn
 
 import baoc_compile
 from baoc_compile import OptionError, Plan, PlanError, StateError, StateTensor, state_bytes
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
-from baoc_compile.passes.capture.recording import Recording
+from baoc_compile.passes.recorder.recording import Recording
 from baoc_compile.runtime.bound_step import BoundStep
 from baoc_compile.runtime.own_step import OwnStep
 from baoc_compile.runtime.session import Session, known_session, session_of

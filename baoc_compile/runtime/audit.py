@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import group_numbers
 from baoc_compile.passes.capture.leaves import is_hooks, is_left_out, is_of_weight, is_way_to_compute

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Slot
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
-from baoc_compile.passes.capture.recording import Beginning
 from baoc_compile.passes.migrate.migrate_state import stored
 from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import compile_numbers
+from baoc_compile.passes.recorder.recording import Beginning
 from baoc_compile.passes.rewrite.places import object_at
 from baoc_compile.passes.rules.read_step import Reading, StepReading
 from baoc_compile.runtime.session import Session

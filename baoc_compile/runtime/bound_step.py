@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of

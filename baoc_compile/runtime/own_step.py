@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.migrate.migrate_state import decode_state
 from baoc_compile.passes.programs.make_programs import start_programs
 from baoc_compile.runtime.audit import Schedule, audit_recording

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.blocks.parameter_roles import ParameterRole, roles_by_index
 from baoc_compile.passes.blocks.record_calls import ForwardGraph

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from baoc_compile.core.errors import StateError, UnsupportedStep
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule, bounds_of
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import same_numbers
 from baoc_compile.passes.capture.leaves import constants_of

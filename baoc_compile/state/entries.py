@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Slot
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.errors import PlanError
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named, full_precision, weight_codec_for
 from baoc_compile.state import plan_json

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baoc_compile.core.block import Block
 from baoc_compile.core.errors import OptionError
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.blocks.parameter_roles import ParameterRole
 
 Grouping = Callable[[str, Tensor], Hashable] | Mapping[str, Hashable]

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import InputRole
+from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.capture.leaves import is_constant, leaves_of, snapshot
-from baoc_compile.passes.capture.recording import Beginning, Recording, Value, Write
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.capture.stand_in_containers import StateEntries
 from baoc_compile.passes.numbers.expressions import Attribute, Expression, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
+from baoc_compile.passes.recorder.recording import Beginning, Recording, Value, Write
 
 
 def find_writes(stand_in: StandIn) -> Recording:

@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from baoc_compile.passes.capture.recording import Piece, Recording, Write
 from baoc_compile.passes.numbers.expressions import SEVERAL, Expression, Guard
 from baoc_compile.passes.numbers.number_function import NumberFunction, compile_numbers
+from baoc_compile.passes.recorder.recording import Piece, Recording, Write
 
 
 @dataclass(eq=False)

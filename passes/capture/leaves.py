@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.torch_calls import words

@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from baoc_compile.core.names import identifier
-from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.recording import Call, Piece, Recording, Value
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import Call, Piece, Recording, Value
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 

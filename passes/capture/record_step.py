@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.capture.find_writes import find_writes
-from baoc_compile.passes.capture.recording import Recording
 from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
@@ -22,6 +21,7 @@ from baoc_compile.passes.numbers.expressions import NumberTrace
 from baoc_compile.passes.numbers.traced_numbers import traced_functions
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
+from baoc_compile.passes.recorder.recording import Recording
 
 
 def record_step(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import OptionError, UnsupportedStep
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 
 
 def refuse_overlap(table: ParameterTable) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import InputRole
+from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.capture.piece_graph import is_liftable
-from baoc_compile.passes.capture.recording import Call, Piece, Value, ValueGroup
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 

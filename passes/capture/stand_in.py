@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.step_graph import InputRole, ParameterTable
+from baoc_compile.core.parameter_table import InputRole, ParameterTable
 from baoc_compile.passes.capture.leaves import (
     FUSED,
     bare,
@@ -33,11 +33,11 @@ from baoc_compile.passes.capture.leaves import (
     is_way_to_compute,
     snapshot,
 )
-from baoc_compile.passes.capture.recording import Value, ValueGroup
 from baoc_compile.passes.capture.stand_in_containers import StandInGroup, StandInState, StateEntries
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
 from baoc_compile.passes.recorder.recorder import Recorder
+from baoc_compile.passes.recorder.recording import Value, ValueGroup
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id

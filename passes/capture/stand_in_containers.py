@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.passes.capture.recording import Beginning
 from baoc_compile.passes.numbers.expressions import Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
+from baoc_compile.passes.recorder.recording import Beginning
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id

@@ -103,15 +103,20 @@ def _is_plain(container: Any) -> bool:
     return all(isinstance(entry, _PLAIN) for entry in entries)
 
 
+def _is_known(function: FunctionType) -> bool:
+    """Return whether a function is torch's or ours: these depend on no setting that changes."""
+    return (function.__module__ or "").split(".")[0] in ("torch", "baoc_compile")
+
+
 def _functions(function: Callable[..., Any], optimizer: Any) -> Iterator[FunctionType]:
     """Yield the functions of a step: itself, those of the optimizer's classes, and those of their modules that they name."""
     found: list[Any] = [getattr(function, "__func__", function)]
     for owner in type(optimizer).__mro__:
         if owner not in (object, torch.optim.Optimizer):
             found += [getattr(f, "__func__", f) for f in vars(owner).values()]
-    found = [f for f in dict.fromkeys(found) if isinstance(f, FunctionType)]
+    found = [f for f in dict.fromkeys(found) if isinstance(f, FunctionType) and not _is_known(f)]
     named = [f.__globals__.get(name) for f in found for name in _names(f.__code__)]
-    yield from dict.fromkeys([*found, *(f for f in named if isinstance(f, FunctionType) and f.__module__ != "torch")])
+    yield from dict.fromkeys([*found, *(f for f in named if isinstance(f, FunctionType) and not _is_known(f))])
 
 
 def _content(cell: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.learn_codebook import SAMPLE_ELEMENTS
 from baoc_compile.state.entries import bytes_of, fresh, is_stored_by

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.core.codec import Slot
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import AUTOMATIC, full_precision
 from baoc_compile.passes.plan.start_by_block import start_by_block

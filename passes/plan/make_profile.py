@@ -11,10 +11,10 @@ import torch
 from baoc_compile.core.block import Block
 from baoc_compile.core.codec import Codec
 from baoc_compile.core.configuration import Configuration
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.profile import BlockCandidate, BlockStatistics, Profile
 from baoc_compile.core.program_graph import Signature
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_TENSOR, TimeModel

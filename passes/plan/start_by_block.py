@@ -9,7 +9,7 @@ import torch
 
 from baoc_compile.core.allocation import Candidate
 from baoc_compile.core.codec import Slot
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.solve.allocate import allocate

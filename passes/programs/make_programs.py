@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.program_graph import Executable, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage, StoredParameter
 from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.eager.program import TorchProgram
-from baoc_compile.passes.capture.recording import Piece
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.lower import start_lowering
+from baoc_compile.passes.recorder.recording import Piece
 from baoc_compile.passes.rules.extract_rules import RuleClass
 from baoc_compile.state.state_tensor import StateTensor
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.torch_private import FOREACH
-from baoc_compile.passes.capture.recording import Call, Value, ValueGroup
 from baoc_compile.passes.numbers.expressions import NumberTrace
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.meta_results import MetaResults
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder, plain
+from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup
 from baoc_compile.passes.recorder.shared_memory import SharedMemory
 from baoc_compile.passes.recorder.torch_calls import (
     ALIASES,

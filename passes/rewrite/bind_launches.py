@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Sharing
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.program_graph import Operand
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
-from baoc_compile.passes.capture.recording import Piece, Value
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.programs.make_programs import Need, need_of, programs_of
+from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.rewrite.replay import Replay
 from baoc_compile.passes.rules.extract_rules import RuleClass
 from baoc_compile.state.entries import fresh, storage_tensors

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from baoc_compile.passes.capture.recording import Write
 from baoc_compile.passes.numbers.expressions import Attribute, Source
+from baoc_compile.passes.recorder.recording import Write
 
 
 def object_at(optimizer: Any, source: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.recording import Piece, Value
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.rewrite.places import object_at
 from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.state.state_tensor import StateTensor

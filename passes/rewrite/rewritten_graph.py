@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from baoc_compile.core.names import identifier
-from baoc_compile.core.step_graph import ParameterTable
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.rewrite.bind_launches import Bound
 
 

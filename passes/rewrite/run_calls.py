@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from baoc_compile.passes.capture.recording import Call, Value
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import Call, Value
 
 
 def run_calls(calls: Iterable[Call], values: dict[Any, Any]) -> None:

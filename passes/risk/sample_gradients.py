@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.codecs.catalogue import GROUP
 from baoc_compile.kernels.codecs.sharing import as_matrix
 from baoc_compile.kernels.launch.fused_update import BoundLaunch

@@ -18,12 +18,12 @@ from torch import fx
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.names import identifier
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule, bounds_of
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.kernels.dialect.nodes import ValueMeta, has_meta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
 from baoc_compile.passes.capture.piece_graph import graph_of_piece
-from baoc_compile.passes.capture.recording import Piece, Value
+from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs

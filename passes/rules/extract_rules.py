@@ -11,11 +11,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
-from baoc_compile.core.step_graph import ParameterTable
-from baoc_compile.passes.capture.recording import Piece, Recording, Write
 from baoc_compile.passes.numbers.expressions import NOBODY, Expression, Source
 from baoc_compile.passes.numbers.number_function import compile_numbers
+from baoc_compile.passes.recorder.recording import Piece, Recording, Write
 from baoc_compile.passes.rules.canonicalize import NotElementwise, canonicalize
 
 Bounds = tuple[float, float]

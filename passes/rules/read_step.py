@@ -14,12 +14,12 @@ import torch
 
 from baoc_compile.core.codec import Slot, weight_slots
 from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.core.step_graph import ParameterTable
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, group_numbers, same_numbers
 from baoc_compile.passes.capture.record_step import record_step
-from baoc_compile.passes.capture.recording import Beginning, Piece, Recording
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import Beginning, Piece, Recording
 from baoc_compile.passes.rules.extract_rules import Bounds, RuleClass, extract_rules
 
 #: Recordings in a row that may differ with good reason: a step that makes state, one that uses it, one whose guards flip.

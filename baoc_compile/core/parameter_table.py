@@ -1,4 +1,4 @@
-"""Step graph: a traced optimizer step as a flat graph in which every tensor has a role."""
+"""The parameters of an optimizer, and what a tensor is to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import fx
 
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.names import identifier
@@ -18,7 +17,7 @@ RoleKind = Literal["param", "grad", "state", "scalar"]
 
 @dataclass(frozen=True)
 class InputRole:
-    """What a graph input is to the optimizer.
+    """What a tensor from before a step is to the optimizer.
 
     kind: "param", "grad", "state" or "scalar".
     parameter: index in `ParameterTable.parameters`; -1 for scalars that belong to no parameter.
@@ -85,29 +84,3 @@ class ParameterTable:
     def short_name(self, index: int) -> str:
         """Return the parameter's name as an identifier, which need not be unique."""
         return identifier(self.names[index])
-
-
-@dataclass
-class StepGraph:
-    """One traced step.
-
-    table: the optimizer's parameters.
-    graph: the flat graph, one call per tensor.
-    attributes: the graph's attributes that belong to no parameter, by name.
-    roles: the role of every placeholder and `get_attr` node that is an optimizer input.
-    new_state: the outputs that the caller stores as new state tensors, and where.
-    arguments: the placeholders, in the order of the call's arguments.
-    """
-
-    table: ParameterTable
-    graph: fx.Graph
-    attributes: dict[str, Any]
-    roles: dict[fx.Node, InputRole]
-    new_state: dict[fx.Node, InputRole]
-    arguments: list[fx.Node]
-
-    @property
-    def outputs(self) -> list[Any]:
-        """The returned values, as a flat list."""
-        (returned,) = self.graph.output_node().args
-        return list(returned) if isinstance(returned, (list, tuple)) else [returned]

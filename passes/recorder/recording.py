@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from baoc_compile.core.step_graph import InputRole
+from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.numbers.expressions import Expression, Guard, Source
 
 
