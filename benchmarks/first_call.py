@@ -23,10 +23,10 @@ import argparse
 import cProfile
 import ctypes
 import json
+import logging
 import math
 import os
 import pstats
-import resource
 import statistics
 import sys
 import tempfile
@@ -94,6 +94,7 @@ def measure(contender: str, job: Job, profile: bool = False) -> dict[str, float]
     elif contender == BARE:
         import torch._inductor.compile_fx
 
+        torch._logging.set_logs(dynamo=logging.ERROR)
         optimizer.step()
         step = torch.compile(optimizer.step, backend=_as_it_is)
     profiler = cProfile.Profile()
@@ -107,9 +108,11 @@ def measure(contender: str, job: Job, profile: bool = False) -> dict[str, float]
         pstats.Stats(profiler).sort_stats("cumulative").print_stats(r"baoc|kernels/|passes/|_dynamo|subprocess", 60)
     _timed(step, job.device)
     found |= {f"later_{key}": value for key, value in _timed(step, job.device).items()}
-    from baoc_compile import state_bytes
+    import baoc_compile
 
-    found["state_bytes"] = state_bytes(optimizer)
+    if contender in (COLD, WARM):
+        baoc_compile.inspect(optimizer)  # raises if the step ran as written
+    found["state_bytes"] = baoc_compile.state_bytes(optimizer)
     for key in ("host_bytes", "device_bytes"):
         is_here = (key == "device_bytes") == (job.device == "cuda")
         found[key] -= found["state_bytes"] if is_here and contender != BARE else 0
@@ -141,7 +144,6 @@ class Growth:
         return {
             "host_bytes": _status("VmHWM") - self._host,
             "device_bytes": torch.cuda.max_memory_allocated() - self._device if self.device == "cuda" else 0,
-            "compiler_bytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
         }
 
 
@@ -232,8 +234,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Cost of `prepare` and the first step",
         "",
-        f"AdamW in 8 bits; {where}; {releases}. Seconds of processor time, medians of {rounds} processes each (Dynamo: one "
-        f"for more than {DYNAMO_AGAIN} tensors).",
+        f"AdamW in 8 bits; {where}; {releases}. Seconds of processor time, medians of {rounds} runs (of Dynamo with "
+        f"more than {DYNAMO_AGAIN} tensors, one).",
         "*cold*, *warm*: `prepare` and the first step together, with an empty cache of programs and with a full one; the C++ "
         "compiler's",
         "time in its own processes is beside it. *later*: a later step of the same optimizer, most of it in the kernels. "

@@ -101,8 +101,8 @@ def golden_texts(case: GoldenCase) -> Iterator[tuple[str, str]]:
     inspection = baoc_compile.inspect(optimizer)
     yield "rules.txt", "\n\n".join(map(str, inspection.rules)) + "\n"
     yield "step.txt", step_text(inspection.graphs["rewritten"]) + "\n"
-    launches = session_of(optimizer).steps[-1].rewritten.launches
-    graphs = list({launch.graph.title: launch.graph for launch in launches}.values())
+    launches = session_of(optimizer).own.bound.bound.launches
+    graphs = list({launch.launch.graph.title: launch.launch.graph for launch in launches}.values())
     yield "programs_cpp.txt", "\n".join(CppEmitter(graph).body for graph in graphs)
     emitters = [(TritonAverageEmitter if graph.averages else TritonEmitter)(graph) for graph in graphs]
     yield "programs_triton.txt", "\n".join(emitter.body for emitter in emitters)

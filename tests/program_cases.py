@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
+from unittest import mock
 
 import optimizers
 import torch
@@ -19,6 +20,7 @@ from baoc_compile.kernels.codecs.codebook import Codebook
 from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
+from baoc_compile.passes.capture import stand_in
 from baoc_compile.passes.programs import compose_program as composing
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -44,8 +46,27 @@ class ReadsOld(torch.optim.Optimizer):
                 p.sub_(group["lr"] * old / (state["power"].sqrt() + 1e-3))
 
 
+class Counts(torch.optim.Optimizer):
+    """Momentum that is corrected by a step count in a tensor, on the parameter's device."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["count"], state["trend"] = torch.zeros(()), torch.zeros_like(p)
+                state["count"] += 1
+                state["trend"].mul_(0.9).add_(p.grad, alpha=0.1)
+                p.sub_(group["lr"] * state["trend"] / (1 - 0.9 ** state["count"]))
+
+
 OPTIMIZERS = {
     "ReadsOld": ReadsOld,
+    "Counts": Counts,
     "AdamW": lambda p: torch.optim.AdamW(p, amsgrad=True),
     "SGD": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True),
     "RMSprop": lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9),
@@ -98,6 +119,8 @@ PROGRAMS = [
     Which("SGD", "*=4bit param=fp16+8", FP16, FP16),
     Which("SGD", "*=fp32 param=fp16+16", FP16, FP32),
     Which("SGD", "*=8bit param=fp16+sr", FP16, FP16),
+    Which("Counts", "fp32", FP32, FP32),
+    Which("Counts", "8bit", BF16, FP32),
 ]
 
 
@@ -131,7 +154,12 @@ def optimizer_of(name: str) -> Any:
 
 @cache
 def rule_of(which: Which) -> UpdateRule:
-    return optimizers.rule_of(optimizer_of(which.optimizer))
+    """The rule of the optimizer. `Counts` keeps its count as on a GPU, where it is no number that the host reads."""
+    is_number = (lambda tensor: False) if which.optimizer == "Counts" else stand_in.is_host_number
+    with mock.patch.object(stand_in, "is_host_number", is_number):
+        rule = optimizers.rule_of(optimizer_of(which.optimizer))
+    assert bool(rule.inputs_of("counter")) == (which.optimizer == "Counts")
+    return rule
 
 
 @cache
@@ -150,7 +178,8 @@ def configuration_of(which: Which) -> dict[str, Codec]:
 @cache
 def graphs_of(which: Which) -> list[ProgramGraph]:
     """The programs of one step, in order."""
-    signature = Signature("cpu", which.dtype, which.grad_dtype, (), which.has_update_scale)
+    counters = tuple((i.name, FP32) for i in rule_of(which).inputs_of("counter"))
+    signature = Signature("cpu", which.dtype, which.grad_dtype, counters, which.has_update_scale)
     return composing.compose_step(rule_of(which), configuration_of(which), signature)
 
 

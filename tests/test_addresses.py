@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from baoc_compile.core import torch_private
 from baoc_compile.core.errors import CompilerMissing
 from baoc_compile.kernels.launch import addresses, survey
 from baoc_compile.kernels.launch.addresses import Seen, Watched
-from baoc_compile.kernels.launch.survey import Written
+from baoc_compile.kernels.launch.survey import ODD, PRESENT, STRIDED, Dictionaries, HostNumbers, Parameters, Written
 
 
 @pytest.fixture(params=["compiled", "no function in torch", "no symbol in torch", "no compiler"])
@@ -28,6 +29,7 @@ def way(request, monkeypatch):
     monkeypatch.setattr(addresses, "_OUTCOME", [])
     monkeypatch.setattr(survey, "_OUTCOME", [])
     assert (addresses.compiled() is not None) == (request.param == "compiled")
+    assert (survey.compiled() is not None) == (request.param == "compiled")
     return request.param
 
 
@@ -147,3 +149,184 @@ def test_a_tensor_of_inference_mode_has_no_version_to_count(way):
     before = other._version
     Written([without, other]).mark()
     assert other._version == before + 1
+
+
+# parameters and their gradients
+
+
+def parameters_of(count: int, dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.ones(3, 4 + i % 2, dtype=dtype)) for i in range(count)]
+
+
+def looked_at(tensors: list[torch.nn.Parameter]) -> Parameters:
+    found = Parameters(tensors, [t.dtype for t in tensors])
+    assert found.look() == bool(tensors), "all of them are new"
+    assert not found.look()
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 13, 60])
+def test_where_gradients_are_and_which_exist(way, count):
+    tensors = parameters_of(count)
+    seen = looked_at(tensors)
+    for which in (range(0, count, 2), range(0, count, 3), range(0), range(count)):
+        for i, tensor in enumerate(tensors):
+            tensor.grad = torch.ones_like(tensor) if i in which else None
+        assert not seen.look()
+        assert seen.param_at.tolist() == [t.data_ptr() for t in tensors]
+        assert seen.flags.tolist() == [PRESENT if i in which else 0 for i in range(count)]
+        assert all(seen.grad_at[i] == tensors[i].grad.data_ptr() for i in which)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_what_kind_of_gradient_it_is(way, dtype):
+    tensors = parameters_of(6, dtype)
+    seen = looked_at(tensors)
+    dense = torch.ones(3, 4, dtype=dtype)
+    tensors[0].grad = dense
+    tensors[1].grad = torch.ones(5, 3, dtype=dtype).T
+    tensors[2].grad = torch.ones(3, 8, dtype=dtype)[:, ::2]
+    tensors[3].grad = torch.ones(6, 5, dtype=dtype)[2:5]  # at an offset, and contiguous
+    tensors[4].grad = dense.to_sparse()
+    assert not seen.look()
+    assert seen.flags.tolist() == [PRESENT, PRESENT | STRIDED, PRESENT | STRIDED, PRESENT, PRESENT | ODD, 0]
+    assert seen.grad_at[:4].tolist() == [t.grad.data_ptr() for t in tensors[:4]]
+
+
+@pytest.mark.parametrize("expected", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradient_of_another_type_than_expected_is_odd(way, expected):
+    (tensor,) = parameters_of(1)
+    seen = Parameters([tensor], [expected])
+    tensor.grad_dtype = None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        tensor.grad = torch.ones(3, 4, dtype=dtype)
+        seen.look()
+        assert seen.flags.tolist() == [PRESENT if dtype == expected else PRESENT | ODD]
+
+
+@pytest.mark.parametrize("index", [0, 20, 40])
+def test_a_parameter_that_has_moved_is_found_once(way, index):
+    tensors = parameters_of(41)
+    seen = looked_at(tensors)
+    old = tensors[index].data
+    tensors[index].data = old.clone()
+    assert seen.look()
+    assert seen.param_at.tolist() == [t.data_ptr() for t in tensors]
+    assert not seen.look()
+    tensors[index].grad = torch.ones_like(tensors[index])
+    assert not seen.look(), "a new gradient is no move"
+
+
+def test_parameters_are_kept_alive_and_gradients_are_not(way):
+    (tensor,) = parameters_of(1)
+    tensor.grad = torch.ones(3, 4)
+    seen, parameter, gradient = looked_at([tensor]), weakref.ref(tensor), weakref.ref(tensor.grad)
+    tensor.grad = None
+    del tensor
+    assert parameter() is not None and gradient() is None
+    del seen
+    gc.collect()
+    assert parameter() is None
+
+
+# numbers on the host
+
+NUMBERS = [
+    (torch.float32, 0.1),
+    (torch.float64, 0.1),
+    (torch.int64, 2**53 - 1),
+    (torch.int32, -7),
+    (torch.float32, -0.0),
+]
+OTHER_NUMBERS = [(torch.bfloat16, 0.1), (torch.float16, 0.1), (torch.int16, 3), (torch.bool, 1)]
+
+
+@pytest.mark.parametrize("kinds", [NUMBERS, NUMBERS * 9, NUMBERS + OTHER_NUMBERS, []], ids=len)
+def test_numbers_are_those_of_item(way, kinds):
+    tensors = [torch.tensor(value, dtype=dtype) for dtype, value in kinds]
+    numbers = HostNumbers(tensors)
+    assert numbers.read().tolist() == [float(t.item()) for t in tensors]
+    for tensor in tensors:
+        tensor.add_(1) if tensor.dtype != torch.bool else tensor.fill_(False)
+    assert numbers.read().tolist() == [float(t.item()) for t in tensors]
+
+
+@pytest.mark.parametrize("kinds", [NUMBERS, NUMBERS * 9, NUMBERS + OTHER_NUMBERS], ids=len)
+def test_numbers_are_written_as_fill_does(way, kinds):
+    """At some positions, in any order; the others stay."""
+    tensors = [torch.tensor(value, dtype=dtype) for dtype, value in kinds]
+    expected = [t.clone() for t in tensors]
+    numbers = HostNumbers(tensors)
+    numbers.read()
+    positions = np.arange(len(kinds) - 1, -1, -2, dtype=np.int64)
+    values = np.array([1 / 3 if t.is_floating_point() else 1.0 for t in tensors])[positions]
+    numbers.write(positions, values)
+    for position, value in zip(positions.tolist(), values.tolist(), strict=True):
+        expected[position].fill_(value)
+    assert all(map(torch.equal, tensors, expected))
+    assert numbers.read().tolist() == [float(t.item()) for t in expected]
+
+
+def test_a_number_that_has_moved_is_read_and_written_where_it_is(way):
+    tensors = [torch.tensor(float(i)) for i in range(30)]
+    numbers = HostNumbers(tensors)
+    numbers.read()
+    old = tensors[17].data
+    tensors[17].data = torch.tensor(5.0)
+    assert numbers.read()[17] == 5.0
+    numbers.write(np.array([17]), np.array([6.0]))
+    assert (tensors[17].item(), old.item()) == (6.0, 17.0)
+
+
+# dictionaries
+
+
+def test_what_dictionaries_hold_is_compared_by_identity(way):
+    one, same = torch.ones(1), torch.ones(1)
+    held = [{"a": one, "b": 1000.5}, {}, {one: same, 3: None, "lr": 0.1}]
+    watched = Dictionaries(held)
+    assert watched.changed() == []
+    held[0]["a"] = same
+    assert watched.changed() == [0]
+    held[0]["a"] = one
+    assert watched.changed() == []
+    held[2]["lr"] = float("0.1")
+    assert watched.changed() == [2], "an equal number is another object"
+    held[1]["new"] = 1
+    assert watched.changed() == [1, 2]
+    watched.hold()
+    assert watched.changed() == []
+
+
+@pytest.mark.parametrize("many", [3, 200])
+@pytest.mark.parametrize("change", ["a key less", "a key more", "another key", "another order", "empty"])
+def test_a_change_of_one_dictionary_is_found(way, change, many):
+    held = [{"a": object(), "b": object()} for _ in range(many)]
+    watched = Dictionaries(held)
+    changed = held[many // 2]
+    if change == "a key less":
+        del changed["b"]
+    elif change == "a key more":
+        changed["c"] = None
+    elif change == "another key":
+        changed["c"] = changed.pop("b")
+    elif change == "another order":
+        changed["a"] = changed.pop("a")
+    else:
+        changed.clear()
+    assert watched.changed() == [many // 2]
+
+
+def test_no_dictionaries_and_no_numbers(way):
+    assert Dictionaries([]).changed() == []
+    assert HostNumbers([]).read().tolist() == []
+    HostNumbers([]).write(np.zeros(0, np.int64), np.zeros(0))
+
+
+def test_marking_follows_the_operations_of_autograd(way):
+    """A backward pass that needs the old elements notices that they were written."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    loss = (weight * weight).sum()
+    Written([weight]).mark()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import baoc_compile
 from baoc_compile import Plan, PlanError, StateError, StateTensor
+from baoc_compile.runtime.lead_steps import own_function
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import ParameterPlan
 
@@ -148,11 +149,27 @@ def test_slots_that_are_no_recurrence_refuse_by_name(key, codec):
 
 
 @foreach_or_not
-def test_an_uncompiled_step_on_dropped_state_raises(foreach):
+def test_an_uncompiled_step_on_dropped_state_is_the_same_step(foreach):
+    plan = {"exp_avg": "dropped", "*": "fp32"}
+    ours, compiled = (torch.optim.AdamW(starts(), foreach=foreach) for _ in range(2))
+    for optimizer in (ours, compiled):
+        baoc_compile.prepare(optimizer, plan=plan)
+    run(ours, ours.step, 3)
+    run(compiled, torch.compile(compiled.step, backend="baoc"), 3)
+    for p, q in zip(*(o.param_groups[0]["params"] for o in (ours, compiled)), strict=True):
+        assert torch.equal(p, q)
+    dropped = ours.param_groups[0]["params"][0]
+    assert ours.state[dropped]["exp_avg"].codec.name == "dropped"
+
+
+@foreach_or_not
+def test_what_reads_dropped_state_without_baoc_raises(foreach):
+    """Such as a copy of the step that was made before baoc took its place."""
     ours = torch.optim.AdamW(starts(), foreach=foreach)
+    as_written = own_function(ours)
     baoc_compile.prepare(ours, plan={"exp_avg": "dropped", "*": "fp32"})
     with pytest.raises(StateError, match="compiled step"):
-        run(ours, ours.step, 1)
+        run(ours, torch.no_grad()(lambda: as_written(ours)), 1)
 
 
 # gains

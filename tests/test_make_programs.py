@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import baoc_compile
-from baoc_compile.backend import baoc
 from baoc_compile.passes.programs import lower, make_programs
 
 LARGE, SMALL = (64, 64), (8,)
@@ -31,9 +30,8 @@ def optimizer_over(*shapes: tuple[int, ...]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters)
 
 
-@pytest.mark.parametrize("prepared", [True, False])
-def test_the_backend_starts_what_the_first_step_needs(prepared, monkeypatch):
-    """The compilers are held up until the backend has returned: it does not wait for them."""
+def test_prepare_starts_what_the_first_step_needs(monkeypatch):
+    """The compilers are held up until `prepare` has returned: it does not wait for them."""
     returned = threading.Event()
     original = lower.lower
 
@@ -42,20 +40,30 @@ def test_the_backend_starts_what_the_first_step_needs(prepared, monkeypatch):
         return original(graph)
 
     monkeypatch.setattr(lower, "lower", held_up)
-    started = []
+    optimizer = optimizer_over(LARGE, SMALL, LARGE)
+    baoc_compile.prepare(optimizer, plan="8bit")
+    started = list(make_programs._PROGRAMS)
+    returned.set()
+    optimizer.step()
+    assert len(started) == 2
+    assert list(make_programs._PROGRAMS) == started
 
-    def backend(gm: Any, inputs: Any) -> Any:
-        compiled = baoc(gm, inputs, options={"plan": "8bit"})
-        started.append(list(make_programs._PROGRAMS))
-        returned.set()
-        return compiled
 
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_compilers_of_a_step_run_at_once(prepared, monkeypatch):
+    """Each waits until both have begun."""
+    both, original = threading.Barrier(2, timeout=60), lower.lower
+
+    def together(graph: Any) -> Any:
+        both.wait()
+        return original(graph)
+
+    monkeypatch.setattr(lower, "lower", together)
     optimizer = optimizer_over(LARGE, SMALL, LARGE)
     if prepared:
         baoc_compile.prepare(optimizer, plan="8bit")
-    torch.compile(optimizer.step, backend=backend)()
-    assert len(started[0]) == 2
-    assert list(make_programs._PROGRAMS) == started[0]
+    torch.compile(optimizer.step, backend="baoc", options={"plan": "8bit"})()
+    assert len(make_programs._PROGRAMS) == 2
 
 
 def test_a_program_is_made_once_in_a_process(monkeypatch):
@@ -106,15 +114,11 @@ def test_what_failed_is_tried_again(monkeypatch):
 
 _ENDS_EARLY = """
 import sys, torch, baoc_compile
-from baoc_compile.backend import baoc
-def backend(gm, inputs):
-    baoc(gm, inputs)
-    sys.exit(3)
 p = torch.nn.Parameter(torch.ones(8))
 p.grad = torch.ones(8)
 optimizer = torch.optim.AdamW([p])
 baoc_compile.prepare(optimizer, plan="fp32")
-torch.compile(optimizer.step, backend=backend)()
+sys.exit(3)
 """
 
 
@@ -126,4 +130,6 @@ def test_an_interpreter_that_ends_leaves_no_compiler_behind(tmp_path):
     )
     assert done.returncode == 3, done.stderr
     assert "Exception" not in done.stderr
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".lock", ".so", ".so"]
+    made = {suffix: {path.stem for path in tmp_path.glob(f"*{suffix}")} for suffix in (".so", ".lock")}
+    assert made[".so"] and made[".so"] == made[".lock"]
+    assert len(list(tmp_path.iterdir())) == 2 * len(made[".so"]), "nothing is half done"

@@ -13,7 +13,7 @@ from optimizers import decoded
 from torch import Tensor, nn
 
 import baoc_compile
-from baoc_compile.runtime import own_step
+from baoc_compile.runtime import step_reader
 from baoc_compile.runtime.session import session_of
 
 #: Readings that an optimizer may need whatever its gradients and options do.
@@ -31,13 +31,13 @@ def _no_warning() -> Iterator[None]:
 @pytest.fixture
 def readings(monkeypatch) -> list[Any]:
     """Filled with the parameters of every reading of a step."""
-    made, read_step = [], own_step.read_step
+    made, read_step = [], step_reader.read_step
 
     def counted(table: Any, step: Any, present: frozenset[int], **options: Any) -> Any:
         made.append(present)
         return read_step(table, step, present, **options)
 
-    monkeypatch.setattr(own_step, "read_step", counted)
+    monkeypatch.setattr(step_reader, "read_step", counted)
     return made
 
 
@@ -100,6 +100,21 @@ def test_forty_optimizers_of_a_class(make, options, plan):
     for optimizer in many:
         train(optimizer, range(4, 8))
         assert_equal(bits(optimizer), bits(alone))
+
+
+def test_many_optimizers_that_are_compiled_and_not_prepared():
+    """Each is taken over, though torch stops to compile a function after some recompilations."""
+    optimizers = [torch.optim.AdamW(parameters([(64, 65)])) for _ in range(12)]
+    steps = [torch.compile(o.step, backend="baoc", options={"plan": "8bit"}) for o in optimizers]
+    for count, (optimizer, step) in itertools.product(range(2), list(zip(optimizers, steps, strict=True))):
+        (parameter,) = optimizer.param_groups[0]["params"]
+        parameter.grad = gradient(parameter, count)
+        step()
+    for optimizer in optimizers:
+        assert session_of(optimizer).own.count == 2
+        assert_equal(bits(optimizer), bits(optimizers[0]))
+        (state,) = optimizer.state.values()
+        assert isinstance(state["exp_avg"], baoc_compile.StateTensor)
 
 
 def test_options_of_one_optimizer_are_not_those_of_another():

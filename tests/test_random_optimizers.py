@@ -26,6 +26,8 @@ STEPS = 4
 SHAPE = (67, 64)
 #: A rounding of the result, one of each of at most 8 operations and of what takes it up.
 ULPS = 10
+#: No rounding is worse than this many ulps: the function has a jump there.
+JUMP = 1000
 
 
 def new_optimizer(recipe: Recipe, parameters: list[Tensor]) -> DrawnOptimizer:
@@ -62,11 +64,19 @@ def allowed_by_codec(value: Any, exact: Tensor) -> Tensor:
 
 
 def check_error(what: str, found: Tensor, eager: Tensor, exact: Tensor, before: Tensor, allowed: Any = 0.0) -> None:
-    """Beyond `allowed`, and in ulps of the largest magnitude before and after the step."""
+    """Beyond `allowed`, and in ulps of the largest magnitude before and after the step.
+
+    Where eager torch is wrong by a jump, such as that of `sign(x - tanh(x))` at a small x, a few elements may jump.
+    """
     scale = torch.maximum(exact.abs().max(), before.abs().max().double())
     beyond = ((found.double() - exact).abs() - allowed).clamp(min=0)
     assert torch.equal(found.isfinite(), eager.isfinite()), f"{what}: not finite"
-    error, eager_error = (ulps(x, exact, scale, torch.float32).max().item() for x in (exact + beyond, eager.double()))
+    errors, eager_errors = (ulps(x, exact, scale, torch.float32) for x in (exact + beyond, eager.double()))
+    if (eager_errors > JUMP).any():
+        jumps = (errors > JUMP) | (eager_errors > JUMP)
+        assert jumps.sum() <= jumps.numel() / 100, f"{what}: {int(jumps.sum())} elements jump"
+        errors, eager_errors = errors[~jumps], eager_errors[~jumps]
+    error, eager_error = errors.max().item(), eager_errors.max().item()
     assert error <= 2 * eager_error + ULPS, f"{what}: {error} ulps, eager {eager_error}"
 
 

@@ -8,7 +8,6 @@ from optimizers import decoded, reading_of, rule_of
 
 import baoc_compile
 from baoc_compile import StateTensor
-from baoc_compile.passes.numbers.expressions import Expression
 
 NONNEGATIVE = {
     "AdamW": {"exp_avg_sq"},
@@ -57,11 +56,13 @@ def test_a_reading_finds_the_same_slots_and_first_values(name):
     beginnings = reading.beginnings.get(0, {})
     assert set(beginnings) | before == set(stock.state[p])
     assert {s.key for s in reading.rules[0].slots if s.nonnegative} == NONNEGATIVE[name]
-    filled = {key: b.value for key, b in beginnings.items() if b.kind == "filled"}
-    expected_start = {"step_size": 1e-2}  # Rprop starts from its learning rate
-    for key, value in filled.items():
-        number = value.value if isinstance(value, Expression) else value
-        assert number == pytest.approx(expected_start.get(key, 0.0))
+    baoc_compile.prepare(ours, plan="fp32")
+    (q,) = ours.param_groups[0]["params"]
+    expected = {"step_size": 1e-2, "eta": 1e-2, "mu": 1.0, "mu_product": 1.0}  # the first two: the learning rate
+    assert set(ours.state[q]) == set(stock.state[p])
+    for key, value in ours.state[q].items():
+        assert value.shape == stock.state[p][key].shape
+        assert torch.all(value == torch.tensor(expected.get(key, 0.0)))
 
 
 def test_what_cannot_be_filled_in_is_made_by_the_first_step():

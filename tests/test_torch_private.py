@@ -6,6 +6,7 @@ A test's docstring says what breaks without the name.
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 
 import pytest
@@ -214,7 +215,7 @@ def test_compiled_functions_lead_to_the_original():
 
 @pytest.mark.parametrize("name", ["eager", "baoc"])
 def test_running_backends_of_compiled_functions(name):
-    """A fused optimizer that is compiled with baoc would keep its state as it is, without a word."""
+    """An optimizer whose step is compiled with baoc would not be known to be, nor its options."""
     seen = []
 
     @torch.compiler.disable
@@ -230,74 +231,90 @@ def test_running_backends_of_compiled_functions(name):
     assert not list(private.running_backends())
 
 
-def test_what_dynamo_says_of_a_step_while_it_traces():
-    """Steps could not be told from other code, nor gradients from other inputs."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))])
-    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
-    found = {}
+@pytest.mark.parametrize("name", ["eager", "baoc"])
+def test_what_runs_compiled(name):
+    """Whether `torch.compile` or the user calls a step would not be known."""
+    seen = []
 
-    def backend(gm, inputs):
-        translator = private.InstructionTranslator.current_tx()
-        sources = [private.source_of(n) for n in gm.graph.nodes if n.op == "placeholder"]
-        found["code"] = translator.f_code
-        found["gradients"] = [type(s) is private.GradSource for s in sources]
-        assert translator.f_locals["self"] is optimizer and translator.f_globals
-        assert private.holders_of(3) == (3, None, None)
-        return gm.forward
+    @functools.partial(torch.compiler.disable, recursive=False)
+    def skipped():
+        seen.append(private.is_running_compiled())
 
-    torch.compile(optimizer.step, backend=backend)()
-    assert True in found["gradients"]
-    assert len(private.cached_traces(found["code"])) == 1 < private.recompile_limit()
-    private.forget_traces(found["code"])
-    assert len(private.cached_traces(found["code"])) == 0
+    @torch.compiler.disable
+    def left_alone():
+        seen.append(private.is_running_compiled())
 
+    def step(x):
+        skipped()
+        left_alone()
+        return x + 1
 
-def test_fused_steps_are_what_fused_optimizers_call(monkeypatch):
-    """Nobody would be told that torch.compile leaves `fused=True` alone."""
-    steps = list(private.fused_steps())
-    makers = {"_fused_adam": torch.optim.AdamW, "_fused_sgd": torch.optim.SGD, "_fused_adagrad": torch.optim.Adagrad}
-    assert {name for _, name in steps} == makers.keys()
-    called: list[str] = []
-    for module, name in steps:
-        monkeypatch.setattr(module, name, lambda *args, name=name, **kwargs: called.append(name))
-        parameter = nn.Parameter(torch.ones(2))
-        parameter.grad = torch.ones(2)
-        makers[name]([parameter], lr=0.1, fused=True).step()
-        assert called[-1:] == [name]
+    torch.compile(step, backend=name)(torch.ones(2))
+    step(torch.ones(2))
+    assert seen == [True, False, False, False]
 
 
-def test_hooks_of_an_optimizer():
-    """A miniature step would run the user's hooks once more than steps are taken."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))])
-    calls = []
-    for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
-        register(lambda *_: calls.append(1))
-    optimizer.step()
-    assert len(calls) == 2
-    found = private.hooks_of(optimizer)
-    assert sum(map(len, found.values())) == 2
-    for name, hooks in found.items():
-        setattr(optimizer, name, type(hooks)())
-    optimizer.step()
-    assert len(calls) == 2
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_what_asks_for_one_graph(fullgraph):
+    """With `fullgraph=True`, a step would break the graph."""
+
+    @torch._dynamo.assume_constant_result
+    def asked():
+        return private.asks_for_one_graph()
+
+    def step(x):
+        return x + 1 if asked() else x - 1
+
+    compiled = torch.compile(step, backend="eager", fullgraph=fullgraph)
+    assert compiled(torch.zeros(())).item() == (1 if fullgraph else -1)
 
 
 def test_functions_over_tensors():
     """Looking at hundreds of tensors before a launch would take longer than the rest of the host's work."""
     functions = private.tensor_functions()
     data_ptr = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(functions.data_ptr)
-    is_contiguous = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool))(
-        functions.is_contiguous
-    )
     bump_version = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions.bump_version)
-    for tensor in (torch.ones(3, 4), nn.Parameter(torch.ones(3, 4)), torch.ones(4, 3).T, torch.ones(8)[::2]):
-        assert data_ptr(tensor) == tensor.data_ptr()
-        answer = ctypes.c_bool()
-        assert is_contiguous(id(tensor) + functions.offset, ctypes.byref(answer)) == 0
-        assert answer.value == tensor.is_contiguous()
+    kinds = {"is_contiguous": ctypes.c_bool, "dtype": ctypes.c_int32, "layout": ctypes.c_int32, "data": ctypes.c_void_p}
+
+    def answer(name, at):
+        kind, found = kinds[name], kinds[name]()
+        function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(kind))(getattr(functions, name))
+        assert function(at, ctypes.byref(found)) == 0
+        return found.value
+
+    for tensor in (torch.ones(3, 4), nn.Parameter(torch.ones(3, 4)), torch.ones(4, 3).T, torch.ones(8)[1::2]):
+        at = id(tensor) + functions.offset
+        assert data_ptr(tensor) == answer("data", at) == tensor.data_ptr()
+        assert answer("is_contiguous", at) == tensor.is_contiguous()
+        assert answer("dtype", at) == private.code_of(torch.float32)
+        assert answer("layout", at) == private.code_of_strided()
         version = tensor._version
-        bump_version(id(tensor) + functions.offset)
+        bump_version(at)
         assert tensor._version == version + 1
+    sparse = torch.ones(3).to_sparse()
+    assert answer("layout", id(sparse) + functions.offset) != private.code_of_strided()
+
+
+def test_a_gradient_is_found_by_its_parameter():
+    """Gradients would be looked up in Python, one at a time."""
+    functions = private.tensor_functions()
+    grad_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(functions.grad)
+    parameter = nn.Parameter(torch.ones(3))
+
+    def found():
+        return ctypes.c_void_p.from_address(grad_of(parameter._cdata)).value
+
+    assert found() == functions.nothing
+    parameter.grad = torch.ones(3)
+    assert found() == parameter.grad._cdata != functions.nothing
+    parameter.grad = None
+    assert found() == functions.nothing
+
+
+def test_every_type_has_a_code_of_its_own():
+    """A gradient in another type would be read as if it had the parameter's."""
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.complex64)
+    assert len({private.code_of(dtype) for dtype in dtypes}) == len(dtypes)
 
 
 def test_a_tensor_is_found_in_its_object():
@@ -312,7 +329,7 @@ def test_a_tensor_is_found_in_its_object():
         assert private.object_at(id(tensor)) is tensor
 
 
-@pytest.mark.parametrize("name", ["DATA_PTR", "IS_CONTIGUOUS", "BUMP_VERSION"])
+@pytest.mark.parametrize("name", ["DATA_PTR", "IS_CONTIGUOUS", "DTYPE", "LAYOUT", "DATA", "GRAD", "BUMP_VERSION"])
 def test_a_missing_function_is_a_lookup_error(name, monkeypatch):
     """The first launch would fail on a torch that has renamed it, instead of asking tensor by tensor."""
     monkeypatch.setattr(private, name, "no_such_function")

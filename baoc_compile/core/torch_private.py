@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +135,45 @@ def is_running_compiled() -> bool:
 
 def asks_for_one_graph() -> bool:
     """Return whether the function that Dynamo traces was compiled with `fullgraph=True`."""
-    translator = symbolic_convert.InstructionTranslator.current_tx()
+    try:
+        translator = symbolic_convert.InstructionTranslator.current_tx()
+    except AttributeError:  # nothing is traced, or by another tracer
+        return False
     return bool(getattr(translator, "one_graph", False))
+
+
+#: A function marked so is called while Dynamo traces, and its result is a constant of the trace.
+constant_when_traced = torch._dynamo.assume_constant_result
+
+
+def patch_of_steps() -> Any:
+    """Return the method by which torch wraps the step of an optimizer's class, once, in a function that calls hooks."""
+    return torch.optim.Optimizer._patch_step_function
+
+
+def replace_patch_of_steps(patch: Any) -> None:
+    """Replace the method that `patch_of_steps` returns. By it, classes that are made later are led to baoc's step too."""
+    torch.optim.Optimizer._patch_step_function = patch  # type: ignore[method-assign]
+
+
+def divide_all(tensors: list[Tensor], by: Tensor) -> None:
+    """Divide many tensors in place, as torch's gradient scaler does."""
+    torch._foreach_div_(tensors, by)
+
+
+def of_class(cls: type[Tensor], tensor: Tensor, requires_grad: bool) -> Tensor:
+    """Return the same tensor as an instance of a subclass of Tensor: stand-ins are of the classes of real parameters."""
+    return Tensor._make_subclass(cls, tensor, requires_grad)
+
+
+def base_of(tensor: Tensor) -> Tensor | None:
+    """Return the tensor of which this one is a view; None for any other."""
+    return tensor._base
+
+
+def code_of_caller(depth: int) -> Any:
+    """Return the code object of a calling function, `depth` calls above the caller's own."""
+    return sys._getframe(depth + 1).f_code
 
 
 # Tensors as C++ sees them

@@ -68,7 +68,7 @@ class BoundStep:
         self._columns = [(key, [s.get(key) for s in counting]) for key in keys]
         known = {id(s) for s in counting}
         plain = [s for s in states if id(s) not in known]
-        self._dictionaries = Dictionaries([optimizer.state, *self._groups, *plain])
+        self._dictionaries, self._options = Dictionaries([optimizer.state, *plain]), Dictionaries(self._groups)
         self._held_groups = [dict(group) for group in self._groups]
         self._attributes = _attributes(optimizer)
         writes_constants = any(not isinstance(w.value, Expression) for w in self.reading.recording.writes)
@@ -86,16 +86,16 @@ class BoundStep:
             return False
         if any(not _same_objects(now, held) for now, held in self._lists):
             return False
-        changed = self._dictionaries.changed()
-        if changed:
-            if any(position == 0 or position > len(self._groups) for position in changed):
+        if self._dictionaries.changed():
+            return False
+        changed = self._options.changed()
+        for position in changed:
+            group, held = self._groups[position], self._held_groups[position]
+            if not _same_kind(held, group):
                 return False
-            for position in changed:
-                group, held = self._groups[position - 1], self._held_groups[position - 1]
-                if not _same_kind(held, group):
-                    return False
-                self._held_groups[position - 1] = dict(group)
-            self._dictionaries.hold()
+            self._held_groups[position] = dict(group)
+        if changed:
+            self._options.hold()
         if [len(s) for s in self._counting] != self._sizes:
             return False
         if any(not all(map(is_, [s.get(key) for s in self._counting], held)) for key, held in self._columns):
@@ -161,6 +161,7 @@ class BoundStep:
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:
         calls = self.reading.recording.prelude
+        values |= self.numbers.of_prelude
         for value in (*values_in(calls), *self.bound.tensors):
             if value.call is None and value not in values:
                 real = tensor_of(value, table)

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 
 from baoc_compile.core.errors import StateError
-from baoc_compile.core.torch_private import asks_for_one_graph, is_running_compiled, running_backends
+from baoc_compile.core.torch_private import (
+    asks_for_one_graph,
+    constant_when_traced,
+    is_running_compiled,
+    patch_of_steps,
+    replace_patch_of_steps,
+    running_backends,
+)
 from baoc_compile.runtime.own_step import OwnStep
 from baoc_compile.runtime.session import ATTRIBUTE, KEY, known_session, sessions
 
@@ -91,7 +98,7 @@ def _run(step: Callable[..., Any], optimizer: Any, args: Any, kwargs: Any) -> An
     return own(optimizer, closure, lambda given: step(optimizer) if given is None else step(optimizer, given))
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_traced
 def _baoc_key_when_traced(self: Any) -> int:
     """Return the key of an optimizer's session, which is made if it has none: Dynamo calls it while it traces.
 
@@ -121,12 +128,12 @@ def _is_baoc(backend: Any) -> bool:
     return getattr(backend, "compiler_name", "") == "baoc"
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_traced
 def _wants_one_graph() -> bool:
     return asks_for_one_graph()
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_traced
 def _is_compiled_by_baoc() -> bool:
     return bool(ADOPT) and any(map(_is_baoc, running_backends()))
 
@@ -137,7 +144,7 @@ def lead_all() -> None:
     for optimizer_class in _classes(torch.optim.Optimizer):
         if hasattr(optimizer_class.step, "hooked"):
             lead(optimizer_class)
-    patch = torch.optim.Optimizer._patch_step_function
+    patch = patch_of_steps()
     if hasattr(patch, "led_by_baoc"):
         return
 
@@ -147,7 +154,7 @@ def lead_all() -> None:
         lead(type(self))
 
     patched.led_by_baoc = True  # type: ignore[attr-defined]
-    torch.optim.Optimizer._patch_step_function = patched  # type: ignore[method-assign]
+    replace_patch_of_steps(patched)
 
 
 def _classes(base: type) -> Iterator[Any]:

@@ -22,6 +22,7 @@ import torch
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.torch_private import divide_all
 from baoc_compile.passes.migrate.migrate_state import decode_state
 from baoc_compile.passes.programs.make_programs import start_programs
 from baoc_compile.runtime.audit import Schedule, audit_recording
@@ -186,5 +187,5 @@ def _found_inf(optimizer: Any) -> bool:
         return True
     if isinstance(scale, torch.Tensor):
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_div_(grads, scale)
+        divide_all(grads, scale)
     return False

@@ -181,20 +181,27 @@ class StepReader:
                 return None
             if self.unborn:
                 self.unborn.begin_anew(self.session, bound.present)
-            for _ in range(8):  # intervals widen at most to all numbers
-                try:
-                    bound.numbers.compute(optimizer, bound.parameters.flags)
-                    break
-                except OutOfBounds as out:
-                    self._widen(reading, out)
-                    bound = self.bind(reading, table)
-                    bound.look()
+            bound = self._computed(bound, optimizer, table)
         except GuardFailed as reason:
             log.debug("a known recording does not hold now: %r", reason)
             return None
         self._audit_numbers(bound, table)
         self.bound = bound
         return bound
+
+    def _computed(self, bound: BoundStep, optimizer: Any, table: ParameterTable) -> BoundStep:
+        """Compute the step's numbers, and bind the reading again for every interval that has to widen. Raises GuardFailed."""
+        reading = bound.reading
+        # each number leaves its interval at most once below and once above
+        for _ in range(2 * sum(len(c.bounds) for c in reading.classes) + 1):
+            try:
+                bound.numbers.compute(optimizer, bound.parameters.flags)
+                return bound
+            except OutOfBounds as out:
+                self._widen(reading, out)
+                bound = self.bind(reading, table)
+                bound.look()
+        raise UnsupportedStep("its numbers leave every interval")
 
     def _audit_numbers(self, bound: BoundStep, table: ParameterTable) -> None:
         """Audit the numbers of rules that were not audited before. Raises UnsupportedStep if they are wrong."""
@@ -220,14 +227,12 @@ class StepReader:
 
     def _storage_for(self, reading: Reading, table: ParameterTable) -> Storage:
         """Return how state is stored, after deciding on slots for which that is open or does not suit the rule any more."""
-        session = self.session
-        open_ones = any(
-            not suits(session.storage, table, i, slot) for i, rule in reading.rules.items() for slot in rule.slots
-        )
-        if open_ones:
+        session, storage = self.session, self.session.storage
+        if not all(suits(storage, table, i, slot) for i, rule in reading.rules.items() for slot in rule.slots):
             slots = slots_of(StepReading(None, reading), table)
-            session.store(choose_storage(session.request, session.storage, table, slots))
-        return session.storage
+            storage = choose_storage(session.request, storage, table, slots)
+            session.store(storage)
+        return storage
 
     def prepare_state(self, found: StepReading, table: ParameterTable) -> None:
         """Decide how new state is stored, convert what exists, and make what the next step would make.

@@ -109,6 +109,8 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
         if len(source.path) > 1 and not (tensor is old and recorder.is_unchanged(tensor)):
             raise UnsupportedStep(f"it keeps {source} inside a list or dictionary of state")
         return None
+    if tensor is old and held.expression is held.initial:
+        return None
     if isinstance(held.expression, Expression) and held.expression.source == _tensor_source(source):
         return None
     value = held.expression if held.expression is not None else tensor.item()

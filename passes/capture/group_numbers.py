@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from baoc_compile.passes.capture.piece_graph import operands_of
 from baoc_compile.passes.numbers.expressions import SEVERAL, Expression, Guard
 from baoc_compile.passes.numbers.number_function import NumberFunction, compile_numbers
 from baoc_compile.passes.recorder.recording import Piece, Recording, Write
@@ -34,13 +35,16 @@ class NumberGroup:
 class GroupedNumbers:
     """The numbers of a recording.
 
-    shared: checks the guards that concern no parameter alone, and computes what is written outside of their state.
-    shared_writes: where the values that `shared` returns go.
+    shared: checks the guards that concern no parameter alone, and computes what is written outside of their state and what
+        the prelude takes.
+    shared_writes: where the values that `shared` returns first go.
+    prelude: the expressions whose values `shared` returns after them.
     groups: the numbers of parameters.
     """
 
     shared: NumberFunction
     shared_writes: tuple[Write, ...]
+    prelude: tuple[Expression, ...]
     groups: list[NumberGroup]
 
 
@@ -70,7 +74,9 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
             of[guard.expression.owner].guards.append(guard)
         else:
             shared_guards.append(guard)
-    shared = compile_numbers(shared_guards, [write.value for write in shared_writes])
+    operands = [v for call in recording.prelude for v in operands_of(call)]
+    prelude = tuple(dict.fromkeys(v for v in operands if isinstance(v, Expression)))
+    shared = compile_numbers(shared_guards, [*(write.value for write in shared_writes), *prelude])
     groups: dict[Hashable, NumberGroup] = {}
     for index, numbers in sorted(of.items()):
         piece, writes = numbers.piece, numbers.writes
@@ -89,7 +95,7 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
             groups[key] = NumberGroup(function, [], [], tuple(i for i, _ in scalars), tuple(writes))
         groups[key].members.append(index)
         groups[key].pieces.append(piece)
-    return GroupedNumbers(shared, tuple(shared_writes), list(groups.values()))
+    return GroupedNumbers(shared, tuple(shared_writes), prelude, list(groups.values()))
 
 
 def _owner(value: Any) -> int:

@@ -17,7 +17,7 @@ from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup
-from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
+from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS, VIEWS
 
 
 def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
@@ -82,8 +82,8 @@ def _is_shared(value: Value, tensor: Any, recorder: Any, index: int, key: Any) -
 
 
 def _origin(value: Value) -> Value:
-    """Follow in-place calls back to the value that the tensor had first."""
-    while value.call is not None and value.call.is_inplace:
+    """Follow in-place calls, and views, back to the value that the tensor had first."""
+    while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
         value = value.call.arguments[0]
     return value
 

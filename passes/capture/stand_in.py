@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import copy
-import sys
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import InputRole, ParameterTable
+from baoc_compile.core.torch_private import code_of_caller, of_class
 from baoc_compile.passes.capture.leaves import (
     FUSED,
     bare,
@@ -103,7 +103,7 @@ class StandIn:
 
     def real_id(self, value: Any) -> int:
         """Return the id of the parameter that a stand-in stands for; any other object's own."""
-        self.asked_ids += sys._getframe(2).f_code is not Tensor.__hash__.__code__
+        self.asked_ids += code_of_caller(2) is not Tensor.__hash__.__code__
         return self._real.get(id(value), id(value))
 
     @property
@@ -295,7 +295,7 @@ def _like(real: Tensor, tensor: Tensor) -> Tensor:
         return tensor.requires_grad_(real.requires_grad)
     if is_wrapper(real):
         raise UnsupportedStep(f"one of its parameters is a {type(real).__name__}, whose memory is not its own")
-    return torch.Tensor._make_subclass(type(real), tensor, real.requires_grad)
+    return of_class(type(real), tensor, real.requires_grad)
 
 
 def is_wrapper(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.torch_private import base_of
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.number_recorder import plain
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
@@ -24,11 +25,13 @@ class MetaResults:
         """Return the call's result on the meta device; for operations known to be elementwise, from memory."""
         if not is_inplace and name not in TENSOR_FORMS:
             return self._compute(func, args, kwargs)
+        if name == "index_put" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+            return args[0]  # torch would ask a 0-dim mask for its value
         key = (func, *map(_kind, args), *((k, _kind(v)) for k, v in kwargs.items()))
         known = self._known.get(key)
         if known is None:
             result = self._compute(func, args, kwargs)
-            if isinstance(result, Tensor) and (is_inplace or result._base is None):
+            if isinstance(result, Tensor) and (is_inplace or base_of(result) is None):
                 self._known[key] = (result.shape, result.stride(), result.dtype)
             return args[0] if is_inplace else result
         return args[0] if is_inplace else torch.empty_strided(known[0], known[1], dtype=known[2], device="meta")

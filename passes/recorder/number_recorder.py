@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import builtins
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.passes.numbers.expressions import Expression, NumberTrace, Source
+from baoc_compile.passes.numbers.expressions import Expression, NumberTrace, Source, sources_of
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
@@ -26,11 +29,13 @@ class HostNumber:
     tensor: the tensor, with its value.
     expression: how the value is computed; None if it is a constant.
     source: where the optimizer keeps it; None for other tensors.
+    initial: the expression that it began with.
     """
 
     tensor: Tensor
     expression: Expression | None
     source: Source | None = None
+    initial: Expression | None = None
 
 
 class HoldsElements(UnsupportedStep):
@@ -39,9 +44,11 @@ class HoldsElements(UnsupportedStep):
     entry: parameter index and state key.
     """
 
-    def __init__(self, source: Source | None):
+    def __init__(self, held: HostNumber):
         super().__init__("it writes elements into a 0-dim tensor")
-        self.entry = (source.parameter, source.path[0]) if source is not None and source.kind == "state" else None
+        sources = [held.source] if held.source is not None else sources_of(held.expression)
+        found = sorted((s.parameter, s.path[0]) for s in sources if s.kind == "state")
+        self.entry = found[0] if found else None
 
 
 class NumberRecorder(TorchFunctionMode):
@@ -59,7 +66,7 @@ class NumberRecorder(TorchFunctionMode):
 
     def enter_number(self, tensor: Tensor, expression: Expression | None, source: Source | None = None) -> None:
         """Let a 0-dim tensor on the host be a number."""
-        self.numbers[id(tensor)] = HostNumber(tensor, expression, source)
+        self.numbers[id(tensor)] = HostNumber(tensor, expression, source, expression)
         self._kept.append(tensor)
 
     def made_of_numbers(self, tensor: Tensor, given: Sequence[Any]) -> Tensor:
@@ -74,6 +81,11 @@ class NumberRecorder(TorchFunctionMode):
     def on_numbers(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Compute with 0-dim tensors on the host."""
         operands = [*args, *kwargs.values()]
+        if name == "item" and self.numbers[id(args[0])].expression is not None:  # the same number
+            return traced(self.trace, self.numbers[id(args[0])].expression, args[0].item())
+        if kwargs.get("alpha") == 1 and name in ("add", "sub"):
+            kwargs = {k: v for k, v in kwargs.items() if k != "alpha"}
+            operands = [*args, *kwargs.values()]
         found = [self.number_of(a) for a in operands]
         expressions = [f for f in found if isinstance(f, Expression)]
         named_ones = tuple(kwargs)
@@ -137,7 +149,24 @@ class _OnTensors:
     positional: int
     names: tuple[str, ...]
 
+    @functools.cached_property
+    def _in_float32(self) -> Callable[[float, float], float] | None:
+        """The function in double, for float32 tensors; None if it is another one.
+
+        Rounded to float32, a sum, difference, product or quotient of two float32 numbers taken in double is the one that
+        float32 arithmetic gives (a double has more than twice the bits).
+        """
+        known = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
+        is_plain = self.positional == len(self.dtypes) == 2 and self.dtypes[0] is torch.float32
+        name = getattr(self.function, "__name__", "").rstrip("_")
+        return known.get(name) if is_plain and self.dtypes[1] in (None, torch.float32) else None
+
     def __call__(self, *values: Any) -> Any:
+        if self._in_float32 is not None and type(values[0]) is float and type(values[1]) in (int, float):
+            try:
+                return float(np.float32(self._in_float32(values[0], float(np.float32(values[1])))))
+            except (OverflowError, ZeroDivisionError):
+                pass
         operands = [v if d is None else torch.tensor(v, dtype=d) for v, d in zip(values, self.dtypes, strict=True)]
         named_ones = dict(zip(self.names, operands[self.positional :], strict=True))
         result = self.function(*operands[: self.positional], **named_ones)

@@ -212,7 +212,7 @@ class Recorder(NumberRecorder):
         """Record a call on 0-dim tensors of the host, and perhaps on others."""
         if any(isinstance(a, Tensor) and id(a) not in self.numbers for a in (*args, *kwargs.values())):
             if is_inplace:
-                raise HoldsElements(self.numbers[id(args[0])].source)
+                raise HoldsElements(self.numbers[id(args[0])])
             return self._record(name, func, False, args, kwargs)
         if name in ALIASES:
             return self._shown(func(*args, **kwargs), args[0])
@@ -242,7 +242,7 @@ class Recorder(NumberRecorder):
     def _record(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Record a call on tensors with elements, and return its result."""
         if is_inplace and isinstance(args[0], Tensor) and id(args[0]) in self.numbers:
-            raise HoldsElements(self.numbers[id(args[0])].source)
+            raise HoldsElements(self.numbers[id(args[0])])
         call = Call(
             name, func, is_inplace, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()}
         )

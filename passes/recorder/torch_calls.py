@@ -44,6 +44,8 @@ _SPELLINGS = {
     "greater_equal": "ge",
     "not_equal": "ne",
 }
+#: What Python asks of a tensor for a number: `float(x)` is `x.__float__()`, which is not `x.float()`.
+_CONVERSIONS = {"bool", "int", "float", "complex", "index"}
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
 
 
@@ -69,7 +71,7 @@ RANDOM = words(
     "cauchy geometric log_normal multinomial poisson dropout manual_seed seed"
 )
 #: Calls that turn elements into something that Python can branch on.
-BRANCHES = words("item bool float int index complex equal allclose is_nonzero nonzero contains argwhere")
+BRANCHES = words("item to_bool to_float to_int to_index to_complex equal allclose is_nonzero nonzero contains argwhere")
 #: Calls that return the same elements under another name.
 ALIASES = frozenset(("detach", "alias"))
 #: Calls that may return a view of their first argument with another shape.
@@ -105,6 +107,8 @@ def operation_of(spelled: str) -> tuple[str, bool]:
         return name, name.endswith("_")
     is_special = name.startswith("__") and name.endswith("__")
     name = name[2:-2] if is_special else name
+    if is_special and name in _CONVERSIONS:
+        return f"to_{name}", False
     inplace = name in _INPLACE_OPERATORS or name == "setitem" or (not is_special and name.endswith("_"))
     name = name[1:] if name in _INPLACE_OPERATORS else name.rstrip("_") if inplace else name
     return _SPELLINGS.get(name.removeprefix("_"), _SPELLINGS.get(name, name)), inplace

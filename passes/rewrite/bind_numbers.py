@@ -16,7 +16,7 @@ from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup
-from baoc_compile.passes.numbers.expressions import Source
+from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import NumberFunction
 from baoc_compile.passes.rewrite.bind_launches import Bound
 from baoc_compile.passes.rewrite.places import entry_at, put, put_shared, reader_of
@@ -253,6 +253,11 @@ class BoundNumbers:
                 return dict(zip(group.group.positions, result, strict=False))
         return {}
 
+    @property
+    def of_prelude(self) -> dict[Expression, Any]:
+        """The numbers of this step that the prelude takes."""
+        return dict(zip(self.numbers.prelude, self._shared_values[len(self.numbers.shared_writes) :], strict=True))
+
     def commit(self, optimizer: Any) -> None:
         """Write what the step changes of the optimizer's numbers, after the launches."""
         positions: list[np.ndarray] = []
@@ -271,9 +276,8 @@ class BoundNumbers:
         if positions:
             at = np.concatenate(positions) if len(positions) > 1 else positions[0]
             self._host.write(at, np.concatenate(written) if len(written) > 1 else written[0])
-        for write, value in zip(self.numbers.shared_writes, self._shared_values, strict=True):
+        for write, value in zip(self.numbers.shared_writes, self._shared_values, strict=False):
             put_shared(optimizer, write, value)
-        self._pending = []
 
 
 def _called(function: NumberFunction, values: Sequence[Any]) -> tuple[Any, ...]:

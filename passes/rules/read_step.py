@@ -78,7 +78,8 @@ class Reading:
     def widen(self, table: ParameterTable, known: Mapping[Hashable, list[Bounds]]) -> bool:
         """Prove the rules again for wider intervals of their numbers. Return whether a rule has changed."""
         before = {i: rule.key for i, rule in self.rules.items()}
-        self.classes = extract_rules(self.recording, table, known)
+        so_far = {piece.signature: c.bounds for c in self.classes for piece in c.members}
+        self.classes = extract_rules(self.recording, table, so_far | dict(known))
         return before != {i: rule.key for i, rule in self.rules.items()}
 
 
