@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
-from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Parameters
+from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Lists, Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings
@@ -58,7 +58,8 @@ class BoundStep:
         """Remember what the optimizer holds."""
         optimizer = table.optimizer
         self._groups = list(optimizer.param_groups)
-        self._lists = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
+        self._params = [group["params"] for group in self._groups]
+        self._lists = Lists([optimizer.param_groups, *self._params])
         states = [optimizer.state[p] for p in table.parameters if p in optimizer.state]
         counting = [s for s in states if any(type(v) in (int, float) for v in s.values())]
         #: State with Python numbers, which change all the time: for each key, its tensors.
@@ -70,7 +71,7 @@ class BoundStep:
         plain = [s for s in states if id(s) not in known]
         self._dictionaries, self._options = Dictionaries([optimizer.state, *plain]), Dictionaries(self._groups)
         self._held_groups = [dict(group) for group in self._groups]
-        self._attributes = _attributes(optimizer)
+        self._attributes, self._size = _attributes(optimizer), len(vars(optimizer))
         writes_constants = any(not isinstance(w.value, Expression) for w in self.reading.recording.writes)
         #: Whether flags and the like may change at every step, so that all is compared every time.
         self._is_careful = writes_constants or any(_holds_containers(s) for s in states) or _has_containers(optimizer)
@@ -82,11 +83,10 @@ class BoundStep:
         """Return whether the optimizer still holds the parameters, state and options that the step is bound to."""
         if self._is_stale:
             return False
-        if len(optimizer.param_groups) != len(self._groups) or not all(map(is_, optimizer.param_groups, self._groups)):
-            return False
-        if any(not _same_objects(now, held) for now, held in self._lists):
-            return False
-        if self._dictionaries.changed():
+        is_same = (
+            optimizer.param_groups is self._lists.lists[0] and optimizer.state is self._dictionaries.dictionaries[0]
+        )
+        if not is_same or self._lists.changed() or self._dictionaries.changed():
             return False
         changed = self._options.changed()
         for position in changed:
@@ -94,8 +94,7 @@ class BoundStep:
             if not _same_kind(held, group):
                 return False
             self._held_groups[position] = dict(group)
-        if changed:
-            self._options.hold()
+            self._options.hold_again(position)
         if [len(s) for s in self._counting] != self._sizes:
             return False
         if any(not all(map(is_, [s.get(key) for s in self._counting], held)) for key, held in self._columns):
@@ -201,10 +200,6 @@ class BoundStep:
 
 def _layout(parameter: Tensor) -> Any:
     return parameter.shape, parameter.stride(), parameter.dtype, parameter.device
-
-
-def _same_objects(now: Sequence[Any], held: Sequence[Any]) -> bool:
-    return len(now) == len(held) and all(map(is_, now, held))
 
 
 def _attributes(optimizer: Any) -> dict[str, Any]:

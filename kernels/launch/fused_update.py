@@ -117,6 +117,9 @@ class BoundLaunch:
     def __init__(self, launch: Launch, params: Sequence[Tensor], state: Sequence[Tensor]):
         self.launch, self.params, self.state = launch, params, state
         self.indices = np.array(launch.indices, dtype=np.int64)
+        first, count = int(self.indices[0]) if len(params) else 0, len(params)
+        is_run = np.array_equal(self.indices, np.arange(first, first + count))
+        self._at = slice(first, first + count) if is_run else self.indices
         names = [o.name for o in launch.graph.numbers]
         self.column = {name: k for k, name in enumerate(names)}
         self.numbers = np.array([[n.get(name, 0.0) for name in names] for n in launch.numbers], dtype=np.float64)
@@ -140,9 +143,10 @@ class BoundLaunch:
         seen: where the optimizer's parameters and gradients are.
         values: the 0-dim tensors that `launch.varying` refers to.
         """
-        flags = seen.flags[self.indices]
+        flags = seen.flags[self._at]
         present = (flags & PRESENT).astype(bool)
-        if not present.any():
+        all_present = bool(present.all())
+        if not all_present and not present.any():
             return
         is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
         if self.captured and self.captured[-1] is self.table and not is_captured:
@@ -150,12 +154,12 @@ class BoundLaunch:
         strides = self._strides(flags) if (flags & STRIDED).any() else None
         if self.table is None or strides != self._grad_strides or (self._watched is not None and self._has_moved()):
             self._build(strides)
-        mask = b"" if present.all() else present.tobytes()
+        mask = b"" if all_present else present.tobytes()
         if mask != self._restricted:
             self.table.restrict(present if mask else None)
             self._restricted = mask
             self.written = Written([p for p, here in zip(self.params, present, strict=True) if here])
-        self.table.follow(seen.param_at[self.indices], seen.grad_at[self.indices], self._grads)
+        self.table.follow(seen.param_at[self._at], seen.grad_at[self._at], self._grads)
         if self._dirty:
             self.table.numbers_changed()
             self._dirty = False

@@ -2,6 +2,8 @@
 #include <cstdint>
 
 extern "C" {
+intptr_t PyList_Size(void* list);
+void* PyList_GetItem(void* list, intptr_t index);
 int PyDict_Next(void* dictionary, intptr_t* position, void** key, void** value);
 }
 
@@ -21,25 +23,36 @@ struct Functions {  // of torch; a tensor is a pointer to its implementation
 
 enum { PRESENT = 1, STRIDED = 2, ODD = 4 };
 
-// The path to a gradient: object -> parameter -> autograd's data -> gradient -> its storage. Kernels have emptied the caches.
+// Kernels have emptied the caches, so what comes next is fetched ahead of its use. A tensor's implementation begins with its
+// table of functions, two counts, its storage and autograd's data; a wrong guess would cost only time. (g++ drops functions
+// without effect unless it must inline them.)
 constexpr int ahead = 12;
-static inline __attribute__((always_inline)) void fetch(char* const* objects, int64_t i, int64_t size, int64_t offset) {
-  if (i + 2 * ahead < size) __builtin_prefetch(objects[i + 2 * ahead] + offset);
-  if (i + ahead < size) {
-    const char* const tensor = *Pointer(objects[i + ahead] + offset);
-    for (int line = 0; line < 192; line += 64) __builtin_prefetch(tensor + line);
-  }
+static inline __attribute__((always_inline)) void fetch_tensor(const char* implementation) {
+  for (int line = 0; line < 192; line += 64) __builtin_prefetch(implementation + line);
+}
+static inline __attribute__((always_inline)) void fetch_parts(const char* implementation) {
+  __builtin_prefetch(*Pointer(implementation + 16));
+  __builtin_prefetch(*Pointer(implementation + 24));
 }
 
 // Read the addresses of `size` parameters and their gradients. Return 1 if the address of a parameter has changed.
+// grads: scratch, [size].
 extern "C" int look_at_gradients(const Functions* torch, int64_t size, char* const* objects, const int32_t* dtypes,
-                                 int32_t strided_layout, void** param_at, void** grad_at, uint8_t* flags) {
+                                 int32_t strided_layout, Pointer* grads, void** param_at, void** grad_at, uint8_t* flags) {
   int moved = 0;
+  const int64_t offset = torch->offset;
   for (int64_t i = 0; i < size; ++i) {
-    fetch(objects, i, size, torch->offset);
+    if (i + 3 * ahead < size) __builtin_prefetch(objects[i + 3 * ahead] + offset);
+    if (i + 2 * ahead < size) fetch_tensor(*Pointer(objects[i + 2 * ahead] + offset));
+    if (i + ahead < size) fetch_parts(*Pointer(objects[i + ahead] + offset));
     void* const now = torch->address(objects[i]);
     if (now != param_at[i]) moved = 1, param_at[i] = now;
-    const Pointer grad = torch->grad(*Pointer(objects[i] + torch->offset));
+    grads[i] = torch->grad(*Pointer(objects[i] + offset));
+  }
+  for (int64_t i = 0; i < size; ++i) {
+    if (i + 2 * ahead < size) fetch_tensor(*grads[i + 2 * ahead]);
+    if (i + ahead < size) fetch_parts(*grads[i + ahead]);
+    const Pointer grad = grads[i];
     flags[i] = 0;
     if (*grad == torch->nothing) continue;
     bool contiguous = false;
@@ -60,7 +73,9 @@ extern "C" int look_at_gradients(const Functions* torch, int64_t size, char* con
 extern "C" void read_numbers(const Functions* torch, int64_t size, char* const* objects, const uint8_t* kinds, void** at,
                              double* values) {
   for (int64_t i = 0; i < size; ++i) {
-    if (i + ahead < size) __builtin_prefetch(*Pointer(objects[i + ahead] + torch->offset));
+    if (i + 3 * ahead < size) __builtin_prefetch(objects[i + 3 * ahead] + torch->offset);
+    if (i + 2 * ahead < size) fetch_tensor(*Pointer(objects[i + 2 * ahead] + torch->offset));
+    if (i + ahead < size) fetch_parts(*Pointer(objects[i + ahead] + torch->offset));
     const void* const p = at[i] = torch->address(objects[i]);
     values[i] = kinds[i] == 0   ? double(*static_cast<const float*>(p))
                 : kinds[i] == 1 ? *static_cast<const double*>(p)
@@ -88,6 +103,9 @@ extern "C" int64_t compare_dictionaries(int64_t size, void* const* dictionaries,
                                         int64_t* changed) {
   int64_t count = 0;
   for (int64_t d = 0; d < size; ++d) {
+    // a dictionary has its keys and entries behind a pointer in its fifth word
+    if (d + 2 * ahead < size) __builtin_prefetch(dictionaries[d + 2 * ahead]);
+    if (d + ahead < size) fetch_tensor(*Pointer(static_cast<char*>(dictionaries[d + ahead]) + 32));
     intptr_t position = 0;
     void *key, *value;
     int64_t k = first[d];
@@ -99,6 +117,17 @@ extern "C" int64_t compare_dictionaries(int64_t size, void* const* dictionaries,
     if (!same || k != first[d + 1]) changed[count++] = d;
   }
   return count;
+}
+
+// The same for lists and their entries. Return whether any differs.
+extern "C" int compare_lists(int64_t size, void* const* lists, const int64_t* first, void* const* held) {
+  for (int64_t l = 0; l < size; ++l) {
+    const int64_t length = first[l + 1] - first[l];
+    if (PyList_Size(lists[l]) != length) return 1;
+    for (int64_t k = 0; k < length; ++k)
+      if (PyList_GetItem(lists[l], k) != held[first[l] + k]) return 1;
+  }
+  return 0;
 }
 
 extern "C" void mark(const Functions* torch, int64_t size, char* const* objects) {

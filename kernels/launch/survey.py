@@ -83,7 +83,7 @@ def _compile() -> Compiled | None:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
     library.compare_dictionaries.restype = ctypes.c_int64
-    for name in ("look_at_gradients", "read_numbers", "write_numbers", "compare_dictionaries", "mark"):
+    for name in ("look_at_gradients", "read_numbers", "write_numbers", "compare_dictionaries", "compare_lists", "mark"):
         getattr(library, name).argtypes = None
     names = [name for name, _ in _Functions._fields_]  # type: ignore[misc]
     return Compiled(library, _Functions(*(getattr(found, name) for name in names)))
@@ -120,7 +120,8 @@ class Parameters:
             self._dtypes = np.array([_code_of(d) for d in grad_dtypes], np.int32)
             size = ctypes.c_int64(len(tensors))
             self._arguments = (ctypes.byref(self._compiled.functions), size, _at(self._objects))
-            self._results = (_at(self.param_at), _at(self.grad_at), _at(self.flags))
+            self._grads = np.zeros(len(tensors), np.uint64)
+            self._results = (_at(self._grads), _at(self.param_at), _at(self.grad_at), _at(self.flags))
             self._layout = ctypes.c_int32(code_of_strided())
             self._dtypes_at = _at(self._dtypes)
 
@@ -214,6 +215,41 @@ class Dictionaries:
             if len(now) != len(held) or any(a is not b for a, b in zip(now, held, strict=True)):
                 found.append(position)
         return found
+
+    def hold_again(self, position: int) -> None:
+        """Compare one dictionary with what it holds now from here on."""
+        now = [entry for item in self.dictionaries[position].items() for entry in item]
+        start, stop = 2 * int(self._first[position]), 2 * int(self._first[position + 1])
+        if len(now) != stop - start:
+            self.hold()
+            return
+        self._held[start:stop] = now
+        self._entries[start:stop] = [id(entry) for entry in now]
+
+
+class Lists:
+    """Lists and what they held: their entries are compared by identity."""
+
+    def __init__(self, lists: Sequence[list[Any]]):
+        self.lists, self._compiled = list(lists), compiled()
+        self._held = [list(entries) for entries in lists]  # keeps ids unique
+        flat = [entry for entries in self._held for entry in entries]
+        arrays = (
+            _objects(self.lists),
+            np.concatenate([[0], np.cumsum([len(entries) for entries in lists])]).astype(np.int64),
+            _objects(flat),
+        )
+        self._arrays = arrays
+        self._arguments = (ctypes.c_int64(len(self.lists)), *map(_at, arrays))
+
+    def changed(self) -> bool:
+        """Return whether any list holds other objects than before."""
+        if self._compiled is not None:
+            return bool(self._compiled.library.compare_lists(*self._arguments))
+        return any(
+            len(now) != len(held) or any(a is not b for a, b in zip(now, held, strict=True))
+            for now, held in zip(self.lists, self._held, strict=True)
+        )
 
 
 class Written:

@@ -46,7 +46,7 @@ class _Target:
     rows: row of each member of the group; -1 for members of other launches.
     columns: columns of the launch's numbers.
     values: which of the group's values they get.
-    whole: whether the members are all rows, in order.
+    whole: whether the members are all rows of the launch.
     """
 
     launch: BoundLaunch
@@ -153,7 +153,7 @@ class BoundNumbers:
         for launch, rows in rows_of.items():
             names = {name: p for name, p in names_of[launch].items() if name in launch.column}
             columns = np.array([launch.column[name] for name in names], dtype=np.int64)
-            whole = np.array_equal(rows, np.arange(len(launch.indices)))
+            whole = len(rows[rows >= 0]) == len(launch.indices)
             found.append(_Target(launch, rows, columns, [value_at[p] for p in names.values()], whole))
         return found
 
