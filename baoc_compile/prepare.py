@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -84,15 +85,21 @@ def prepare(
 
 
 def adopt(optimizer: Any, options: Any) -> None:
-    """Prepare an optimizer whose step was compiled with `backend="baoc"`, with the options of `torch.compile`."""
+    """Prepare an optimizer whose step was compiled with `backend="baoc"`, with the options of `torch.compile`.
+
+    Raises OptionError if it was prepared for other ones.
+    """
     parsed = Options.parse(options)
     refuse_differentiable(optimizer)
+    is_new = known_session(optimizer) is None
     session = session_of(optimizer)
     try:
-        refuse_overlap(session.table())
+        with suppress(UnsupportedStep):  # the step is refused when it runs
+            refuse_overlap(session.table())
         session.request = session.request.or_else(parsed.request, is_settled=bool(session.storage.parameters))
     except Exception:
-        _detach(optimizer)
+        if is_new:
+            _detach(optimizer)
         raise
 
 

@@ -130,7 +130,15 @@ def running_backends() -> Iterator[Any]:
 
 def is_running_compiled() -> bool:
     """Return whether a function compiled with any backend is on the stack, outside of what torch.compile leaves alone."""
-    return callable(_eval_frame.get_eval_frame_callback())
+    return _eval_frame.get_eval_frame_callback() is not None
+
+
+def leave_alone(function: Any) -> None:
+    """Let Dynamo run a function as it is when it comes to its frame, instead of tracing it once for each object it is called on.
+
+    Without it, the steps of more than a few optimizers that are compiled would reach Dynamo's recompile limit.
+    """
+    eval_frame.skip_code(function.__code__)
 
 
 def asks_for_one_graph() -> bool:

@@ -32,6 +32,8 @@ log = logging.getLogger("baoc")
 
 #: Recordings are audited after 2, 4, 8, ... steps up to this interval, and then at this interval.
 LONGEST_INTERVAL = 500
+#: Larger parameters are not copied for an audit: their full-precision state is what the user wants to save.
+MOST_ELEMENTS = 1 << 16
 #: The share of the time that audits may take, from the fourth on.
 MOST_TIME = 0.01
 
@@ -105,11 +107,11 @@ def _audit(
 
 
 def _chosen(reading: Reading, table: ParameterTable, present: frozenset[int]) -> list[int]:
-    """Return the smallest parameter of each rule that has elements and a gradient."""
+    """Return the smallest parameter of each rule that has elements and a gradient, if it is not large."""
     found = []
     for rule_class in reading.classes:
         able = [p.parameters[0] for p in rule_class.members if rule_class.rule is not None]
-        able = [i for i in able if i in present and table.parameters[i].numel()]
+        able = [i for i in able if i in present and 0 < table.parameters[i].numel() <= MOST_ELEMENTS]
         if able:
             found.append(min(able, key=lambda i: table.parameters[i].numel()))
     return found

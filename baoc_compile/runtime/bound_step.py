@@ -196,6 +196,10 @@ class BoundStep:
         """Drop all tensors; the step can't run afterwards."""
         for launch in self.bound.launches:
             launch.release()
+        self._is_stale = True
+        self.bound.created.clear()
+        self._dictionaries, self._columns, self._counting, self._held_groups = Dictionaries([]), [], [], []
+        self._values, self.codebooks = {}, CodebookRefresh([])
 
 
 def _layout(parameter: Tensor) -> Any:

@@ -24,6 +24,7 @@ from baoc_compile.core.torch_private import (
     asks_for_one_graph,
     constant_when_traced,
     is_running_compiled,
+    leave_alone,
     patch_of_steps,
     replace_patch_of_steps,
     running_backends,
@@ -34,7 +35,8 @@ from baoc_compile.runtime.session import ATTRIBUTE, KEY, known_session, sessions
 _LOCK = threading.Lock()
 _OPTIMIZER_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 
-#: Gives an optimizer a session, from the options of `torch.compile`. `backend` sets it; until then none is given.
+#: Gives an optimizer a session, from the options of `torch.compile`, or adds them to its wishes. `backend` sets it; until then
+#: none is given.
 ADOPT: list[Callable[[Any, Any], None]] = []
 
 
@@ -48,8 +50,11 @@ def lead(optimizer_class: type) -> None:
         if cell is not None:
             if not hasattr(cell.cell_contents, "led_by_baoc"):
                 cell.cell_contents = _led(cell.cell_contents)
+                leave_alone(cell.cell_contents)
         elif not hasattr(step, "led_by_baoc"):
-            optimizer_class.step = _led(step)  # type: ignore[attr-defined]
+            optimizer_class.step = made = _led(step)  # type: ignore[attr-defined]
+            # Dynamo comes to this frame first, and is to trace it: it must not share the code that is left alone
+            made.__code__ = made.__code__.replace()
         optimizer_class._baoc_key_when_traced = _baoc_key_when_traced  # type: ignore[attr-defined]
 
 
@@ -72,7 +77,7 @@ def own_function(optimizer: Any) -> Callable[..., Any]:
     return step
 
 
-def _led(step: Callable[..., Any]) -> Callable[..., Any]:
+def _led(step: Callable[..., Any]) -> Any:
     @functools.wraps(step)
     def led(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -111,12 +116,11 @@ def _baoc_key_when_traced(self: Any) -> int:
 def own_step_of(optimizer: Any) -> OwnStep | None:
     """Return baoc's own step of an optimizer; None if it has none."""
     session = known_session(optimizer)
-    if session is None:
+    if session is None or session.own is None or session.own.bound is None:
         backend = next(filter(_is_baoc, running_backends()), None)
-        if backend is None or not ADOPT:
-            return None
-        ADOPT[0](optimizer, getattr(backend, "kwargs", {}).get("options"))
-        session = known_session(optimizer)
+        if backend is not None and ADOPT:
+            ADOPT[0](optimizer, getattr(backend, "kwargs", {}).get("options"))
+            session = known_session(optimizer)
     if session is None:
         return None
     if session.own is None:
@@ -167,6 +171,8 @@ def _classes(base: type) -> Iterator[Any]:
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
+
+leave_alone(is_running_compiled)
 
 _library = torch.library.Library("baoc", "FRAGMENT")
 _library.define("step(Tensor(a!)[] params, int key) -> ()")

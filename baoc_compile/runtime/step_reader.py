@@ -132,6 +132,7 @@ class StepReader:
         """Find a reading that holds now, or make one, and bind it."""
         table = self.session.table()
         self._check_kinds(table)
+        refuse_overlap(table)
         if self.bound is not None and not self.bound.is_bound_to(optimizer):
             self.release()
         present = frozenset(i for i, p in enumerate(table.parameters) if p.grad is not None)

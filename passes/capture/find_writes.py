@@ -105,7 +105,7 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
                 return None
             raise UnsupportedStep(f"it changes {source}, a tensor that is no state")
         if isinstance(old, Tensor) and id(old) in recorder.numbers:
-            raise HoldsElements(source)
+            raise HoldsElements(recorder.numbers[id(old)])
         if len(source.path) > 1 and not (tensor is old and recorder.is_unchanged(tensor)):
             raise UnsupportedStep(f"it keeps {source} inside a list or dictionary of state")
         return None

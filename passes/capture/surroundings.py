@@ -114,7 +114,7 @@ def _functions(function: Callable[..., Any], optimizer: Any) -> Iterator[Functio
     for owner in type(optimizer).__mro__:
         if owner not in (object, torch.optim.Optimizer):
             found += [getattr(f, "__func__", f) for f in vars(owner).values()]
-    found = [f for f in dict.fromkeys(found) if isinstance(f, FunctionType) and not _is_known(f)]
+    found = list(dict.fromkeys(f for f in found if isinstance(f, FunctionType) and not _is_known(f)))
     named = [f.__globals__.get(name) for f in found for name in _names(f.__code__)]
     yield from dict.fromkeys([*found, *(f for f in named if isinstance(f, FunctionType) and not _is_known(f))])
 

@@ -116,6 +116,9 @@ class NumberTrace:
 
     def guard(self, expression: Expression, expected: Any, *, is_truth: bool) -> None:
         """Note that the recording holds only as long as the expression has this truth, or this value."""
+        sources = map(self.sources.get, sources_of(expression))
+        if expression.source is None and all((source, False) in self._guarded for source in sources):
+            return  # of values that are guarded themselves: whether a dictionary compares a key depends on the key's object
         if (expression, is_truth) not in self._guarded:
             self._guarded.add((expression, is_truth))
             self.guards.append(Guard(expression, expected, is_truth))

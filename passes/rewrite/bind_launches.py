@@ -108,7 +108,7 @@ class _Operands:
 
     def _add(self, operand: Operand, configuration: Mapping[str, Codec], created: Mapping[str, Tensor]) -> None:
         slot, part, rule_input = operand.slot, operand.part, operand.input
-        entry = created.get(slot, self.state.get(slot)) if slot else None
+        entry = created.get(slot, self.state.get(slot)) if operand.source in ("part", "clock", "salt") else None
         if part is not None:
             assert entry is not None
             codec = configuration[slot]
