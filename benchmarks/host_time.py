@@ -1,8 +1,8 @@
 """Host time of AdamW's step beyond its kernels, over tiny tensors, beside torch's own foreach and fused steps.
 
-Two times are taken in turn, A B A B: of `optimizer.step()`, and of the launches of its programs alone, over the tables
-that this step has left. Their difference, pair by pair, is what the host does besides: checks, numbers, tables,
-counters. On a GPU, a launch's time is that of launching. Steps run in three situations:
+Two times are taken of every step: of `optimizer.step()`, and, inside it, of its programs. Their difference is what the host does besides: checks, numbers, tables, counters. On a GPU, a program's time is that of launching.
+
+Steps run in three situations:
 
     constant lr         nothing changes between steps but the counters
     new lr              the learning rate is another Python number at every step
@@ -34,6 +34,7 @@ from paired import Spread, machine
 from paths import RESULTS, shown_at
 
 import baoc_compile
+from baoc_compile.kernels.launch.fused_update import Launch
 from baoc_compile.kernels.launch.survey import PRESENT
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import ParameterPlan, Plan
@@ -100,19 +101,15 @@ class Running:
     def one(self) -> dict[str, float]:
         """Return the seconds of one step, by part. A GPU is idle before it, and not waited for in it."""
         self.change()
+        _programs.taken = 0.0
         wall, processor = time.perf_counter(), time.process_time()
         self.optimizer.step()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         self.settle()
         found = {"step": wall, "processor": processor}
         if self.own is not None:
-            launches = [(launch.launch, launch.table) for launch in self.launches()]
-            began = time.perf_counter()
-            for launch, table in launches:
-                launch.launch(table)
-            found["kernels"] = time.perf_counter() - began
+            found["kernels"] = _programs.taken
             found["beyond"] = wall - found["kernels"]
-            self.settle()
         return found
 
     def launches(self) -> list[Any]:
@@ -127,12 +124,31 @@ class Running:
             torch.cuda.synchronize()
 
 
+class Programs:
+    """The seconds that programs have taken since `taken` was set to 0."""
+
+    taken = 0.0
+
+    def watch(self) -> None:
+        """Time every launch of this process."""
+        launch = Launch.launch
+
+        def timed(launched: Launch, table: Any) -> None:
+            began = time.perf_counter()
+            launch(launched, table)
+            self.taken += time.perf_counter() - began
+
+        Launch.launch = timed  # type: ignore[method-assign]
+
+
+_programs = Programs()
 _running: dict[Case, Running] = {}  # of this process
 
 
 def start(cases: list[Case]) -> list[int]:
     """Start all cases; return how many launches a step of each has."""
     torch.set_num_threads(1)
+    _programs.watch()
     _running.update({case: Running(case) for case in cases})
     for running in _running.values():
         assert running.own is None or running.own.bound is not None, f"the step runs as written: {running.own.refused}"
@@ -205,7 +221,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"AdamW, half of the tensors 8×8, half of 8 elements; {where}; {releases}. Times are microseconds, medians of",
         f"{results[0]['steps']} steps, with quartiles in brackets. *beyond* is the step less the "
-        f"{'launching' if report['device'] == 'cuda' else 'kernels'} alone, pair by pair. Launches in a step: {launches}.",
+        f"{'launching' if report['device'] == 'cuda' else 'programs'} in it. Launches in a step: {launches}.",
         "*new lr*: the learning rate is another number at every step. *absent*: besides, half of the gradients are absent, "
         "by a new",
         "random pattern at every step. Made by `benchmarks/host_time.py`, which describes the method.",

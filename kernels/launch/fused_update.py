@@ -132,8 +132,12 @@ class BoundLaunch:
         self._reads_grad = any(o.source == "grad" for o in launch.graph.pointers)
         self._dirty, self._restricted = False, b""
 
-    def enter(self, rows: Any, columns: np.ndarray, values: Sequence[float]) -> None:
-        """Enter the same numbers for several parameters: a slice, or their positions as a column."""
+    def enter(self, rows: Any, columns: np.ndarray, values: Any) -> None:
+        """Enter numbers for several parameters.
+
+        rows: a slice of the parameters, or their positions as a column.
+        values: one row for all of them, or one for each.
+        """
         self.numbers[rows, columns] = values
         self._dirty = True
 
@@ -158,7 +162,6 @@ class BoundLaunch:
         if mask != self._restricted:
             self.table.restrict(present if mask else None)
             self._restricted = mask
-            self.written = Written([p for p, here in zip(self.params, present, strict=True) if here])
         self.table.follow(seen.param_at[self._at], seen.grad_at[self._at], self._grads)
         if self._dirty:
             self.table.numbers_changed()
@@ -167,7 +170,7 @@ class BoundLaunch:
             self.table.take_values(values)
         if self.observe is not None:
             self.observe(self, present if mask else None)
-        self.written.mark()  # before the launch empties the caches
+        self.written.mark(present if mask else None)  # before the launch empties the caches
         self.launch.launch(self.table)
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)
@@ -189,7 +192,6 @@ class BoundLaunch:
             self.table.numbers[:] = self.numbers
             self.numbers = self.table.numbers
         self._grad_strides, self._dirty, self._restricted = strides, True, b""
-        self.written = Written(self.params)
         if self._watched is not None:
             self._watched.look()
 

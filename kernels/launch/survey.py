@@ -258,9 +258,12 @@ class Written:
     def __init__(self, tensors: Sequence[Tensor]):
         self.tensors, self._objects, self._compiled = list(tensors), _objects(tensors), compiled()
 
-    def mark(self) -> None:
+    def mark(self, present: np.ndarray | None = None) -> None:
+        """Bump the version counters of all tensors, or of those that are `present` (a truth value for each)."""
         if self._compiled is None:
-            torch.autograd.graph.increment_version(self.tensors)
+            here = self.tensors if present is None else [t for t, p in zip(self.tensors, present, strict=True) if p]
+            torch.autograd.graph.increment_version(here)
         else:
-            size = ctypes.c_int64(len(self.tensors))
-            self._compiled.library.mark(ctypes.byref(self._compiled.functions), size, _at(self._objects))
+            objects = self._objects if present is None else self._objects[present]
+            size = ctypes.c_int64(len(objects))
+            self._compiled.library.mark(ctypes.byref(self._compiled.functions), size, _at(objects))

@@ -76,6 +76,30 @@ class _Group:
     written: list[np.ndarray | None] = field(default_factory=list)
 
 
+@dataclass
+class _Computed:
+    """The numbers of a group in one step.
+
+    members: positions of the members that take the step; None for all.
+    results: what the group's function returned for each set of distinct own numbers.
+    which: for each of these members, which result is its own; None if there is one for all.
+    """
+
+    group: _Group
+    members: np.ndarray | None
+    results: list[tuple[Any, ...]]
+    which: np.ndarray | None
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        """The positions of the members that take the step."""
+        return range(len(self.group.indices)) if self.members is None else self.members.tolist()
+
+    def result(self, k: int) -> tuple[Any, ...]:
+        """Return the numbers of the k-th of these members."""
+        return self.results[0 if self.which is None else int(self.which[k])]
+
+
 class BoundNumbers:
     """The numbers of a step, as the host reads, computes and writes them.
 
@@ -95,7 +119,7 @@ class BoundNumbers:
         self._read_shared = reader_of(list(shared))
         self._count = len(numbers.shared.sources)
         self._host = HostNumbers(self._tensors)
-        self._pending: list[tuple[_Group, np.ndarray | None, tuple[Any, ...]]] = []
+        self._pending: list[_Computed] = []
         self._shared_values: tuple[Any, ...] = ()
 
     def _group(
@@ -176,44 +200,41 @@ class BoundNumbers:
             if not present.any():
                 continue
             members = None if present.all() else np.nonzero(present)[0]
-            for some, arguments in self._distinct(group, members, shared, values):
-                result = _called(group.group.function, arguments)
+            distinct, which = self._distinct(group, members, values)
+            results = [_called(group.group.function, self._arguments(group, own, shared)) for own in distinct]
+            for result in results:
                 for k, low, high in group.bounds:
                     if not low <= result[k] <= high:
                         raise OutOfBounds(group.signature, group.group.positions[k], result[k])
-                pending.append((group, some, result))
+            pending.append(_Computed(group, members, results, which))
         self._pending = pending
-        for group, some, result in pending:
-            self._enter(group, some, result)
+        for computed in pending:
+            self._enter(computed)
 
+    @staticmethod
     def _distinct(
-        self, group: _Group, members: np.ndarray | None, shared: Sequence[Any], values: np.ndarray
-    ) -> list[tuple[np.ndarray | None, list[Any]]]:
-        """Return (members, arguments of the group's function) for every set of members whose own numbers are equal."""
+        group: _Group, members: np.ndarray | None, values: np.ndarray
+    ) -> tuple[list[Sequence[Any]], np.ndarray | None]:
+        """Return the distinct own numbers of a group's members, and which of them each has; None if there is one for all."""
         columns: list[Any] = []
         for kind, at in group.own:
             if kind == "tensor":
-                column = values[at if members is None else at[members]]
-                columns.append(column)
+                columns.append(values[at if members is None else at[members]])
             elif kind == "python":
                 entries = group.entries if members is None else [group.entries[m] for m in members.tolist()]
                 key = at[0]
                 columns.append([e[key] for e in entries] if len(at) == 1 else [entry_at(e, at) for e in entries])
         if all(_is_constant(c) for c in columns):
-            own = [c[0].item() if isinstance(c, np.ndarray) else c[0] for c in columns]
-            return [(members, self._arguments(group, own, shared))]
+            return [[c[0].item() if isinstance(c, np.ndarray) else c[0] for c in columns]], None
+        if len(columns) == 1 and isinstance(columns[0], np.ndarray):
+            distinct, which = np.unique(columns[0], return_inverse=True)
+            return [[number] for number in distinct.tolist()], which
         lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns]
-        by_numbers: dict[tuple[Any, ...], list[int]] = {}
-        for position, own_numbers in enumerate(zip(*lists, strict=True)):
-            by_numbers.setdefault(own_numbers, []).append(position)
-        found: list[tuple[np.ndarray | None, list[Any]]] = []
-        for own_numbers, positions in by_numbers.items():
-            some = np.array(positions, dtype=np.int64)
-            chosen = some if members is None else members[some]
-            found.append((chosen, self._arguments(group, list(own_numbers), shared)))
-        return found
+        number: dict[tuple[Any, ...], int] = {}
+        which = np.array([number.setdefault(own, len(number)) for own in zip(*lists, strict=True)], dtype=np.int64)
+        return list(number), which
 
-    def _arguments(self, group: _Group, own: list[Any], shared: Sequence[Any]) -> list[Any]:
+    def _arguments(self, group: _Group, own: Sequence[Any], shared: Sequence[Any]) -> list[Any]:
         taken = iter(own)
         found = []
         for (kind, at), source in zip(group.own, group.group.function.sources, strict=True):
@@ -229,28 +250,32 @@ class BoundNumbers:
         return not entry_at(group.entries[0], source.path).is_floating_point()
 
     @staticmethod
-    def _enter(group: _Group, some: np.ndarray | None, result: tuple[Any, ...]) -> None:
+    def _enter(computed: _Computed) -> None:
+        """Enter a group's numbers in the launches and replays that take them."""
+        group, members, results, which = computed.group, computed.members, computed.results, computed.which
         for target in group.targets:
-            numbers = [result[k] for k in target.values]
-            if some is None and target.whole:
-                target.launch.enter(slice(None), target.columns, numbers)
+            numbers = [[result[k] for k in target.values] for result in results]
+            if members is None and which is None and target.whole:
+                target.launch.enter(slice(None), target.columns, numbers[0])
                 continue
-            rows = target.rows if some is None else target.rows[some]
-            rows = rows[rows >= 0]
-            if len(rows):
-                target.launch.enter(rows[:, None], target.columns, numbers)
-        chosen = range(len(group.replays)) if some is None else some.tolist()
-        for member in chosen if any(group.replays) else ():
-            replay = group.replays[member]
-            if replay is not None:
-                replay.enter(group.group.positions, result[: len(group.group.positions)])
+            rows = target.rows if members is None else target.rows[members]
+            here = rows >= 0
+            if here.any():
+                own = numbers[0] if which is None else np.array(numbers)[which[here]]
+                target.launch.enter(rows[here][:, None], target.columns, own)
+        if any(group.replays):
+            count = len(group.group.positions)
+            for k, member in enumerate(computed.chosen):
+                replay = group.replays[member]
+                if replay is not None:
+                    replay.enter(group.group.positions, computed.result(k)[:count])
 
     def of(self, index: int) -> dict[int, Any]:
         """Return the numbers of this step for one parameter: position among its piece's scalars -> number."""
-        for group, some, result in self._pending:
-            members = group.indices if some is None else group.indices[some]
-            if index in members:
-                return dict(zip(group.group.positions, result, strict=False))
+        for computed in self._pending:
+            members = computed.group.indices if computed.members is None else computed.group.indices[computed.members]
+            for k in np.nonzero(members == index)[0].tolist():
+                return dict(zip(computed.group.group.positions, computed.result(k), strict=False))
         return {}
 
     @property
@@ -262,17 +287,20 @@ class BoundNumbers:
         """Write what the step changes of the optimizer's numbers, after the launches."""
         positions: list[np.ndarray] = []
         written: list[np.ndarray] = []
-        for group, some, result in self._pending:
-            values = result[len(group.group.positions) :]
-            for write, at, value in zip(group.group.writes, group.written, values, strict=True):
+        for computed in self._pending:
+            group, which = computed.group, computed.which
+            for k, (write, at) in enumerate(
+                zip(group.group.writes, group.written, strict=True), len(group.group.positions)
+            ):
+                values = [result[k] for result in computed.results]
                 if at is not None:
-                    chosen = at if some is None else at[some]
+                    chosen = at if computed.members is None else at[computed.members]
                     positions.append(chosen)
-                    written.append(np.full(len(chosen), float(value)))
+                    numbers = np.array(values, dtype=np.float64)
+                    written.append(np.full(len(chosen), numbers[0]) if which is None else numbers[which])
                     continue
-                entries = group.entries if some is None else [group.entries[m] for m in some.tolist()]
-                for entry in entries:
-                    put(entry, write, value)
+                for n, member in enumerate(computed.chosen):
+                    put(group.entries[member], write, values[0 if which is None else which[n]])
         if positions:
             at = np.concatenate(positions) if len(positions) > 1 else positions[0]
             self._host.write(at, np.concatenate(written) if len(written) > 1 else written[0])
@@ -284,11 +312,8 @@ def _called(function: NumberFunction, values: Sequence[Any]) -> tuple[Any, ...]:
     """Return the function's values. Raises GuardFailed if a guard fails, or where the step itself would fail."""
     try:
         found = function(values)
-    except (
-        ArithmeticError,
-        ValueError,
-        TypeError,
-    ) as error:  # a function of math outside its domain, or numbers of another kind
+    # a function of math outside its domain, or numbers of another kind
+    except (ArithmeticError, ValueError, TypeError) as error:
         raise GuardFailed(str(error)) from error
     if found is None:
         raise GuardFailed
