@@ -1,6 +1,7 @@
 """Host time of AdamW's step beyond its kernels, over tiny tensors, beside torch's own foreach and fused steps.
 
-Two times are taken of every step: of `optimizer.step()`, and, inside it, of its programs. Their difference is what the host does besides: checks, numbers, tables, counters. On a GPU, a program's time is that of launching.
+Two times are taken of every step: of `optimizer.step()`, and, inside it, of its programs. Their difference is what the
+host does besides: checks, numbers, tables, counters. On a GPU, a program's time is that of launching.
 
 Steps run in three situations:
 

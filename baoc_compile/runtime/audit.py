@@ -32,6 +32,9 @@ log = logging.getLogger("baoc")
 
 #: Recordings are audited after 2, 4, 8, ... steps up to this interval, and then at this interval.
 LONGEST_INTERVAL = 500
+#: How far the two may differ, relative to the largest value, before it is no rounding: a thousand units in the last place of
+#: float32 are lost where a step subtracts nearly equal numbers. Types with fewer digits are allowed 8 units in theirs.
+CLOSE = 1e-3
 #: Larger parameters are not copied for an audit: their full-precision state is what the user wants to save.
 MOST_ELEMENTS = 1 << 16
 #: The share of the time that audits may take, from the fourth on.
@@ -175,7 +178,9 @@ def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterT
     if exact:
         eps = torch.finfo(theirs.parameters[i].dtype).eps
         moved = (expected - before.float()).abs().max()
-        allowed = 1e-3 * moved + 8 * eps * torch.maximum(before.float().abs().max(), expected.abs().max())
+        allowed = max(CLOSE, 8 * eps) * moved + 8 * eps * torch.maximum(
+            before.float().abs().max(), expected.abs().max()
+        )
         if bool(torch.isfinite(expected).all()) and not bool((expected - found).abs().max() <= allowed):
             return "the update"
     for key, codec in stored.codecs.items():
@@ -185,7 +190,8 @@ def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterT
         if not bool(torch.isfinite(value).all()):
             continue
         plain = entry.decode() if isinstance(entry, StateTensor) else entry
-        error, allowed = (plain.float() - value.float()).abs().max(), 1e-3 * value.float().abs().max()
+        close = max(CLOSE, 8 * torch.finfo(theirs.parameters[i].dtype).eps)
+        error, allowed = (plain.float() - value.float()).abs().max(), close * value.float().abs().max()
         if isinstance(entry, StateTensor):
             allowed = allowed + 2 * _error_of(entry, value)
         if not bool(error <= allowed):

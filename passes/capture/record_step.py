@@ -44,7 +44,7 @@ def record_step(
 
     Raises UnsupportedStep, with the reason, for a step that can't be recorded.
     """
-    elements: frozenset[tuple[int, Any]] = frozenset()
+    elements = elements_of_scalars(table)
     while True:
         try:
             return _record(table, step, present, has_closure, steps, elements, nudges)
@@ -52,6 +52,27 @@ def record_step(
             if found.entry is None or found.entry in elements:
                 raise
             elements |= {found.entry}
+
+
+def elements_of_scalars(table: ParameterTable) -> frozenset[tuple[int, Any]]:
+    """Return the 0-dim state on the host that has elements: state of 0-dim parameters.
+
+    It is what other parameters have in their own shape, or what has the type of a parameter of less than 32 bits. All other
+    0-dim state is taken for a number until the step shows otherwise.
+    """
+    own_shape = {
+        key
+        for i, p in enumerate(table.parameters)
+        for key, value in table.state(i).items()
+        if p.ndim and isinstance(value, torch.Tensor) and value.shape == p.shape
+    }
+    found = set()
+    for i, p in enumerate(table.parameters):
+        for key, value in () if p.ndim else table.state(i).items():
+            is_small = isinstance(value, torch.Tensor) and value.dtype == p.dtype and p.dtype.itemsize < 4
+            if key in own_shape or is_small:
+                found.add((i, key))
+    return frozenset(found)
 
 
 def _record(
