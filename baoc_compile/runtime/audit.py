@@ -99,7 +99,7 @@ def _audit(
         function(theirs.optimizer, *([lambda: None] if reading.has_closure else []))
     bound = BoundStep(reading.restricted(frozenset(chosen)), ours, storage, function)
     bound.look()
-    bound.numbers.compute(ours.optimizer, bound.parameters.flags)
+    bound.numbers.compute(ours.optimizer, bound.parameters)
     bound.run(lambda: ours)
     bound.numbers.commit(ours.optimizer)
     for i in chosen:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
-from baoc_compile.kernels.launch.survey import ODD, PRESENT, Dictionaries, Lists, Parameters
+from baoc_compile.kernels.launch.survey import PRESENT, Dictionaries, Lists, Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings
@@ -44,6 +44,7 @@ class BoundStep:
         self.parameters = Parameters(table.parameters, dtypes)
         self.parameters.look()
         self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
+        self._all_covered = bool(self.covered.all())
         self.codebooks = CodebookRefresh(state_tensors(table))
         self._pieces = {piece.parameters[0]: piece for piece in reading.recording.pieces}
         self.rules = reading.rules
@@ -95,17 +96,16 @@ class BoundStep:
                 return False
             self._held_groups[position] = dict(group)
             self._options.hold_again(position)
-        if [len(s) for s in self._counting] != self._sizes:
+        if self._counting and [len(s) for s in self._counting] != self._sizes:
             return False
         if any(not all(map(is_, [s.get(key) for s in self._counting], held)) for key, held in self._columns):
             return False
-        attributes = _attributes(optimizer)
-        if len(attributes) != len(self._attributes) or not all(
-            map(is_, attributes.values(), self._attributes.values())
-        ):
+        own = vars(optimizer)
+        if len(own) != self._size or any(own.get(name) is not value for name, value in self._attributes.items()):
+            attributes = _attributes(optimizer)
             if not _same_kind(self._attributes, attributes):
                 return False
-            self._attributes = attributes
+            self._attributes, self._size = attributes, len(own)
         if self._surroundings.values() != self._surrounded:
             return False
         if not self._is_careful:
@@ -116,13 +116,15 @@ class BoundStep:
 
     def look(self) -> bool:
         """Look at parameters and gradients. Return whether the step can run on them as they are."""
-        moved = self.parameters.look()
-        if moved and [_layout(p) for p in self.parameters.tensors] != self._layouts:
+        parameters = self.parameters
+        parameters.look()
+        if parameters.moved and [_layout(p) for p in self.parameters.tensors] != self._layouts:
             self._is_stale = True  # for good: the launches have the old layouts
         if self._is_stale:
             return False
-        flags = self.parameters.flags
-        return not ((flags & ODD).any() or ((flags & PRESENT).astype(bool) & ~self.covered).any())
+        if parameters.all_present and self._all_covered:
+            return not parameters.any_odd
+        return not (parameters.any_odd or ((parameters.flags & PRESENT).astype(bool) & ~self.covered).any())
 
     @property
     def present(self) -> frozenset[int]:

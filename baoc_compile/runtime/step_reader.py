@@ -83,7 +83,7 @@ class StepReader:
             try:
                 if self.unborn:
                     self.unborn.begin_anew(self.session, bound.present)
-                bound.numbers.compute(optimizer, bound.parameters.flags)
+                bound.numbers.compute(optimizer, bound.parameters)
                 return bound
             except OutOfBounds as out:
                 self._widen(bound.reading, out)
@@ -97,7 +97,7 @@ class StepReader:
         if reading.has_closure != has_closure:
             return False
         is_exact = self._by_mask or reading.recording.reads_gradients
-        if not is_exact and (bound.parameters.flags & 1).all():
+        if not is_exact and bound.parameters.all_present:
             return True
         present = bound.present
         if is_exact:
@@ -196,7 +196,7 @@ class StepReader:
         # each number leaves its interval at most once below and once above
         for _ in range(2 * sum(len(c.bounds) for c in reading.classes) + 1):
             try:
-                bound.numbers.compute(optimizer, bound.parameters.flags)
+                bound.numbers.compute(optimizer, bound.parameters)
                 return bound
             except OutOfBounds as out:
                 self._widen(reading, out)

@@ -23,7 +23,7 @@ from baoc_compile.core.codec import Sharing
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, TensorArguments
 from baoc_compile.kernels.launch.addresses import Watched
-from baoc_compile.kernels.launch.survey import PRESENT, STRIDED, Parameters, Written
+from baoc_compile.kernels.launch.survey import PRESENT, Parameters, Written
 
 _COUNT = itertools.count()
 
@@ -147,20 +147,22 @@ class BoundLaunch:
         seen: where the optimizer's parameters and gradients are.
         values: the 0-dim tensors that `launch.varying` refers to.
         """
-        flags = seen.flags[self._at]
-        present = (flags & PRESENT).astype(bool)
-        all_present = bool(present.all())
-        if not all_present and not present.any():
-            return
+        all_present, present = seen.all_present, None
+        if not all_present:
+            present = (seen.flags[self._at] & PRESENT).astype(bool)
+            all_present = bool(present.all())
+            if not present.any():
+                return
         is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
         if self.captured and self.captured[-1] is self.table and not is_captured:
             self.table = None
-        strides = self._strides(flags) if (flags & STRIDED).any() else None
+        strides = self._strides(seen.flags[self._at]) if seen.any_strided else None
         if self.table is None or strides != self._grad_strides or (self._watched is not None and self._has_moved()):
             self._build(strides)
-        mask = b"" if all_present else present.tobytes()
+        present = None if all_present else present
+        mask = b"" if present is None else present.tobytes()
         if mask != self._restricted:
-            self.table.restrict(present if mask else None)
+            self.table.restrict(present)
             self._restricted = mask
         self.table.follow(seen.param_at[self._at], seen.grad_at[self._at], self._grads)
         if self._dirty:
@@ -169,8 +171,8 @@ class BoundLaunch:
         if values:
             self.table.take_values(values)
         if self.observe is not None:
-            self.observe(self, present if mask else None)
-        self.written.mark(present if mask else None)  # before the launch empties the caches
+            self.observe(self, present)
+        self.written.mark(present)  # before the launch empties the caches
         self.launch.launch(self.table)
         if is_captured and not (self.captured and self.captured[-1] is self.table):
             self.captured.append(self.table)

@@ -55,6 +55,7 @@ class LaunchTable:
         self.tensors: list[Any] = [a.tensors[o.name] for a in batch for o in pointers]
         #: Column of the gradients; -1 if there are none.
         self.passing = next((k for k, o in enumerate(pointers) if o.source == "grad"), -1)
+        self._param = next((k for k, o in enumerate(pointers) if o.source == "param"), -1)
         self._watched = Watched(self.tensors, len(pointers), self.passing)
         self.at = self._watched.addresses
         self.numbers = np.array([[a.numbers.get(o.name, 0.0) for o in numbers] for a in batch], dtype=np.float64)
@@ -98,21 +99,12 @@ class LaunchTable:
 
         grads: returns the gradients themselves, for tables that need them.
         """
-        param = next((k for k, o in enumerate(self.graph.pointers) if o.source == "param"), -1)
         if self.passing >= 0 and self.batch:
             self.batch, self.tensors[self._grads] = [], [None] * len(self.numel)
-        changed = False
-        if param >= 0:
-            changed = not np.array_equal(self.at[:, param], param_at)
-            self.at[:, param] = param_at
+        if self._param >= 0:
+            self.at[:, self._param] = param_at
         if self.passing >= 0:
-            changed = changed or not np.array_equal(self.at[:, self.passing], grad_at)
             self.at[:, self.passing] = grad_at
-        if changed:
-            self.addresses_changed()
-
-    def addresses_changed(self) -> None:
-        """Called after `follow` has changed an address."""
 
     def numbers_changed(self) -> None:
         """Called after entries of `numbers` have changed."""

@@ -35,18 +35,19 @@ static inline __attribute__((always_inline)) void fetch_parts(const char* implem
   __builtin_prefetch(*Pointer(implementation + 24));
 }
 
-// Read the addresses of `size` parameters and their gradients. Return 1 if the address of a parameter has changed.
+// Read the addresses of `size` parameters and their gradients. Return a sum: 1 if the address of a parameter has changed, 2 if
+// a gradient is absent, 4 if one is not contiguous, 8 if one is odd.
 // grads: scratch, [size].
 extern "C" int look_at_gradients(const Functions* torch, int64_t size, char* const* objects, const int32_t* dtypes,
                                  int32_t strided_layout, Pointer* grads, void** param_at, void** grad_at, uint8_t* flags) {
-  int moved = 0;
+  int found = 0;
   const int64_t offset = torch->offset;
   for (int64_t i = 0; i < size; ++i) {
     if (i + 3 * ahead < size) __builtin_prefetch(objects[i + 3 * ahead] + offset);
     if (i + 2 * ahead < size) fetch_tensor(*Pointer(objects[i + 2 * ahead] + offset));
     if (i + ahead < size) fetch_parts(*Pointer(objects[i + ahead] + offset));
     void* const now = torch->address(objects[i]);
-    if (now != param_at[i]) moved = 1, param_at[i] = now;
+    if (now != param_at[i]) found |= 1, param_at[i] = now;
     grads[i] = torch->grad(*Pointer(objects[i] + offset));
   }
   for (int64_t i = 0; i < size; ++i) {
@@ -54,19 +55,24 @@ extern "C" int look_at_gradients(const Functions* torch, int64_t size, char* con
     if (i + ahead < size) fetch_parts(*grads[i + ahead]);
     const Pointer grad = grads[i];
     flags[i] = 0;
-    if (*grad == torch->nothing) continue;
+    if (*grad == torch->nothing) {
+      found |= 2;
+      continue;
+    }
     bool contiguous = false;
     int32_t dtype = -1, layout = -1;
     void* data = nullptr;
     if (torch->layout(grad, &layout) || layout != strided_layout || torch->dtype(grad, &dtype) || dtype != dtypes[i] ||
         torch->is_contiguous(grad, &contiguous) || torch->data(grad, &data)) {
       flags[i] = PRESENT | ODD;
+      found |= 8;
       continue;
     }
     grad_at[i] = data;
     flags[i] = uint8_t(PRESENT | (contiguous ? 0 : STRIDED));
+    if (!contiguous) found |= 4;
   }
-  return moved;
+  return found;
 }
 
 // Read `size` 0-dim tensors on the host: kinds are 0 for float, 1 for double, 2 for int64, 3 for int32.

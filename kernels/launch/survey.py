@@ -107,7 +107,11 @@ class Parameters:
 
     param_at, grad_at: uint64 addresses. A gradient's is old where there is none.
     flags: whether a gradient exists (1), is not contiguous (2), or is of another type or layout than expected (4).
+    moved: whether the address of a parameter has changed at the last look.
+    all_present, any_strided, any_odd: what the flags say in short.
     """
+
+    moved, all_present, any_strided, any_odd = False, False, False, False
 
     def __init__(self, tensors: Sequence[Tensor], grad_dtypes: Sequence[torch.dtype]):
         self.tensors, self.grad_dtypes = list(tensors), list(grad_dtypes)
@@ -126,15 +130,20 @@ class Parameters:
             self._dtypes_at = _at(self._dtypes)
 
     def look(self) -> bool:
-        """Read all addresses again. Return whether a parameter has moved."""
+        """Read all addresses and flags again. Return whether a parameter has moved."""
         if self._compiled is None:
-            return self._look_in_python()
-        look = self._compiled.library.look_at_gradients
-        return bool(look(*self._arguments, self._dtypes_at, self._layout, *self._results))
+            self._look_in_python()
+            return self.moved
+        found = self._compiled.library.look_at_gradients(
+            *self._arguments, self._dtypes_at, self._layout, *self._results
+        )
+        self.moved, self.all_present = bool(found & 1), not found & 2
+        self.any_strided, self.any_odd = bool(found & 4), bool(found & 8)
+        return self.moved
 
-    def _look_in_python(self) -> bool:
+    def _look_in_python(self) -> None:
         now = np.fromiter((t.data_ptr() for t in self.tensors), np.uint64, len(self.tensors))
-        moved = bool((now != self.param_at).any())
+        self.moved = bool((now != self.param_at).any())
         self.param_at[:] = now
         for i, (tensor, dtype) in enumerate(zip(self.tensors, self.grad_dtypes, strict=True)):
             grad = tensor.grad
@@ -146,7 +155,8 @@ class Parameters:
                 continue
             self.flags[i] = PRESENT if grad.is_contiguous() else PRESENT | STRIDED
             self.grad_at[i] = grad.data_ptr()
-        return moved
+        self.all_present = bool((self.flags & PRESENT).all())
+        self.any_strided, self.any_odd = bool((self.flags & STRIDED).any()), bool((self.flags & ODD).any())
 
 
 class HostNumbers:
@@ -257,13 +267,19 @@ class Written:
 
     def __init__(self, tensors: Sequence[Tensor]):
         self.tensors, self._objects, self._compiled = list(tensors), _objects(tensors), compiled()
+        self._arguments: tuple[Any, ...] = ()
+        if self._compiled is not None:
+            size = ctypes.c_int64(len(self._objects))
+            self._arguments = (ctypes.byref(self._compiled.functions), size, _at(self._objects))
 
     def mark(self, present: np.ndarray | None = None) -> None:
         """Bump the version counters of all tensors, or of those that are `present` (a truth value for each)."""
         if self._compiled is None:
             here = self.tensors if present is None else [t for t, p in zip(self.tensors, present, strict=True) if p]
             torch.autograd.graph.increment_version(here)
+        elif present is None:
+            self._compiled.library.mark(*self._arguments)
         else:
-            objects = self._objects if present is None else self._objects[present]
+            objects = self._objects[present]
             size = ctypes.c_int64(len(objects))
             self._compiled.library.mark(ctypes.byref(self._compiled.functions), size, _at(objects))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -105,7 +105,14 @@ class TritonTable(LaunchTable):
             self.addresses_changed()
         return changed
 
+    def follow(self, param_at: np.ndarray, grad_at: np.ndarray, grads: Callable[[], list[Tensor]]) -> None:
+        before = self.at.copy()
+        super().follow(param_at, grad_at, grads)
+        if not np.array_equal(before, self.at):
+            self.addresses_changed()
+
     def addresses_changed(self) -> None:
+        """Send the addresses to the device."""
         self.rows.copy_(self._pinned(self._rows()), non_blocking=True)
         self.aligned = self._is_aligned()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
-from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers
+from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers, Parameters
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup
 from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import NumberFunction
@@ -183,23 +183,25 @@ class BoundNumbers:
 
     # a step
 
-    def compute(self, optimizer: Any, flags: np.ndarray) -> None:
+    def compute(self, optimizer: Any, seen: Parameters) -> None:
         """Compute the step's numbers and enter them in the launches. Nothing of the optimizer changes.
 
-        flags: which parameters have a gradient; see `survey.Parameters`.
+        seen: which parameters have a gradient.
 
         Raises GuardFailed, and OutOfBounds.
         """
         shared = self._read_shared(optimizer)
         found = _called(self.numbers.shared, shared[: self._count])
         self._shared_values = found
-        values = self._host.read()
+        values, flags, all_present = self._host.read(), seen.flags, seen.all_present
         pending = []
         for group in self._groups:
-            present = (flags[group.indices] & PRESENT).astype(bool)
-            if not present.any():
-                continue
-            members = None if present.all() else np.nonzero(present)[0]
+            members = None
+            if not all_present:
+                present = (flags[group.indices] & PRESENT).astype(bool)
+                if not present.any():
+                    continue
+                members = None if present.all() else np.nonzero(present)[0]
             distinct, which = self._distinct(group, members, values)
             results = [_called(group.group.function, self._arguments(group, own, shared)) for own in distinct]
             for result in results:
