@@ -136,18 +136,18 @@ def _choice(c: BlockCandidate) -> tuple[str, ...]:
 def report(optimizer: Any) -> Report:
     """Return the report of the plan that was solved last; before the first, that of the starting plan.
 
-    Raises StateError before the first compiled step, and for an optimizer that follows a named plan.
+    Raises StateError before the first step, and for an optimizer that follows a named plan.
     """
     session, configurator = known_session(optimizer), configurator_of(optimizer)
     if session is None or configurator is None or session.request.budget is None:
         raise StateError(
             "report: this optimizer plans nothing by itself: prepare it with a memory_budget rather than a plan, and call "
-            'the step that torch.compile(step, backend="baoc") gives'
+            "its step"
         )
     solution = configurator.solution
     if solution is None:
         if session.own is None or not session.own.rules:
-            raise StateError("report: call the compiled step once")
+            raise StateError("report: call the optimizer's step once")
         profile = configurator.profile_now(session.own.rules)
         try:
             solution = solve_profile(profile, session.request.budget, configurator.planner.time_budget)

@@ -120,5 +120,5 @@ def test_refusals_name_their_reason(name, slot, shape, reason):
 def test_a_dropped_slot_reads_zero_and_refuses_values():
     state = StateTensor.empty(torch.Size(SHAPE), torch.float32, torch.device("cpu"), codec_named("dropped"), "slot", 0)
     assert torch.equal(state.decode(), torch.zeros(SHAPE))
-    with pytest.raises(StateError, match="only the compiled step"):
+    with pytest.raises(StateError, match="only baoc's own step"):
         state.store(torch.ones(SHAPE))

@@ -1,1 +1,1 @@
-"""What lives as long as an optimizer: its session, compiled steps, configurator and checkpoints."""
+"""What lives as long as an optimizer: its session, its own step, configurator, audits and checkpoints."""

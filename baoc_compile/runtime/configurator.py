@@ -3,7 +3,7 @@
     steps   0 ............ warmup - sample ........... warmup ........................ next plan
             starting plan    gradients are sampled    solve, migrate                  (replan_every, replan_at)
 
-All work happens between launches of the compiled step. Steps that do not sample cost nothing.
+All work happens between launches of the step. Steps that do not sample cost nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Configurator:
 
     session: the optimizer's session.
     planner: when plans are made, and from what.
-    steps: compiled steps so far.
+    steps: steps so far.
     due: the step after which the next plan is solved; None if none will be.
     sampler: collects gradients; None outside a sampling window.
     solution: the plan that was solved last, adopted or not.

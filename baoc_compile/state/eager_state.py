@@ -1,4 +1,4 @@
-"""Operations on compressed state outside a compiled step: decode, compute, encode."""
+"""Operations on compressed state outside baoc's own step: decode, compute, encode."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A StateTensor lives in `optimizer.state[p][key]` and holds codes and scales. torch sees its logical shape and type, so
 `state_dict`, `torch.save`, tracing and an uncompiled `optimizer.step()` work. Every such operation decodes, computes,
-and encodes what it changed. The compiled step works on the stored parts instead.
+and encodes what it changed. baoc's own step works on the stored parts instead.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class StateTensor(EagerState):
     def store(self, value: Tensor) -> None:
         """Encode `value`, of the logical shape, in place and advance the clock.
 
-        Raises StateError for a dropped slot, which only the compiled step can compute, and for the stored part of a
+        Raises StateError for a dropped slot, which only baoc's own step can compute, and for the stored part of a
         weight.
         """
         flat = value.detach().reshape(-1)
@@ -130,8 +130,7 @@ class StateTensor(EagerState):
         self._refuse_weight()
         if self.codec.mechanism == "dropping":
             raise StateError(
-                f"{self!r} is not stored: only the compiled step can compute it. Call the compiled step, or prepare "
-                "the optimizer with another plan"
+                f"{self!r} is not stored: only baoc's own step can compute it. Prepare the optimizer with another plan"
             )
         spans = [(a, min(a + CHUNK_ELEMENTS, self.numel())) for a in range(0, self.numel(), CHUNK_ELEMENTS)]
         if self.codec.mechanism == "sharing":

@@ -1,7 +1,7 @@
 """Measure how long a step takes under a configuration, by timing its own programs over synthetic tensors.
 
 Three timings give the time per launch, per tensor and per element: launches over one small tensor, over many small
-tensors and over large ones. As in a compiled step, every launch refreshes its table and then runs its program.
+tensors and over large ones. As in training, every launch refreshes its table and then runs its program.
 `TimeModel.predict` adds the host's time for a call of the compiled `step`.
 """
 
@@ -33,12 +33,11 @@ from baoc_compile.passes.programs.make_programs import Need, programs_of
 from baoc_compile.passes.programs.step_cost import Cost, RememberedTimes, Sample, device_name, fit
 from baoc_compile.passes.programs.time_call import time_call, with_threads
 
-#: The host's time for a step besides its launches, the same for every plan: Dynamo's guards, the wrapper of
-#: `Optimizer.step`. These are constants, not measured on the machine at hand. They come from an AMD EPYC, after a
-#: forward and backward pass (benchmarks/results/time_model.json). With warm caches the time per step is a twentieth and
-#: that per tensor a quarter (docs/host_time.md).
-HOST_NS_PER_STEP = 400_000.0
-HOST_NS_PER_TENSOR = 2_000.0
+#: The host's time for a step besides its launches, the same for every plan: torch's wrapper of the step, checks, numbers. These
+#: are constants, not measured on the machine at hand: the time beyond the programs of 10 tensors, and what each more adds, on
+#: an AMD EPYC (docs/host_time.md).
+HOST_NS_PER_STEP = 70_000.0
+HOST_NS_PER_TENSOR = 200.0
 
 #: The time to refresh a launch's table, for a step that is not measured.
 UNMEASURED_NS_PER_LAUNCH = 15_000.0
