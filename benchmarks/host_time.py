@@ -36,7 +36,6 @@ from paths import RESULTS, shown_at
 
 import baoc_compile
 from baoc_compile.kernels.launch.fused_update import Launch
-from baoc_compile.kernels.launch.survey import PRESENT
 from baoc_compile.runtime.session import session_of
 from baoc_compile.state.plan import ParameterPlan, Plan
 
@@ -118,7 +117,7 @@ class Running:
         if self.own is None:
             return []
         bound = self.own.bound
-        return [launch for launch in bound.bound.launches if (bound.parameters.flags[launch.indices] & PRESENT).any()]
+        return [launch for launch in bound.bound.launches if bound.parameters.present[launch.indices].any()]
 
     def settle(self) -> None:
         if self.case.device == "cuda":

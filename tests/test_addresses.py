@@ -13,7 +13,16 @@ from baoc_compile.core import torch_private
 from baoc_compile.core.errors import CompilerMissing
 from baoc_compile.kernels.launch import addresses, survey
 from baoc_compile.kernels.launch.addresses import Seen, Watched
-from baoc_compile.kernels.launch.survey import ODD, PRESENT, STRIDED, Dictionaries, HostNumbers, Parameters, Written
+from baoc_compile.kernels.launch.survey import (
+    ODD,
+    PRESENT,
+    STRIDED,
+    Dictionaries,
+    HostNumbers,
+    Parameters,
+    Written,
+    distinct,
+)
 
 
 @pytest.fixture(params=["compiled", "no function in torch", "no symbol in torch", "no compiler"])
@@ -249,6 +258,21 @@ def test_numbers_are_those_of_item(way, kinds):
     for tensor in tensors:
         tensor.add_(1) if tensor.dtype != torch.bool else tensor.fill_(False)
     assert numbers.read().tolist() == [float(t.item()) for t in tensors]
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 7, 500])
+@pytest.mark.parametrize("size", [1, 2, 500])
+def test_distinct_numbers_are_told_apart_by_their_bits(way, size, kinds):
+    generator = np.random.default_rng(size)
+    pool = np.concatenate([[0.0, -0.0, np.nan, np.inf, 5e-324], generator.standard_normal(kinds)])[:kinds]
+    values = generator.choice(pool, 2 * size)
+    positions = generator.permutation(2 * size)[:size]
+    found, which = distinct(values, positions)
+    assert len({np.float64(f).tobytes() for f in found}) == len(found) <= kinds
+    if which is None:
+        assert len(found) == 1
+        which = np.zeros(size, np.int64)
+    assert np.array(found)[which].tobytes() == values[positions].tobytes()
 
 
 @pytest.mark.parametrize("kinds", [NUMBERS, NUMBERS * 9, NUMBERS + OTHER_NUMBERS], ids=len)

@@ -155,8 +155,8 @@ def _number(value: Any, table: ParameterTable) -> Any:
     if not isinstance(value, Expression):
         return value
     function = compile_numbers((), [value])
-    (result,) = function([_read(source, table) for source in function.sources]) or (None,)
-    return result
+    rows = function([_read(source, table) for source in function.shared])
+    return rows[0][0] if rows else None
 
 
 def _read(source: Source, table: ParameterTable) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
-from baoc_compile.kernels.launch.survey import PRESENT, Dictionaries, Lists, Parameters
+from baoc_compile.kernels.launch.survey import Dictionaries, Lists, Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings
@@ -122,14 +122,12 @@ class BoundStep:
             self._is_stale = True  # for good: the launches have the old layouts
         if self._is_stale:
             return False
-        if parameters.all_present and self._all_covered:
-            return not parameters.any_odd
-        return not (parameters.any_odd or ((parameters.flags & PRESENT).astype(bool) & ~self.covered).any())
+        return not parameters.any_odd and (self._all_covered or not (parameters.present & ~self.covered).any())
 
     @property
     def present(self) -> frozenset[int]:
         """The parameters that have a gradient."""
-        return frozenset(np.nonzero(self.parameters.flags & PRESENT)[0].tolist())
+        return frozenset(np.flatnonzero(self.parameters.present).tolist())
 
     # a step
 

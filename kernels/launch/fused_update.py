@@ -149,10 +149,11 @@ class BoundLaunch:
         """
         all_present, present = seen.all_present, None
         if not all_present:
-            present = (seen.flags[self._at] & PRESENT).astype(bool)
-            all_present = bool(present.all())
-            if not present.any():
+            present = seen.present[self._at]
+            count = np.count_nonzero(present)
+            if not count:
                 return
+            all_present = count == len(present)
         is_captured = self.is_on_gpu and torch.cuda.is_current_stream_capturing()
         if self.captured and self.captured[-1] is self.table and not is_captured:
             self.table = None

@@ -1,5 +1,7 @@
 // Look at an optimizer's parameters, gradients, 0-dim tensors and dictionaries: see survey.py.
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 extern "C" {
 intptr_t PyList_Size(void* list);
@@ -88,6 +90,31 @@ extern "C" void read_numbers(const Functions* torch, int64_t size, char* const* 
                 : kinds[i] == 2 ? double(*static_cast<const int64_t*>(p))
                                 : double(*static_cast<const int32_t*>(p));
   }
+}
+
+// Find the distinct ones, bit by bit, of the values at `size` positions. Write them to `found` in order of appearance, and to
+// `which` which of them each is. Return how many there are.
+extern "C" int64_t find_distinct(int64_t size, const int64_t* positions, const double* values, double* found, int64_t* which) {
+  int bits = 1;
+  while ((int64_t(1) << bits) < 2 * size) ++bits;
+  std::vector<int64_t> slots(size_t(1) << bits, -1);  // by hash, linear probing
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    uint64_t now, known;
+    std::memcpy(&now, values + positions[i], 8);
+    size_t slot = size_t(now * 0x9E3779B97F4A7C15 >> (64 - bits));
+    for (;; slot = (slot + 1) & (slots.size() - 1)) {
+      if (slots[slot] < 0) {
+        slots[slot] = count;
+        found[count++] = values[positions[i]];
+        break;
+      }
+      std::memcpy(&known, found + slots[slot], 8);
+      if (known == now) break;
+    }
+    which[i] = slots[slot];
+  }
+  return count;
 }
 
 // Write the numbers at these positions.

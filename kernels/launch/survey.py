@@ -82,9 +82,7 @@ def _compile() -> Compiled | None:
     except (LookupError, OSError, CompilerMissing) as reason:
         log.info("tensors are looked at one by one, in Python: %s", reason)
         return None
-    library.compare_dictionaries.restype = ctypes.c_int64
-    for name in ("look_at_gradients", "read_numbers", "write_numbers", "compare_dictionaries", "compare_lists", "mark"):
-        getattr(library, name).argtypes = None
+    library.compare_dictionaries.restype = library.find_distinct.restype = ctypes.c_int64
     names = [name for name, _ in _Functions._fields_]  # type: ignore[misc]
     return Compiled(library, _Functions(*(getattr(found, name) for name in names)))
 
@@ -128,6 +126,11 @@ class Parameters:
             self._results = (_at(self._grads), _at(self.param_at), _at(self.grad_at), _at(self.flags))
             self._layout = ctypes.c_int32(code_of_strided())
             self._dtypes_at = _at(self._dtypes)
+
+    @property
+    def present(self) -> np.ndarray:
+        """Return for each parameter whether it has a gradient."""
+        return self.flags & PRESENT != 0
 
     def look(self) -> bool:
         """Read all addresses and flags again. Return whether a parameter has moved."""
@@ -192,6 +195,21 @@ class HostNumbers:
             return
         pointers = (_at(positions), _at(self._kinds), _at(self._address), _at(values))
         self._compiled.library.write_numbers(ctypes.c_int64(len(positions)), *pointers)
+
+
+def distinct(values: np.ndarray, positions: np.ndarray) -> tuple[list[float], np.ndarray | None]:
+    """Return the distinct ones of the float64 `values` at `positions`, int64, and which of them each is.
+
+    Instead of all zeros, None. Numbers are the same if their bits are.
+    """
+    known = compiled()
+    if known is None:
+        bits, first, which = np.unique(values[positions].view(np.int64), return_index=True, return_inverse=True)
+        return values[positions][first].tolist(), which if len(bits) > 1 else None
+    found, which = np.empty(len(positions)), np.empty(len(positions), np.int64)
+    size = ctypes.c_int64(len(positions))
+    count = known.library.find_distinct(size, *map(_at, (positions, values, found, which)))
+    return found[:count].tolist(), which if count > 1 else None
 
 
 class Dictionaries:

@@ -17,7 +17,7 @@ from baoc_compile.passes.recorder.recording import Piece, Recording, Write
 class NumberGroup:
     """Parameters with the same numbers, but for what their state says.
 
-    function: takes the sources of the first parameter, in which all others replace its state by their own.
+    function: takes the state of one parameter as a row; its `own` sources are those of the first one.
     members: indices of the parameters; one that is stepped together with others stands for all of them.
     pieces: the piece of each; None for a parameter that only has numbers.
     positions: positions among a piece's scalars of the values that the function returns first.
@@ -91,7 +91,7 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
             None if is_alone else index,
         )
         if key not in groups:
-            function = compile_numbers(numbers.guards, wanted)
+            function = compile_numbers(numbers.guards, wanted, index)
             groups[key] = NumberGroup(function, [], [], tuple(i for i, _ in scalars), tuple(writes))
         groups[key].members.append(index)
         groups[key].pieces.append(piece)
@@ -123,5 +123,5 @@ def _described(numbers: GroupedNumbers) -> Any:
 
 
 def _function(function: NumberFunction, owner: int) -> Any:
-    sources = [(s.kind, s.path, s.is_tensor, s.parameter == owner) for s in function.sources]
+    sources = [(s.kind, s.path, s.is_tensor, s.parameter == owner) for s in (*function.shared, *function.own)]
     return function.source_text, sources

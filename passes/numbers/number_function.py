@@ -1,7 +1,7 @@
 """Compile expressions to a Python function: each distinct expression is computed once, as the step computes it.
 
-The function checks the guards first, in the order in which the step met them, since what comes after a guard may only be
-defined if it holds.
+The function checks the guards in the order in which the step met them, since what comes after a guard may only be defined if
+it holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baoc_compile.passes.numbers.expressions import Expression, Guard, Source
+from baoc_compile.passes.numbers.expressions import NOBODY, Expression, Guard, Source
 
 _OPERATORS = {
     operator.add: "+",
@@ -32,47 +32,75 @@ _OPERATORS = {
 
 @dataclass(frozen=True)
 class NumberFunction:
-    """A function of the numbers that an optimizer keeps.
+    """A function of the numbers that an optimizer keeps, computed for several parameters at once.
 
-    sources: what it takes, in order.
-    function: takes their values. Returns the values of the expressions it was made of, or None if a guard fails.
+    shared: sources that are the same for all of them, in order.
+    own: sources in a parameter's own state, in order.
+    function: takes the values of `shared`, and for each parameter a row of the values of `own`. Returns a tuple for each row,
+        the values of the expressions that the function was made of; None if a guard fails for one.
     source_text: its code; equal for equal functions.
     """
 
-    sources: tuple[Source, ...]
-    function: Callable[..., Any]
+    shared: tuple[Source, ...]
+    own: tuple[Source, ...]
+    function: Callable[[Sequence[Any], Sequence[Sequence[Any]]], list[tuple[Any, ...]] | None]
     source_text: str
 
-    def __call__(self, values: Sequence[Any]) -> tuple[Any, ...] | None:
-        return self.function(*values)
+    def __call__(self, shared: Sequence[Any], rows: Sequence[Sequence[Any]] = ((),)) -> list[tuple[Any, ...]] | None:
+        return self.function(shared, rows)
 
 
-def compile_numbers(guards: Iterable[Guard], wanted: Sequence[Any]) -> NumberFunction:
-    """Return the function that checks `guards` and computes `wanted`, expressions and constants."""
-    writer = _Writer()
+def compile_numbers(guards: Iterable[Guard], wanted: Sequence[Any], owner: int = NOBODY) -> NumberFunction:
+    """Return the function that checks `guards` and computes `wanted`, expressions and constants.
+
+    owner: the parameter whose state the function takes as rows. What depends on no row is computed once.
+    """
+    writer = _Writer(owner)
     for guard in guards:
         name = writer.name(guard.expression)
+        lines = writer.lines_of(name)
         if guard.is_truth:
-            writer.lines.append(f"    if {'not ' if guard.expected else ''}{name}: return None")
+            lines.append(f"if {'not ' if guard.expected else ''}{name}: return None")
         else:
-            writer.lines.append(f"    if {name} != {writer.constant(guard.expected)}: return None")
+            lines.append(f"if {name} != {writer.constant(guard.expected)}: return None")
     returned = "".join(f"{writer.name(value)}, " for value in wanted)
-    taken = ", ".join(f"s{i}" for i in range(len(writer.sources)))
-    text = "\n".join([f"def numbers({taken}):", *writer.lines, f"    return ({returned})"])
+    text = "\n".join(
+        [
+            "def numbers(shared, rows):",
+            *(f"    s{i} = shared[{i}]" for i in range(len(writer.shared))),
+            *(f"    {line}" for line in writer.once),
+            "    found = []",
+            f"    for ({''.join(f'r{i}, ' for i in range(len(writer.own)))}) in rows:",
+            *(f"        {line}" for line in writer.for_each),
+            f"        found.append(({returned}))",
+            "    return found",
+        ]
+    )
     namespace: dict[str, Any] = dict(writer.constants)
     exec(compile(text, "<numbers of a step>", "exec"), namespace)
     described = "\n".join([text, *(f"{k} = {v!r}" for k, v in writer.constants.items())])
-    return NumberFunction(tuple(writer.sources), namespace["numbers"], described)
+    return NumberFunction(tuple(writer.shared), tuple(writer.own), namespace["numbers"], described)
 
 
 class _Writer:
-    """A writer of straight-line code, in which every expression is one variable."""
+    """A writer of straight-line code, in which every expression is one variable.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.sources: list[Source] = []
+    once, for_each: the lines that depend on no row, and those that do.
+    """
+
+    def __init__(self, owner: int) -> None:
+        self.once: list[str] = []
+        self.for_each: list[str] = []
+        self.shared: list[Source] = []
+        self.own: list[Source] = []
         self.constants: dict[str, Any] = {}
+        self._owner = owner
         self._names: dict[Expression, str] = {}
+        self._of_rows: set[str] = set()
+
+    def lines_of(self, *names: str) -> list[str]:
+        """Return the lines to which belongs what is computed from these variables."""
+        return self.once if self._of_rows.isdisjoint(names) else self.for_each
 
     def name(self, value: Any) -> str:
         """Return the variable or literal of a value, after writing what computes it."""
@@ -93,9 +121,14 @@ class _Writer:
         return self._names[value]
 
     def _write(self, expression: Expression) -> None:
-        if expression.source is not None:
-            self._names[expression] = f"s{len(self.sources)}"
-            self.sources.append(expression.source)
+        source = expression.source
+        if source is not None:
+            is_own = source.kind == "state" and source.parameter == self._owner
+            sources, letter = (self.own, "r") if is_own else (self.shared, "s")
+            self._names[expression] = name = f"{letter}{len(sources)}"
+            sources.append(source)
+            if is_own:
+                self._of_rows.add(name)
             return
         arguments = [self._names[a] if isinstance(a, Expression) else self.constant(a) for a in expression.arguments]
         symbol = _OPERATORS.get(expression.function)  # type: ignore[arg-type]
@@ -104,7 +137,10 @@ class _Writer:
         else:
             text = f"{self._held(expression.function)}({', '.join(arguments)})"
         self._names[expression] = name = f"n{len(self._names)}"
-        self.lines.append(f"    {name} = {text}")
+        lines = self.lines_of(*arguments)
+        lines.append(f"{name} = {text}")
+        if lines is self.for_each:
+            self._of_rows.add(name)
 
     def constant(self, value: Any) -> str:
         if type(value) is int and value >= 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
-from baoc_compile.kernels.launch.survey import PRESENT, HostNumbers, Parameters
+from baoc_compile.kernels.launch.survey import HostNumbers, Parameters, distinct
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup
 from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import NumberFunction
@@ -60,14 +60,17 @@ class _Target:
 class _Group:
     """A number group, bound.
 
-    own: for each source of the function, how to read it: positions among the host numbers, the key of a Python number, or
-        the position among the shared values.
+    shared: the positions of the function's shared sources among the shared values.
+    tensors: for each of its own sources, the members' positions among the host numbers; None for a Python number.
+    is_integer: for each of these, whether it is a tensor of integers.
     entries: the state of each member.
     """
 
     group: NumberGroup
     indices: np.ndarray
-    own: list[tuple[str, Any]]
+    shared: list[int]
+    tensors: list[np.ndarray | None]
+    is_integer: list[bool]
     entries: list[dict[Any, Any]]
     targets: list[_Target] = field(default_factory=list)
     replays: list[Replay | None] = field(default_factory=list)
@@ -111,13 +114,13 @@ class BoundNumbers:
         self._tensors: list[Tensor] = []
         self._position: dict[int, int] = {}
         shared: dict[Source, int] = {}
-        for source in numbers.shared.sources:
+        for source in numbers.shared.shared:
             shared.setdefault(source, len(shared))
         replays = {r.indices[0]: r for r in bound.replays}
         bounds = {piece.signature: c.bounds for c in classes if c.rule is not None for piece in c.members}
         self._groups = [self._group(g, shared, table, bound, replays, bounds) for g in numbers.groups]
         self._read_shared = reader_of(list(shared))
-        self._count = len(numbers.shared.sources)
+        self._count = len(numbers.shared.shared)
         self._host = HostNumbers(self._tensors)
         self._pending: list[_Computed] = []
         self._shared_values: tuple[Any, ...] = ()
@@ -131,18 +134,13 @@ class BoundNumbers:
         replays: dict[int, Replay],
         bounds: dict[Hashable, list[Bounds]],
     ) -> _Group:
-        first = group.members[0]
         entries = [table.state(i) for i in group.members]
-        own: list[tuple[str, Any]] = []
-        for source in group.function.sources:
-            if source.kind == "state" and source.parameter == first:
-                if source.is_tensor:
-                    own.append(("tensor", self._positions([entry_at(e, source.path) for e in entries])))
-                else:
-                    own.append(("python", source.path))
-            else:
-                own.append(("shared", shared.setdefault(source, len(shared))))
-        made = _Group(group, np.array(group.members), own, entries)
+        tensors: list[np.ndarray | None] = []
+        for source in group.function.own:
+            tensors.append(self._positions([entry_at(e, source.path) for e in entries]) if source.is_tensor else None)
+        is_integer = [s.is_tensor and not entry_at(entries[0], s.path).is_floating_point() for s in group.function.own]
+        places = [shared.setdefault(source, len(shared)) for source in group.function.shared]
+        made = _Group(group, np.array(group.members), places, tensors, is_integer, entries)
         piece = group.pieces[0]
         if piece is not None:
             made.signature = piece.signature
@@ -153,8 +151,10 @@ class BoundNumbers:
             ]
             made.targets = self._targets(group, bound)
         for write in group.writes:
-            tensors = None if write.dtype is None else [entry_at(e, write.source.path) for e in entries]
-            made.written.append(None if tensors is None else self._positions(tensors))
+            is_tensor = write.dtype is not None
+            made.written.append(
+                self._positions([entry_at(e, write.source.path) for e in entries]) if is_tensor else None
+            )
         return made
 
     def _positions(self, tensors: Sequence[Tensor]) -> np.ndarray:
@@ -191,21 +191,20 @@ class BoundNumbers:
         Raises GuardFailed, and OutOfBounds.
         """
         shared = self._read_shared(optimizer)
-        found = _called(self.numbers.shared, shared[: self._count])
-        self._shared_values = found
-        values, flags, all_present = self._host.read(), seen.flags, seen.all_present
+        (self._shared_values,) = _called(self.numbers.shared, shared[: self._count], ((),))
+        values = self._host.read()
         pending = []
         for group in self._groups:
             members = None
-            if not all_present:
-                present = (flags[group.indices] & PRESENT).astype(bool)
-                if not present.any():
+            if not seen.all_present:
+                members = np.flatnonzero(seen.present[group.indices])
+                if not len(members):
                     continue
-                members = None if present.all() else np.nonzero(present)[0]
-            distinct, which = self._distinct(group, members, values)
-            results = [_called(group.group.function, self._arguments(group, own, shared)) for own in distinct]
-            for result in results:
-                for k, low, high in group.bounds:
+                members = None if len(members) == len(group.indices) else members
+            rows, which = self._distinct(group, members, values)
+            results = _called(group.group.function, [shared[k] for k in group.shared], rows)
+            for k, low, high in group.bounds:
+                for result in results:
                     if not low <= result[k] <= high:
                         raise OutOfBounds(group.signature, group.group.positions[k], result[k])
             pending.append(_Computed(group, members, results, which))
@@ -216,57 +215,43 @@ class BoundNumbers:
     @staticmethod
     def _distinct(
         group: _Group, members: np.ndarray | None, values: np.ndarray
-    ) -> tuple[list[Sequence[Any]], np.ndarray | None]:
-        """Return the distinct own numbers of a group's members, and which of them each has; None if there is one for all."""
-        columns: list[Any] = []
-        for kind, at in group.own:
-            if kind == "tensor":
-                columns.append(values[at if members is None else at[members]])
-            elif kind == "python":
+    ) -> tuple[Sequence[Sequence[Any]], np.ndarray | None]:
+        """Return the distinct rows of a group's members, and which of them each has; None if there is one for all."""
+        if not group.tensors:
+            return ((),), None
+        columns: list[list[Any]] = []
+        for source, at, is_integer in zip(group.group.function.own, group.tensors, group.is_integer, strict=True):
+            if at is not None:
+                found, which = distinct(values, at if members is None else at[members])
+                numbers = list(map(int, found)) if is_integer else found  # integer tensors are read as doubles
+                if len(group.tensors) == 1:
+                    return [(number,) for number in numbers], which
+                columns.append(numbers * len(at) if which is None else [numbers[k] for k in which.tolist()])
+            else:
                 entries = group.entries if members is None else [group.entries[m] for m in members.tolist()]
-                key = at[0]
-                columns.append([e[key] for e in entries] if len(at) == 1 else [entry_at(e, at) for e in entries])
-        if all(_is_constant(c) for c in columns):
-            return [[c[0].item() if isinstance(c, np.ndarray) else c[0] for c in columns]], None
-        if len(columns) == 1 and isinstance(columns[0], np.ndarray):
-            distinct, which = np.unique(columns[0], return_inverse=True)
-            return [[number] for number in distinct.tolist()], which
-        lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns]
+                key, *more = source.path
+                columns.append([entry_at(e, source.path) for e in entries] if more else [e[key] for e in entries])
         number: dict[tuple[Any, ...], int] = {}
-        which = np.array([number.setdefault(own, len(number)) for own in zip(*lists, strict=True)], dtype=np.int64)
-        return list(number), which
-
-    def _arguments(self, group: _Group, own: Sequence[Any], shared: Sequence[Any]) -> list[Any]:
-        taken = iter(own)
-        found = []
-        for (kind, at), source in zip(group.own, group.group.function.sources, strict=True):
-            if kind == "shared":
-                found.append(shared[at])
-                continue
-            value = next(taken)
-            # integer tensors are read as doubles
-            found.append(int(value) if kind == "tensor" and self._is_integer(group, source) else value)
-        return found
-
-    def _is_integer(self, group: _Group, source: Source) -> bool:
-        return not entry_at(group.entries[0], source.path).is_floating_point()
+        rows = [number.setdefault(own, len(number)) for own in zip(*columns, strict=False)]
+        return list(number), np.array(rows, dtype=np.int64) if len(number) > 1 else None
 
     @staticmethod
     def _enter(computed: _Computed) -> None:
         """Enter a group's numbers in the launches and replays that take them."""
         group, members, results, which = computed.group, computed.members, computed.results, computed.which
+        count = len(group.group.positions)
+        scalars = np.array([result[:count] for result in results], dtype=np.float64) if group.targets else None
         for target in group.targets:
-            numbers = [[result[k] for k in target.values] for result in results]
+            numbers = scalars[:, target.values]
             if members is None and which is None and target.whole:
                 target.launch.enter(slice(None), target.columns, numbers[0])
                 continue
             rows = target.rows if members is None else target.rows[members]
             here = rows >= 0
             if here.any():
-                own = numbers[0] if which is None else np.array(numbers)[which[here]]
+                own = numbers[0] if which is None else numbers[which[here]]
                 target.launch.enter(rows[here][:, None], target.columns, own)
         if any(group.replays):
-            count = len(group.group.positions)
             for k, member in enumerate(computed.chosen):
                 replay = group.replays[member]
                 if replay is not None:
@@ -310,20 +295,13 @@ class BoundNumbers:
             put_shared(optimizer, write, value)
 
 
-def _called(function: NumberFunction, values: Sequence[Any]) -> tuple[Any, ...]:
+def _called(function: NumberFunction, shared: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     """Return the function's values. Raises GuardFailed if a guard fails, or where the step itself would fail."""
     try:
-        found = function(values)
+        found = function(shared, rows)
     # a function of math outside its domain, or numbers of another kind
     except (ArithmeticError, ValueError, TypeError) as error:
         raise GuardFailed(str(error)) from error
     if found is None:
         raise GuardFailed
     return found
-
-
-def _is_constant(column: Any) -> bool:
-    if isinstance(column, np.ndarray):
-        return bool((column == column[0]).all())
-    first = column[0]
-    return all(value == first for value in column) if len(column) > 1 else True

@@ -173,6 +173,6 @@ def _step_counters(recording: Recording) -> dict[int, Expression]:
 def _adds_one(value: Expression) -> bool:
     function = compile_numbers((), [value])
     try:
-        return all(function([float(k)]) == (k + 1.0,) for k in (0, 1, 5, 17))
+        return all(function([float(k)]) == [(k + 1.0,)] for k in (0, 1, 5, 17))
     except Exception:
         return False
