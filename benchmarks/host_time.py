@@ -138,7 +138,7 @@ class Programs:
             launch(launched, table)
             self.taken += time.perf_counter() - began
 
-        Launch.launch = timed  # type: ignore[method-assign]
+        Launch.launch = timed  # type: ignore[assignment, method-assign]
 
 
 _programs = Programs()

@@ -18,16 +18,18 @@ from baoc_compile.kernels.launch.survey import (
     PRESENT,
     STRIDED,
     Dictionaries,
+    Distinct,
     HostNumbers,
     Parameters,
     Written,
-    distinct,
 )
 
 
-@pytest.fixture(params=["compiled", "no function in torch", "no symbol in torch", "no compiler"])
+@pytest.fixture(params=["compiled", "no tags", "no function in torch", "no symbol in torch", "no compiler"])
 def way(request, monkeypatch):
     """How tensors are looked at; the first is what runs where there is a compiler."""
+    if request.param == "no tags":
+        monkeypatch.setattr(survey, "dictionary_tag", lambda: -1)
     if request.param == "no function in torch":
         monkeypatch.setattr(torch_private, "DATA_PTR", "no_such_function")
     if request.param == "no symbol in torch":
@@ -37,8 +39,8 @@ def way(request, monkeypatch):
         monkeypatch.setattr(survey, "build", _missing)
     monkeypatch.setattr(addresses, "_OUTCOME", [])
     monkeypatch.setattr(survey, "_OUTCOME", [])
-    assert (addresses.compiled() is not None) == (request.param == "compiled")
-    assert (survey.compiled() is not None) == (request.param == "compiled")
+    is_compiled = request.param in ("compiled", "no tags")
+    assert (addresses.compiled() is not None, survey.compiled() is not None) == (is_compiled, is_compiled)
     return request.param
 
 
@@ -267,12 +269,15 @@ def test_distinct_numbers_are_told_apart_by_their_bits(way, size, kinds):
     pool = np.concatenate([[0.0, -0.0, np.nan, np.inf, 5e-324], generator.standard_normal(kinds)])[:kinds]
     values = generator.choice(pool, 2 * size)
     positions = generator.permutation(2 * size)[:size]
-    found, which = distinct(values, positions)
-    assert len({np.float64(f).tobytes() for f in found}) == len(found) <= kinds
-    if which is None:
-        assert len(found) == 1
-        which = np.zeros(size, np.int64)
-    assert np.array(found)[which].tobytes() == values[positions].tobytes()
+    told = Distinct(values, positions)
+    told.find()
+    members = np.flatnonzero(generator.random(size) < 0.5)
+    for chosen in (members if len(members) else np.arange(size), None):
+        found, which = told.find(chosen)
+        here = values[positions if chosen is None else positions[chosen]]
+        assert len({np.float64(f).tobytes() for f in found}) == len(found) <= kinds
+        assert (which is None) == (len(found) == 1)
+        assert np.array(found)[np.zeros(len(here), np.int64) if which is None else which].tobytes() == here.tobytes()
 
 
 @pytest.mark.parametrize("kinds", [NUMBERS, NUMBERS * 9, NUMBERS + OTHER_NUMBERS], ids=len)
@@ -327,6 +332,7 @@ def test_what_dictionaries_hold_is_compared_by_identity(way):
 def test_a_change_of_one_dictionary_is_found(way, change, many):
     held = [{"a": object(), "b": object()} for _ in range(many)]
     watched = Dictionaries(held)
+    assert watched.changed() == []
     changed = held[many // 2]
     if change == "a key less":
         del changed["b"]

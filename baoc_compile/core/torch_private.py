@@ -9,6 +9,7 @@ published core ATen operators.
 from __future__ import annotations
 
 import ctypes
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -264,6 +265,23 @@ def tensor_offset(tensor: Tensor) -> int:
     word = ctypes.sizeof(ctypes.c_void_p)
     words = (ctypes.c_void_p * (type(tensor).__basicsize__ // word)).from_address(id(tensor))
     return list(words).index(tensor._cdata) * word
+
+
+@functools.cache
+def dictionary_tag() -> int:
+    """Return where a dictionary has a number that every change of it changes, in bytes; -1 if it has none (from 3.13 on)."""
+    offset = 3 * ctypes.sizeof(
+        ctypes.c_void_p
+    )  # after the head of an object and the count of entries: `ma_version_tag`
+    if sys.implementation.name != "cpython" or sys.version_info >= (3, 13):
+        return -1
+    some = {"a": 1}
+    tag = ctypes.c_uint64.from_address(id(some) + offset)
+    seen = [tag.value]
+    for change in (lambda: some.update(a=2), lambda: some.update(b=3), lambda: some.pop("a"), some.clear):
+        change()
+        seen.append(tag.value)
+    return offset if len(set(seen)) == len(seen) and tag.value == seen[-1] else -1
 
 
 def object_at(identity: int) -> Any:

@@ -132,13 +132,17 @@ extern "C" void write_numbers(int64_t size, const int64_t* positions, const uint
 
 // Compare dictionaries with what they held: `held` has the keys and values of each, `first` where those of each begin.
 // Write the numbers of those that differ to `changed`, and return how many do.
-extern "C" int64_t compare_dictionaries(int64_t size, void* const* dictionaries, const int64_t* first, void* const* held,
-                                        int64_t* changed) {
+// tag: where a dictionary has a number that every change of it changes, in bytes; -1 if nowhere. tags: the last ones, 0 at first.
+extern "C" int64_t compare_dictionaries(int64_t size, char* const* dictionaries, const int64_t* first, void* const* held,
+                                        int64_t tag, uint64_t* tags, int64_t* changed) {
   int64_t count = 0;
   for (int64_t d = 0; d < size; ++d) {
-    // a dictionary has its keys and entries behind a pointer in its fifth word
     if (d + 2 * ahead < size) __builtin_prefetch(dictionaries[d + 2 * ahead]);
-    if (d + ahead < size) fetch_tensor(*Pointer(static_cast<char*>(dictionaries[d + ahead]) + 32));
+    // a dictionary has its keys and entries behind a pointer in its fifth word
+    if (tag < 0 && d + ahead < size) fetch_tensor(*Pointer(dictionaries[d + ahead] + 32));
+    uint64_t now = 0;
+    if (tag >= 0) std::memcpy(&now, dictionaries[d] + tag, 8);
+    if (tag >= 0 && now == tags[d]) continue;
     intptr_t position = 0;
     void *key, *value;
     int64_t k = first[d];
@@ -147,7 +151,8 @@ extern "C" int64_t compare_dictionaries(int64_t size, void* const* dictionaries,
       same = k < first[d + 1] && held[2 * k] == key && held[2 * k + 1] == value;
       ++k;
     }
-    if (!same || k != first[d + 1]) changed[count++] = d;
+    if (same && k == first[d + 1]) tags[d] = now;
+    else changed[count++] = d;
   }
   return count;
 }

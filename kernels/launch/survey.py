@@ -24,6 +24,7 @@ from baoc_compile.core.torch_private import (
     TensorFunctions,
     code_of,
     code_of_strided,
+    dictionary_tag,
     tensor_functions,
     with_python_lock,
 )
@@ -175,7 +176,8 @@ class HostNumbers:
         self._compiled = compiled() if all(t.dtype in KINDS for t in tensors) else None
         self._kinds = np.array([KINDS.get(t.dtype, 0) for t in tensors], np.uint8)
         if self._compiled is not None:
-            pointers = (_at(self._objects), _at(self._kinds), _at(self._address), _at(self.values))
+            self._places = (_at(self._kinds), _at(self._address))
+            pointers = (_at(self._objects), *self._places, _at(self.values))
             self._arguments = (ctypes.byref(self._compiled.functions), ctypes.c_int64(len(tensors)), *pointers)
 
     def read(self) -> np.ndarray:
@@ -193,23 +195,36 @@ class HostNumbers:
                 tensor = self.tensors[position]
                 tensor.fill_(value if tensor.is_floating_point() else int(value))
             return
-        pointers = (_at(positions), _at(self._kinds), _at(self._address), _at(values))
-        self._compiled.library.write_numbers(ctypes.c_int64(len(positions)), *pointers)
+        size = ctypes.c_int64(len(positions))
+        self._compiled.library.write_numbers(size, _at(positions), *self._places, _at(values))
 
 
-def distinct(values: np.ndarray, positions: np.ndarray) -> tuple[list[float], np.ndarray | None]:
-    """Return the distinct ones of the float64 `values` at `positions`, int64, and which of them each is.
+class Distinct:
+    """Which of some numbers are the same: their bits are.
 
-    Instead of all zeros, None. Numbers are the same if their bits are.
+    values: float64 `[n]`, the numbers.
+    positions: int64, those of them that count.
     """
-    known = compiled()
-    if known is None:
-        bits, first, which = np.unique(values[positions].view(np.int64), return_index=True, return_inverse=True)
-        return values[positions][first].tolist(), which if len(bits) > 1 else None
-    found, which = np.empty(len(positions)), np.empty(len(positions), np.int64)
-    size = ctypes.c_int64(len(positions))
-    count = known.library.find_distinct(size, *map(_at, (positions, values, found, which)))
-    return found[:count].tolist(), which if count > 1 else None
+
+    def __init__(self, values: np.ndarray, positions: np.ndarray):
+        self.values, self.positions = values, positions
+        self._found, self._which = np.empty(len(positions)), np.empty(len(positions), np.int64)
+        self._compiled = compiled()
+        self._results = (_at(values), _at(self._found), _at(self._which))
+        self._whole = (ctypes.c_int64(len(positions)), _at(positions), *self._results)
+
+    def find(self, members: np.ndarray | None = None) -> tuple[list[float], np.ndarray | None]:
+        """Return the distinct ones, and which of them each number is; None if there is one. Valid until the next call.
+
+        members: indices of the positions that count; None for all.
+        """
+        at = self.positions if members is None else self.positions[members]
+        if self._compiled is None:
+            bits, first, which = np.unique(self.values[at].view(np.int64), return_index=True, return_inverse=True)
+            return self.values[at][first].tolist(), which if len(bits) > 1 else None
+        arguments = self._whole if members is None else (ctypes.c_int64(len(at)), _at(at), *self._results)
+        count = self._compiled.library.find_distinct(*arguments)
+        return self._found[:count].tolist(), self._which[: len(at)] if count > 1 else None
 
 
 class Dictionaries:
@@ -228,8 +243,10 @@ class Dictionaries:
         self._objects = _objects(self.dictionaries)
         self._changed = np.zeros(max(1, len(self.dictionaries)), np.int64)
         if self._compiled is not None:
-            arrays = (self._objects, self._first, self._entries, self._changed)
-            self._arguments = (ctypes.c_int64(len(self.dictionaries)), *map(_at, arrays))
+            self._tags = np.zeros(len(self.dictionaries), np.uint64)
+            arrays = (self._objects, self._first, self._entries)
+            tags = (ctypes.c_int64(dictionary_tag()), _at(self._tags), _at(self._changed))
+            self._arguments = (ctypes.c_int64(len(self.dictionaries)), *map(_at, arrays), *tags)
 
     def changed(self) -> list[int]:
         """Return the positions of those that hold other objects than before."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
-from baoc_compile.kernels.launch.survey import HostNumbers, Parameters, distinct
+from baoc_compile.kernels.launch.survey import Distinct, HostNumbers, Parameters
 from baoc_compile.passes.capture.group_numbers import GroupedNumbers, NumberGroup
 from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import NumberFunction
@@ -61,17 +61,19 @@ class _Group:
     """A number group, bound.
 
     shared: the positions of the function's shared sources among the shared values.
-    tensors: for each of its own sources, the members' positions among the host numbers; None for a Python number.
+    positions: for each of its own sources, the members' positions among the host numbers; None for a Python number.
     is_integer: for each of these, whether it is a tensor of integers.
+    tensors: for each of these, the host numbers of the members.
     entries: the state of each member.
     """
 
     group: NumberGroup
     indices: np.ndarray
     shared: list[int]
-    tensors: list[np.ndarray | None]
+    positions: list[np.ndarray | None]
     is_integer: list[bool]
     entries: list[dict[Any, Any]]
+    tensors: list[Distinct | None] = field(default_factory=list)
     targets: list[_Target] = field(default_factory=list)
     replays: list[Replay | None] = field(default_factory=list)
     bounds: list[tuple[int, float, float]] = field(default_factory=list)
@@ -122,6 +124,8 @@ class BoundNumbers:
         self._read_shared = reader_of(list(shared))
         self._count = len(numbers.shared.shared)
         self._host = HostNumbers(self._tensors)
+        for group in self._groups:
+            group.tensors = [None if at is None else Distinct(self._host.values, at) for at in group.positions]
         self._pending: list[_Computed] = []
         self._shared_values: tuple[Any, ...] = ()
 
@@ -135,12 +139,12 @@ class BoundNumbers:
         bounds: dict[Hashable, list[Bounds]],
     ) -> _Group:
         entries = [table.state(i) for i in group.members]
-        tensors: list[np.ndarray | None] = []
-        for source in group.function.own:
-            tensors.append(self._positions([entry_at(e, source.path) for e in entries]) if source.is_tensor else None)
         is_integer = [s.is_tensor and not entry_at(entries[0], s.path).is_floating_point() for s in group.function.own]
         places = [shared.setdefault(source, len(shared)) for source in group.function.shared]
-        made = _Group(group, np.array(group.members), places, tensors, is_integer, entries)
+        positions = [
+            self._positions([entry_at(e, s.path) for e in entries]) if s.is_tensor else None for s in group.function.own
+        ]
+        made = _Group(group, np.array(group.members), places, positions, is_integer, entries)
         piece = group.pieces[0]
         if piece is not None:
             made.signature = piece.signature
@@ -192,7 +196,7 @@ class BoundNumbers:
         """
         shared = self._read_shared(optimizer)
         (self._shared_values,) = _called(self.numbers.shared, shared[: self._count], ((),))
-        values = self._host.read()
+        self._host.read()
         pending = []
         for group in self._groups:
             members = None
@@ -201,7 +205,7 @@ class BoundNumbers:
                 if not len(members):
                     continue
                 members = None if len(members) == len(group.indices) else members
-            rows, which = self._distinct(group, members, values)
+            rows, which = self._distinct(group, members)
             results = _called(group.group.function, [shared[k] for k in group.shared], rows)
             for k, low, high in group.bounds:
                 for result in results:
@@ -213,20 +217,19 @@ class BoundNumbers:
             self._enter(computed)
 
     @staticmethod
-    def _distinct(
-        group: _Group, members: np.ndarray | None, values: np.ndarray
-    ) -> tuple[Sequence[Sequence[Any]], np.ndarray | None]:
+    def _distinct(group: _Group, members: np.ndarray | None) -> tuple[Sequence[Sequence[Any]], np.ndarray | None]:
         """Return the distinct rows of a group's members, and which of them each has; None if there is one for all."""
         if not group.tensors:
             return ((),), None
         columns: list[list[Any]] = []
         for source, at, is_integer in zip(group.group.function.own, group.tensors, group.is_integer, strict=True):
             if at is not None:
-                found, which = distinct(values, at if members is None else at[members])
-                numbers = list(map(int, found)) if is_integer else found  # integer tensors are read as doubles
+                numbers, which = at.find(members)
+                numbers = list(map(int, numbers)) if is_integer else numbers  # integer tensors are read as doubles
                 if len(group.tensors) == 1:
                     return [(number,) for number in numbers], which
-                columns.append(numbers * len(at) if which is None else [numbers[k] for k in which.tolist()])
+                count = len(group.entries if members is None else members)
+                columns.append(numbers * count if which is None else [numbers[k] for k in which.tolist()])
             else:
                 entries = group.entries if members is None else [group.entries[m] for m in members.tolist()]
                 key, *more = source.path
