@@ -151,6 +151,8 @@ def test_marking_is_what_an_operation_in_place_does(way):
     written.mark()
     written.mark()
     assert [t._version for t in tensors] == [versions[0] + 2, versions[1] + 2, versions[2]]
+    written.mark(np.array([False, True]))
+    assert [t._version for t in tensors] == [versions[0] + 2, versions[1] + 3, versions[2]]
 
 
 def test_a_tensor_of_inference_mode_has_no_version_to_count(way):
@@ -186,6 +188,7 @@ def test_where_gradients_are_and_which_exist(way, count):
         assert not seen.look()
         assert seen.param_at.tolist() == [t.data_ptr() for t in tensors]
         assert seen.flags.tolist() == [PRESENT if i in which else 0 for i in range(count)]
+        assert seen.present.tolist() == [i in which for i in range(count)]
         assert all(seen.grad_at[i] == tensors[i].grad.data_ptr() for i in which)
 
 

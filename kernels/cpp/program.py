@@ -31,7 +31,7 @@ class CppTable(LaunchTable):
         self.layout_at = np.array([a.ctypes.data if a.size else 0 for a in self.layouts], dtype=np.uint64)
         self.derived = np.empty((len(batch), max(1, len(emitter.derived))), dtype=np.float64)
         self.tile, self.elements = emitter.tile, self.numel.copy()
-        self.tiles = np.zeros(len(batch) + 1, dtype=np.int64)
+        self.tiles, self._tiles_of = np.zeros(len(batch) + 1, dtype=np.int64), -(-self.numel // emitter.tile)
         for first, numel in zip(self.first_index.tolist(), self.numel.tolist(), strict=True):
             if first % emitter.tile and (first + numel - 1) >> 32 != first >> 32:
                 raise ValueError(
@@ -46,10 +46,11 @@ class CppTable(LaunchTable):
         self.arguments = (ctypes.c_int64(len(batch)), *pointers)
 
     def restrict(self, present: np.ndarray | None) -> None:
-        self.elements[:] = self.numel if present is None else np.where(present, self.numel, -1)  # -1: left alone
-        here = np.maximum(self.elements, 0)
-        self.tiles[1:] = np.cumsum(-(-here // self.tile))
-        self.most_threads = int(here.sum()) // ELEMENTS_PER_THREAD
+        if present is None:
+            present = np.ones(len(self.numel), dtype=bool)
+        self.elements[:] = np.where(present, self.numel, -1)  # -1: left alone
+        np.cumsum(self._tiles_of * present, out=self.tiles[1:])
+        self.most_threads = int(self.numel @ present) // ELEMENTS_PER_THREAD
 
 
 class CppProgram:

@@ -54,7 +54,7 @@ class TorchTable:
             arguments.numbers |= dict(zip(self.column, row, strict=True))
 
     def restrict(self, present: np.ndarray | None) -> None:
-        self.present = present
+        self.present = None if present is None else present.copy()
 
     def take_values(self, values: Sequence[Tensor]) -> bool:
         return self.refresh((), values)

@@ -41,7 +41,8 @@ static inline __attribute__((always_inline)) void fetch_parts(const char* implem
 // a gradient is absent, 4 if one is not contiguous, 8 if one is odd.
 // grads: scratch, [size].
 extern "C" int look_at_gradients(const Functions* torch, int64_t size, char* const* objects, const int32_t* dtypes,
-                                 int32_t strided_layout, Pointer* grads, void** param_at, void** grad_at, uint8_t* flags) {
+                                 int32_t strided_layout, Pointer* grads, void** param_at, void** grad_at, uint8_t* flags,
+                                 bool* present) {
   int found = 0;
   const int64_t offset = torch->offset;
   for (int64_t i = 0; i < size; ++i) {
@@ -57,7 +58,7 @@ extern "C" int look_at_gradients(const Functions* torch, int64_t size, char* con
     if (i + ahead < size) fetch_parts(*grads[i + ahead]);
     const Pointer grad = grads[i];
     flags[i] = 0;
-    if (*grad == torch->nothing) {
+    if (!(present[i] = *grad != torch->nothing)) {
       found |= 2;
       continue;
     }
@@ -168,8 +169,10 @@ extern "C" int compare_lists(int64_t size, void* const* lists, const int64_t* fi
   return 0;
 }
 
-extern "C" void mark(const Functions* torch, int64_t size, char* const* objects) {
+// Bump the version counters of these tensors, or of those that are `present`.
+extern "C" void mark(const Functions* torch, int64_t size, char* const* objects, const bool* present) {
   for (int64_t i = 0; i < size; ++i) {
+    if (present && !present[i]) continue;
     try {
       torch->bump_version(objects[i] + torch->offset);
     } catch (...) {  // a tensor made in inference mode has no version

@@ -106,6 +106,7 @@ class Parameters:
 
     param_at, grad_at: uint64 addresses. A gradient's is old where there is none.
     flags: whether a gradient exists (1), is not contiguous (2), or is of another type or layout than expected (4).
+    present: for each parameter, whether it has a gradient.
     moved: whether the address of a parameter has changed at the last look.
     all_present, any_strided, any_odd: what the flags say in short.
     """
@@ -116,7 +117,7 @@ class Parameters:
         self.tensors, self.grad_dtypes = list(tensors), list(grad_dtypes)
         self.param_at = np.zeros(len(tensors), np.uint64)
         self.grad_at = np.zeros(len(tensors), np.uint64)
-        self.flags = np.zeros(len(tensors), np.uint8)
+        self.flags, self.present = np.zeros(len(tensors), np.uint8), np.zeros(len(tensors), bool)
         self._objects = _objects(tensors)
         self._compiled = compiled()
         if self._compiled is not None:
@@ -124,14 +125,9 @@ class Parameters:
             size = ctypes.c_int64(len(tensors))
             self._arguments = (ctypes.byref(self._compiled.functions), size, _at(self._objects))
             self._grads = np.zeros(len(tensors), np.uint64)
-            self._results = (_at(self._grads), _at(self.param_at), _at(self.grad_at), _at(self.flags))
+            self._results = tuple(map(_at, (self._grads, self.param_at, self.grad_at, self.flags, self.present)))
             self._layout = ctypes.c_int32(code_of_strided())
             self._dtypes_at = _at(self._dtypes)
-
-    @property
-    def present(self) -> np.ndarray:
-        """Return for each parameter whether it has a gradient."""
-        return self.flags & PRESENT != 0
 
     def look(self) -> bool:
         """Read all addresses and flags again. Return whether a parameter has moved."""
@@ -159,7 +155,8 @@ class Parameters:
                 continue
             self.flags[i] = PRESENT if grad.is_contiguous() else PRESENT | STRIDED
             self.grad_at[i] = grad.data_ptr()
-        self.all_present = bool((self.flags & PRESENT).all())
+        self.present[:] = self.flags & PRESENT != 0
+        self.all_present = bool(self.present.all())
         self.any_strided, self.any_odd = bool((self.flags & STRIDED).any()), bool((self.flags & ODD).any())
 
 
@@ -312,9 +309,5 @@ class Written:
         if self._compiled is None:
             here = self.tensors if present is None else [t for t, p in zip(self.tensors, present, strict=True) if p]
             torch.autograd.graph.increment_version(here)
-        elif present is None:
-            self._compiled.library.mark(*self._arguments)
         else:
-            objects = self._objects[present]
-            size = ctypes.c_int64(len(objects))
-            self._compiled.library.mark(ctypes.byref(self._compiled.functions), size, _at(objects))
+            self._compiled.library.mark(*self._arguments, None if present is None else _at(present))

@@ -5,6 +5,7 @@ Every number is computed once for all parameters for which it is the same: those
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,17 +44,17 @@ class OutOfBounds(Exception):
 class _Target:
     """Where a group's scalars go in one launch.
 
-    rows: row of each member of the group; -1 for members of other launches.
+    members: positions of those members of the group that the launch steps.
+    rows: the rows of these members; a slice if they are all rows of the launch.
     columns: columns of the launch's numbers.
     values: which of the group's values they get.
-    whole: whether the members are all rows of the launch.
     """
 
     launch: BoundLaunch
-    rows: np.ndarray
+    members: np.ndarray
+    rows: Any
     columns: np.ndarray
     values: list[int]
-    whole: bool
 
 
 @dataclass
@@ -172,17 +173,19 @@ class BoundNumbers:
     def _targets(group: NumberGroup, bound: Bound) -> list[_Target]:
         value_at = {position: k for k, position in enumerate(group.positions)}
         names_of: dict[BoundLaunch, dict[str, int]] = {}
-        rows_of: dict[BoundLaunch, np.ndarray] = {}
+        places: dict[BoundLaunch, list[tuple[int, int]]] = defaultdict(list)
         for member, index in enumerate(group.members):
             for launch, row, names in bound.rows.get(index, ()):
                 names_of.setdefault(launch, names)
-                rows_of.setdefault(launch, np.full(len(group.members), -1, dtype=np.int64))[member] = row
+                places[launch].append((row, member))
         found = []
-        for launch, rows in rows_of.items():
-            names = {name: p for name, p in names_of[launch].items() if name in launch.column}
+        for launch, names in names_of.items():
+            names = {name: p for name, p in names.items() if name in launch.column}
             columns = np.array([launch.column[name] for name in names], dtype=np.int64)
-            whole = len(rows[rows >= 0]) == len(launch.indices)
-            found.append(_Target(launch, rows, columns, [value_at[p] for p in names.values()], whole))
+            rows, members = np.array(sorted(places[launch]), dtype=np.int64).T
+            is_whole = len(rows) == len(launch.indices)
+            values = [value_at[p] for p in names.values()]
+            found.append(_Target(launch, members, slice(None) if is_whole else rows[:, None], columns, values))
         return found
 
     # a step
@@ -243,17 +246,16 @@ class BoundNumbers:
         """Enter a group's numbers in the launches and replays that take them."""
         group, members, results, which = computed.group, computed.members, computed.results, computed.which
         count = len(group.group.positions)
-        scalars = np.array([result[:count] for result in results], dtype=np.float64) if group.targets else None
-        for target in group.targets:
-            numbers = scalars[:, target.values]
-            if members is None and which is None and target.whole:
-                target.launch.enter(slice(None), target.columns, numbers[0])
-                continue
-            rows = target.rows if members is None else target.rows[members]
-            here = rows >= 0
-            if here.any():
-                own = numbers[0] if which is None else numbers[which[here]]
-                target.launch.enter(rows[here][:, None], target.columns, own)
+        if group.targets:
+            scalars = np.array([result[:count] for result in results], dtype=np.float64)
+            of = which
+            if which is not None and members is not None:  # the others aren't launched, and get any numbers
+                of = np.zeros(len(group.indices), dtype=np.int64)
+                of[members] = which
+            for target in group.targets:
+                numbers = scalars[:, target.values]
+                own = numbers[0] if of is None else numbers[of[target.members]]
+                target.launch.enter(target.rows, target.columns, own)
         if any(group.replays):
             for k, member in enumerate(computed.chosen):
                 replay = group.replays[member]
