@@ -11,6 +11,7 @@ import pytest
 import torch
 from optimizers import decoded
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import baoc_compile
 from baoc_compile.runtime import step_reader
@@ -102,10 +103,18 @@ def test_forty_optimizers_of_a_class(make, options, plan):
         assert_equal(bits(optimizer), bits(alone))
 
 
-def test_many_optimizers_that_are_compiled_and_not_prepared():
-    """Each is taken over, though torch stops to compile a function after some recompilations."""
-    optimizers = [torch.optim.AdamW(parameters([(64, 65)])) for _ in range(12)]
-    steps = [torch.compile(o.step, backend="baoc", options={"plan": "8bit"}) for o in optimizers]
+@pytest.mark.parametrize("backend", ["baoc", "eager"])
+def test_many_optimizers_that_are_compiled(backend, caplog):
+    """torch stops to compile a function, and logs it, after some recompilations; Dynamo has nothing to compile here."""
+    torch._dynamo.reset()
+    optimizers = [torch.optim.AdamW(parameters([(64, 65)])) for _ in range(40)]
+    if backend == "baoc":
+        steps = [torch.compile(o.step, backend="baoc", options={"plan": "8bit"}) for o in optimizers]
+    else:
+        for optimizer in optimizers:
+            baoc_compile.prepare(optimizer, plan="8bit")
+        steps = [torch.compile(o.step, backend="eager") for o in optimizers]
+    counters.clear()
     for count, (optimizer, step) in itertools.product(range(2), list(zip(optimizers, steps, strict=True))):
         (parameter,) = optimizer.param_groups[0]["params"]
         parameter.grad = gradient(parameter, count)
@@ -115,6 +124,7 @@ def test_many_optimizers_that_are_compiled_and_not_prepared():
         assert_equal(bits(optimizer), bits(optimizers[0]))
         (state,) = optimizer.state.values()
         assert isinstance(state["exp_avg"], baoc_compile.StateTensor)
+    assert not counters["frames"] and not counters["stats"] and not caplog.records
 
 
 def test_options_of_one_optimizer_are_not_those_of_another():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import torch
 from torch import nn
 
 import baoc_compile
+from baoc_compile.state.state_tensor import StateTensor
 
 STEPS = 3
 
@@ -51,3 +53,29 @@ def test_threads_that_compile_at_once_give_the_bits_of_one():
     for number, expected in alone.items():
         assert not isinstance(found[number], BaseException), found[number]
         assert all(torch.equal(a, b) for a, b in zip(found[number], expected, strict=True)), number
+
+
+class Slow(torch.optim.SGD):
+    """Reading its step takes a while."""
+
+    began = threading.Event()
+
+    def step(self, closure=None):
+        self.began.set()
+        time.sleep(0.2)
+        return super().step(closure)
+
+
+def test_a_step_that_is_read_does_not_keep_another_thread_from_reading_its_own():
+    """An unprepared step in another thread ran as written at its first call, with no word."""
+    slow = Slow([nn.Parameter(torch.randn(64, 70))], lr=0.01, momentum=0.9)
+    parameter = nn.Parameter(torch.randn(64, 70))
+    parameter.grad = torch.randn(64, 70)
+    optimizer = torch.optim.SGD([parameter], lr=0.01, momentum=0.9)
+    step = torch.compile(optimizer.step, backend="baoc", options={"plan": "8bit"})
+    reading = threading.Thread(target=baoc_compile.prepare, args=(slow,), kwargs={"plan": "8bit"})
+    reading.start()
+    assert Slow.began.wait(10)
+    step()
+    reading.join()
+    assert isinstance(optimizer.state[parameter]["momentum_buffer"], StateTensor)

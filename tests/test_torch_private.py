@@ -349,3 +349,44 @@ def test_a_library_with_pythons_lock():
 def test_a_dictionary_has_a_tag_before_python_3_13():
     """Otherwise the entries themselves are compared, which takes longer."""
     assert (private.dictionary_tag() >= 0) == (sys.version_info < (3, 13))
+
+
+@pytest.mark.parametrize("is_compiling", [False, True])
+def test_uncompiled_hides_that_something_is_compiled(is_compiling, monkeypatch):
+    """A step that is recorded while Dynamo traces would take the branch of torch's optimizers for compiled code."""
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", is_compiling)
+    with private.uncompiled():
+        assert not torch.compiler.is_compiling()
+    assert torch.compiler.is_compiling() == is_compiling
+
+
+def test_uncompiled_concerns_one_thread_alone():
+    """A step's compiled helpers would be compiled for stand-ins; or all threads' compiled steps would run as written."""
+    compiled_here = []
+
+    def backend(gm, inputs):
+        compiled_here.append(threading.current_thread())
+        return gm.forward
+
+    function = torch.compile(lambda x: x + 1, backend=backend)
+    with private.uncompiled():
+        assert function(torch.zeros(2)).tolist() == [1, 1]
+        assert not compiled_here
+        other = threading.Thread(target=function, args=(torch.zeros(2),))
+        other.start()
+        other.join()
+        assert compiled_here == [other]
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_function_says_whether_it_is_one_graph(fullgraph):
+    """The steps of optimizers that are compiled with `fullgraph=True` would not be compiled at all, which torch refuses."""
+    found = []
+
+    @torch._dynamo.assume_constant_result
+    def asks():
+        found.append(private.is_running_one_graph())
+        return 1
+
+    torch.compile(lambda x: x + asks(), backend="eager", fullgraph=fullgraph)(torch.ones(1))
+    assert found == [fullgraph] and not private.is_running_one_graph()

@@ -13,11 +13,12 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _guards, nn
 from torch._C._dynamo import eval_frame as _eval_frame
 from torch._decomp import core_aten_decompositions as _core_aten_decompositions
 from torch._dynamo import convert_frame, eval_frame, symbolic_convert
@@ -119,14 +120,43 @@ def running_backends() -> Iterator[Any]:
 
     By it, baoc knows the options of the compiled function that calls an optimizer's step.
     """
+    for found in _running_compiled():
+        backend = found.get("callback")
+        while backend is not None:
+            yield backend
+            backend = getattr(backend, "_torchdynamo_orig_backend", None)
+
+
+def is_running_one_graph() -> bool:
+    """Return whether a function compiled with `fullgraph=True` is on the stack."""
+    return any(getattr(found.get("self"), "fullgraph", False) for found in _running_compiled())
+
+
+def _running_compiled() -> Iterator[Any]:
+    """Yield the variables of the functions of torch that run compiled functions on the stack, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename == eval_frame.__file__:
-            backend = frame.f_locals.get("callback")
-            while backend is not None:
-                yield backend
-                backend = getattr(backend, "_torchdynamo_orig_backend", None)
+            yield frame.f_locals
         frame = frame.f_back
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run code as if nothing were compiled; hold `dynamo_lock` meanwhile.
+
+    Functions that torch.compile compiled run as they are, in this thread alone (`torch.compiler.set_stance` is for all): they
+    compile nothing while a fake tensor's kernel is called, which is what the context claims. `torch.compiler.is_compiling()`
+    is False, also if Dynamo traces in this thread.
+    """
+    mode = FakeTensorMode()
+    mode.in_kernel_invocation = True
+    flag, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, False
+    try:
+        with _guards.tracing(_guards.TracingContext(mode)):
+            yield
+    finally:
+        torch.compiler._is_compiling_flag = flag
 
 
 def is_running_compiled() -> bool:
@@ -137,7 +167,8 @@ def is_running_compiled() -> bool:
 def leave_alone(function: Any) -> None:
     """Let Dynamo run a function as it is when it comes to its frame, instead of tracing it once for each object it is called on.
 
-    Without it, the steps of more than a few optimizers that are compiled would reach Dynamo's recompile limit.
+    Without it, the steps of more than a few optimizers that are compiled would reach Dynamo's recompile limit, and threads
+    that compile them would meet in the one cache of torch's wrapper, which is not safe.
     """
     eval_frame.skip_code(function.__code__)
 

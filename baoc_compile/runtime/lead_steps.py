@@ -1,12 +1,17 @@
 """Lead an optimizer class's `step` to baoc's own step, for the optimizers that have one.
 
 torch wraps the step of every optimizer class once, in a function that calls hooks and opens a profiler range around the
-step itself. What that function calls is replaced. So whoever calls the step, however it was bound before (by a scheduler, a
-scaler, a trainer), calls it with all hooks, and `optimizer.step` stays what it was. Classes without torch's base class get
-another `step`.
+step itself. That function stays the same object, so whoever holds it (a scheduler, a scaler, a trainer, a bound method)
+calls what is led:
+
+    the function itself    passes on to `outer`; Dynamo leaves it alone
+    outer                  keeps Dynamo away from an optimizer with a session
+    hooked                 torch's code: hooks and the profiler range
+    inner                  runs baoc's own step if the optimizer has a session
+    the step               as the class's author wrote it
 
 An optimizer without a session runs as before. If `torch.compile(..., backend="baoc")` is what runs it, it gets one at its
-first step.
+first step. A class without torch's base class has no hooks: its step is replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -24,6 +29,7 @@ from baoc_compile.core.torch_private import (
     asks_for_one_graph,
     constant_when_traced,
     is_running_compiled,
+    is_running_one_graph,
     leave_alone,
     patch_of_steps,
     replace_patch_of_steps,
@@ -44,53 +50,91 @@ def lead(optimizer_class: type) -> None:
     """Lead the steps of an optimizer class to baoc's own."""
     with _LOCK:
         step = optimizer_class.step  # type: ignore[attr-defined]
-        if not isinstance(step, FunctionType):
+        if not isinstance(step, FunctionType) or step.__code__ is _PASSES_ON:
             return
         cell = _cell(step)
         if cell is not None:
-            if not hasattr(cell.cell_contents, "led_by_baoc"):
-                cell.cell_contents = _led(cell.cell_contents)
-                leave_alone(cell.cell_contents)
-        elif not hasattr(step, "led_by_baoc"):
-            optimizer_class.step = made = _led(step)  # type: ignore[attr-defined]
-            # Dynamo comes to this frame first, and is to trace it: it must not share the code that is left alone
-            made.__code__ = made.__code__.replace()
+            hooked = FunctionType(
+                step.__code__, step.__globals__, step.__name__, None, (CellType(_inner(cell.cell_contents)),)
+            )
+            functools.update_wrapper(hooked, step)
+            cell.cell_contents, step.__code__ = _outer(hooked), _PASSES_ON
+        else:
+            optimizer_class.step = _passing_on(_outer(_inner(step)))  # type: ignore[attr-defined]
         optimizer_class._baoc_key_when_traced = _baoc_key_when_traced  # type: ignore[attr-defined]
+
+
+def _passing_on(func: Callable[..., Any]) -> FunctionType:
+    """Return a function with the signature and the only variable of torch's wrapper."""
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+    assert isinstance(wrapper, FunctionType)
+    return wrapper
+
+
+_PASSES_ON = _passing_on(len).__code__
+leave_alone(_passing_on(len))
 
 
 def _cell(step: FunctionType) -> Any:
     """Return the variable of torch's wrapper that holds the step itself; None if torch has not wrapped the step."""
     code = step.__code__
-    if code.co_filename != _OPTIMIZER_FILE or "func" not in code.co_freevars or not hasattr(step, "hooked"):
+    if code.co_filename != _OPTIMIZER_FILE or code.co_freevars != ("func",) or not hasattr(step, "hooked"):
         return None
-    return (step.__closure__ or ())[code.co_freevars.index("func")]
+    return (step.__closure__ or (None,))[0]
 
 
 def own_function(optimizer: Any) -> Callable[..., Any]:
     """Return the step as the class's author wrote it, without torch's wrappers and ours."""
     step: Any = type(optimizer).step
     while hasattr(step, "__wrapped__") and (
-        step.__code__.co_filename == _OPTIMIZER_FILE or hasattr(step, "led_by_baoc")
+        step.__code__.co_filename == _OPTIMIZER_FILE or step.__code__ is _PASSES_ON or hasattr(step, "led_by_baoc")
     ):
-        cell = _cell(step)
-        step = cell.cell_contents if cell is not None else step.__wrapped__
+        is_passed = step.__code__ is _PASSES_ON or _cell(step) is not None
+        step = step.__closure__[0].cell_contents if is_passed else step.__wrapped__
     return step
 
 
-def _led(step: Callable[..., Any]) -> Any:
+def _outer(hooked: Callable[..., Any]) -> Any:
+    @functools.wraps(hooked)
+    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_dynamo_compiling() and is_running_compiled() and _is_left_alone(self):
+            return _undisturbed(hooked, self, args, kwargs)
+        return hooked(self, *args, **kwargs)
+
+    outer.led_by_baoc = True  # type: ignore[attr-defined]
+    leave_alone(outer)
+    return outer
+
+
+@torch.compiler.disable(reason="baoc runs the optimizer's step itself")
+def _is_left_alone(optimizer: Any) -> bool:
+    """Return whether Dynamo has nothing to do with an optimizer's step. The optimizer gets a session if it is to have one."""
+    return own_step_of(optimizer) is not None and not is_running_one_graph()
+
+
+@torch.compiler.disable(reason="baoc runs the optimizer's step itself")
+def _undisturbed(hooked: Callable[..., Any], optimizer: Any, args: Any, kwargs: Any) -> Any:
+    return hooked(optimizer, *args, **kwargs)
+
+
+def _inner(step: Callable[..., Any]) -> Any:
     @functools.wraps(step)
-    def led(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+    def inner(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
             if not hasattr(self, ATTRIBUTE) and not _is_compiled_by_baoc():
                 return step(self, *args, **kwargs)
             if _wants_one_graph() and not args and not kwargs:
                 return torch.ops.baoc.step.default(_parameters(self), self._baoc_key_when_traced())
-        elif ATTRIBUTE not in self.__dict__ and not is_running_compiled():
+        elif ATTRIBUTE not in self.__dict__:
             return step(self, *args, **kwargs)
         return _run(step, self, args, kwargs)
 
-    led.led_by_baoc = True  # type: ignore[attr-defined]
-    return led
+    inner.led_by_baoc = True  # type: ignore[attr-defined]
+    return inner
 
 
 @torch.compiler.disable(reason="baoc runs the optimizer's step itself")

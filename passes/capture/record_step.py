@@ -13,6 +13,7 @@ import torch
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.torch_private import uncompiled
 from baoc_compile.passes.capture.find_writes import find_writes
 from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
@@ -130,7 +131,7 @@ def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> str:
     arguments = [closure] if has_closure else []
     grad = torch.is_grad_enabled()
     try:
-        with torch.compiler.set_stance("force_eager"), torch.no_grad(), recorder:
+        with uncompiled(), torch.no_grad(), recorder:
             returned = step(stand_in.optimizer, *arguments)
     except UnsupportedStep:
         raise
