@@ -13,7 +13,8 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
-from baoc_compile.kernels.launch.survey import Dictionaries, Lists, Parameters
+from baoc_compile.kernels.launch.held_objects import Dictionaries, Lists
+from baoc_compile.kernels.launch.survey import Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings

@@ -18,8 +18,9 @@ from baoc_compile.passes.capture.leaves import constants_of
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.migrate_state import migrate_state, migrate_weights
+from baoc_compile.passes.numbers.number_function import GuardFailed
 from baoc_compile.passes.plan.choose_storage import choose_storage, suits
-from baoc_compile.passes.rewrite.bind_numbers import GuardFailed, OutOfBounds
+from baoc_compile.passes.rewrite.bound_group import OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
 from baoc_compile.passes.rules.read_step import Reading, StepReading, read_step, slots_of
 from baoc_compile.runtime.audit import audit_numbers

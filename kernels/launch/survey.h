@@ -1,4 +1,5 @@
-// Look at an optimizer's parameters, gradients, 0-dim tensors and dictionaries: see survey.py.
+// Look at an optimizer's parameters, gradients, 0-dim tensors and dictionaries: see survey.py, host_numbers.py and
+// held_objects.py.
 #include <cstdint>
 #include <cstring>
 #include <vector>

@@ -30,6 +30,10 @@ _OPERATORS = {
 }
 
 
+class GuardFailed(Exception):
+    """The numbers are not those for which the step was recorded."""
+
+
 @dataclass(frozen=True)
 class NumberFunction:
     """A function of the numbers that an optimizer keeps, computed for several parameters at once.
@@ -46,8 +50,16 @@ class NumberFunction:
     function: Callable[[Sequence[Any], Sequence[Sequence[Any]]], list[tuple[Any, ...]] | None]
     source_text: str
 
-    def __call__(self, shared: Sequence[Any], rows: Sequence[Sequence[Any]] = ((),)) -> list[tuple[Any, ...]] | None:
-        return self.function(shared, rows)
+    def __call__(self, shared: Sequence[Any], rows: Sequence[Sequence[Any]] = ((),)) -> list[tuple[Any, ...]]:
+        """Return the values for each row. Raises GuardFailed if a guard fails, or where the step itself would fail."""
+        try:
+            found = self.function(shared, rows)
+        # a function of math outside its domain, or numbers of another kind
+        except (ArithmeticError, ValueError, TypeError) as error:
+            raise GuardFailed(str(error)) from error
+        if found is None:
+            raise GuardFailed
+        return found
 
 
 def compile_numbers(guards: Iterable[Guard], wanted: Sequence[Any], owner: int = NOBODY) -> NumberFunction:
