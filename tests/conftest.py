@@ -47,8 +47,8 @@ def way(request, monkeypatch):
     if request.param == "no compiler":
         monkeypatch.setattr(addresses, "build", _missing)
         monkeypatch.setattr(survey, "build", _missing)
-    monkeypatch.setattr(addresses, "_OUTCOME", [])
-    monkeypatch.setattr(survey, "_OUTCOME", [])
+    monkeypatch.setattr(addresses.compiled, "_outcome", [])
+    monkeypatch.setattr(survey.compiled, "_outcome", [])
     is_compiled = request.param in ("compiled", "no tags")
     assert (addresses.compiled() is not None, survey.compiled() is not None) == (is_compiled, is_compiled)
     return request.param

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from baoc_compile.core.errors import CompilerMissing
 from baoc_compile.core.torch_private import object_at, tensor_functions, with_python_lock
+from baoc_compile.kernels.build.attempt import Attempt
 from baoc_compile.kernels.build.compile_cpp import build
-
-log = logging.getLogger("baoc")
 
 _SOURCE = Path(__file__).with_name("addresses.h").read_text()
 
@@ -38,37 +34,15 @@ class Compiled:
     look: Callable[..., int]
 
 
-_ONE_AT_A_TIME = threading.Lock()
-_OUTCOME: list[Compiled | None] = []  # of the last attempt; empty before the first
-
-
-def compiled() -> Compiled | None:
-    """Return the compiled functions; None if a function or the compiler is missing. The first call compiles."""
-    with _ONE_AT_A_TIME:
-        if not _OUTCOME:
-            _OUTCOME.append(_compile())
-        return _OUTCOME[0]
-
-
-def try_again() -> Compiled | None:
-    """Return `compiled()`, repeating an attempt that failed: what was missing may exist now."""
-    with _ONE_AT_A_TIME:
-        if _OUTCOME == [None]:
-            _OUTCOME.clear()
-    return compiled()
-
-
-def _compile() -> Compiled | None:
-    try:
-        functions = tensor_functions()
-        library = with_python_lock(build(_SOURCE))  # it touches Python objects
-    except (LookupError, OSError, CompilerMissing) as reason:
-        log.info("tensors are looked at one by one, in Python: %s", reason)
-        return None
-    look, count = library.look, ctypes.c_int64
+def _compile() -> Compiled:
+    functions = tensor_functions()
+    look, count = with_python_lock(build(_SOURCE)).look, ctypes.c_int64  # it touches Python objects
     look.argtypes = [*[ctypes.c_void_p] * 2, *[count] * 4, ctypes.py_object, *[ctypes.c_void_p] * 2]
     look.restype = ctypes.c_int
     return Compiled(functools.partial(look, functions.data_ptr, functions.is_contiguous, functions.offset))
+
+
+compiled = Attempt(_compile, "tensors are looked at one by one, in Python")
 
 
 @dataclass(frozen=True)

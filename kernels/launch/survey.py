@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.errors import CompilerMissing
 from baoc_compile.core.torch_private import (
     TensorFunctions,
     code_of,
@@ -27,9 +24,8 @@ from baoc_compile.core.torch_private import (
     tensor_functions,
     with_python_lock,
 )
+from baoc_compile.kernels.build.attempt import Attempt
 from baoc_compile.kernels.build.compile_cpp import build
-
-log = logging.getLogger("baoc")
 
 _SOURCE = Path(__file__).with_name("survey.h").read_text()
 PRESENT, STRIDED, ODD = 1, 2, 4
@@ -52,37 +48,15 @@ class Compiled:
     functions: Any
 
 
-_ONE_AT_A_TIME = threading.Lock()
-_OUTCOME: list[Compiled | None] = []  # of the last attempt; empty before the first
-
-
-def compiled() -> Compiled | None:
-    """Return the compiled functions; None if one of torch's or the compiler is missing. The first call compiles."""
-    if not _OUTCOME:
-        with _ONE_AT_A_TIME:
-            if not _OUTCOME:
-                _OUTCOME.append(_compile())
-    return _OUTCOME[0]
-
-
-def try_again() -> Compiled | None:
-    """Return `compiled()`, repeating an attempt that failed: what was missing may exist now."""
-    with _ONE_AT_A_TIME:
-        if _OUTCOME == [None]:
-            _OUTCOME.clear()
-    return compiled()
-
-
-def _compile() -> Compiled | None:
-    try:
-        found: TensorFunctions = tensor_functions()
-        library = with_python_lock(build(_SOURCE))  # it touches Python objects
-    except (LookupError, OSError, CompilerMissing) as reason:
-        log.info("tensors are looked at one by one, in Python: %s", reason)
-        return None
+def _compile() -> Compiled:
+    found: TensorFunctions = tensor_functions()
+    library = with_python_lock(build(_SOURCE))  # it touches Python objects
     library.compare_dictionaries.restype = library.find_distinct.restype = ctypes.c_int64
     names = [name for name, _ in _Functions._fields_]  # type: ignore[misc]
     return Compiled(library, _Functions(*(getattr(found, name) for name in names)))
+
+
+compiled = Attempt(_compile, "tensors are looked at one by one, in Python")
 
 
 @functools.cache

@@ -20,8 +20,8 @@ log = logging.getLogger("baoc")
 def start_lowering(graphs: Sequence[ProgramGraph]) -> list[Future[Executable]]:
     """Lower graphs in background threads, compilers in parallel. An interpreter that exits meanwhile waits for them."""
     pool = ThreadPoolExecutor(len(graphs) + 2)
-    pool.submit(addresses.try_again)
-    pool.submit(survey.try_again)
+    pool.submit(addresses.compiled.try_again)
+    pool.submit(survey.compiled.try_again)
     found = [pool.submit(lower, graph) for graph in graphs]
     pool.shutdown(wait=False)
     return found
