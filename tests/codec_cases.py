@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.kernels.codecs.catalogue import CODECS
+from baoc_compile.kernels.codecs.minifloat import Minifloat
 from baoc_compile.state.state_tensor import StateTensor
 
 SIZES = (0, 1, 31, 32, 33, 4097)
@@ -16,7 +17,8 @@ ROUNDING = [name for name, codec in CODECS.items() if codec.mechanism == "roundi
 STOCHASTIC = [name for name in ROUNDING if CODECS[name].stochastic]
 GROUPED = [name for name in ROUNDING if CODECS[name].group_size]
 FOUR_BITS = [name for name in ROUNDING if CODECS[name].parts[0].bits == 4]
-DECAYING = ["bf16", "softsign8", "sqrt8", "int4:128", "uint4:128"]  # the others are alike
+MINIFLOATS = [name for name in ROUNDING if isinstance(CODECS[name], Minifloat)]
+DECAYING = ["bf16", "e2m5", "e3m5", "codebook8", "ucodebook8"]  # the others are alike
 NONNEGATIVE = [name for name in ROUNDING if CODECS[name].why_not(Slot("momentum"), torch.Size([1]))]
 
 
@@ -53,6 +55,8 @@ def arrays(state: StateTensor) -> dict[str, np.ndarray]:
     stored = {part.name: reference.to_numpy(state.parts[part.name]) for part in state.codec.parts}
     if state.codec.parts[0].bits == 4:
         stored["codes"] = reference.unpacked(stored["codes"], state.numel())
+    if isinstance(state.codec, Minifloat):
+        stored["codes"] = stored["codes"].view(np.uint8)
     return stored
 
 

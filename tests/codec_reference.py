@@ -1,10 +1,10 @@
 """An independent float64 reference of every rounding codec, in NumPy, from their docstrings; imports no baoc.
 
-    parts = encode("sqrt8", values, slot_salt(seed=0, slot="exp_avg_sq"), clock=3)
-    values = decode("sqrt8", parts, len(values))
+    parts = encode("e3m5", values, slot_salt(seed=0, slot="exp_avg_sq"), clock=3)
+    values = decode("e3m5", parts, len(values))
 
-Everything is flat: `values` are float64 (rounded to float32 on entry, as the codecs take them), groups are
-`group_size` consecutive elements, the last one may be short. bfloat16 arrays are uint16 bit patterns; `to_numpy`
+Everything is flat, one row: `values` are float64 (rounded to float32 on entry, as the codecs take them), groups are
+`GROUP_SIZE` consecutive elements, the last one may be short. bfloat16 arrays are uint16 bit patterns; `to_numpy`
 brings a torch tensor into that form. Codes are one to an entry (`unpacked` makes them so). A codebook's `levels` are
 given, as the integers that are stored. `clock` is how often the slot was stored before. `error_bound` is the
 docstrings' bound.
@@ -12,6 +12,7 @@ docstrings' bound.
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import NamedTuple
 
@@ -28,19 +29,44 @@ class Codebook(NamedTuple):
 
     bits: int
     power: int
-    group_size: int
     grid: int
 
 
 CODEBOOKS = {
-    f"{prefix}{name}": Codebook(bits, power, size, grid)
+    f"{prefix}codebook{bits}": Codebook(bits, power, grid)
     for prefix, power, grid in (("", 1, 2048), ("u", 2, 4096))
-    for name, bits, size in (("codebook8", 8, 32), ("codebook4", 4, 64), ("int4:64", 4, 64), ("int4:128", 4, 128))
+    for bits in (8, 4)
 }
 
 
-def group_size(codec_name: str) -> int:
-    return CODEBOOKS[codec_name].group_size if codec_name in CODEBOOKS else GROUP_SIZE
+class Minifloat(NamedTuple):
+    """`exponent` and `mantissa` bits, and whether a sign bit goes before them."""
+
+    exponent: int
+    mantissa: int
+
+    @property
+    def signed(self) -> bool:
+        return self.exponent + self.mantissa in (3, 7)
+
+    @property
+    def sign_bit(self) -> int:
+        return 1 << self.exponent + self.mantissa
+
+    def unit(self, e: np.ndarray) -> np.ndarray:
+        """The power of two at which subnormal numbers end."""
+        return np.ldexp(1.0, e.astype(np.int64) - 125)
+
+
+def minifloat(codec_name: str) -> Minifloat | None:
+    found = re.fullmatch(r"e(\d)m(\d)", codec_name)
+    return Minifloat(int(found[1]), int(found[2])) if found else None
+
+
+def lowest_largest(codec_name: str) -> float:
+    """Groups whose largest magnitude is below that are stored on the grid of those for which it is that."""
+    small = minifloat(codec_name)
+    return 2.0 ** (2**small.exponent - 127) if small else LOWEST_SCALE[1]
 
 
 # random words: lowbias32 over (seed, slot, step, global element index), in unsigned 32-bit arithmetic
@@ -126,15 +152,14 @@ def decode(codec_name: str, parts: dict[str, np.ndarray], numel: int) -> np.ndar
         return parts["values"][:numel].astype(np.float64)
     if codec_name == "bf16":
         return from_bf16(parts["values"])[:numel]
-    code = parts["codes"][:numel].astype(np.float64)
-    scale = _spread(from_bf16(parts["scales"]), numel, group_size(codec_name))
+    small = minifloat(codec_name)
+    if small:
+        return _from_minifloat(small, parts["codes"][:numel], parts["exponents"])
+    code = parts["codes"][:numel]
+    scale = _spread(from_bf16(parts["scales"]), numel)
     with np.errstate(invalid="ignore"):
-        if codec_name == "softsign8":
-            return np.where(code == -128, np.nan, scale * (code / (254 - abs(code))))
-        if codec_name == "sqrt8":
-            return np.where(code == 255, np.nan, (scale * code / 254) ** 2)
         book, table = CODEBOOKS[codec_name], _table(codec_name, parts["levels"])
-        level = table[np.minimum(parts["codes"][:numel], len(table) - 1)]
+        level = table[np.minimum(code, len(table) - 1)]
         lost = (code == 255) | np.isinf(scale) & (abs(level) < 1)
         return np.where(lost, np.nan, (level * scale) ** book.power)
 
@@ -151,7 +176,21 @@ def encode(
             return {"values": values.astype(np.float32)}
         if codec_name in CODEBOOKS:
             return _codebook(CODEBOOKS[codec_name], values, salt, clock, _table(codec_name, levels))
-        return {"bf16": _bf16, "softsign8": _softsign8, "sqrt8": _sqrt8}[codec_name](values, salt, clock)
+        if codec_name == "bf16":
+            return _bf16(values, salt, clock)
+        small = minifloat(codec_name)
+        assert small
+        return _minifloat(small, values, salt, clock)
+
+
+def encode_rows(codec_name: str, values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
+    """`[rows, columns]` values -> storage, flat: rows are padded to whole groups, by zeros that are then left out."""
+    rows, columns = values.shape
+    lanes = np.zeros((rows, -(-columns // GROUP_SIZE) * GROUP_SIZE))
+    lanes[:, :columns] = values
+    stored = encode(codec_name, lanes.reshape(-1), salt, clock)
+    per_element = [name for name, part in stored.items() if part.size == lanes.size]
+    return stored | {name: stored[name].reshape(lanes.shape)[:, :columns].reshape(-1) for name in per_element}
 
 
 def unpacked(codes: np.ndarray, numel: int) -> np.ndarray:
@@ -170,26 +209,51 @@ def _bf16(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
     return {"values": to_bf16(np.where(np.isnan(values), np.nan, np.copysign(rounded, values)))}
 
 
-def _softsign8(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
-    """Level k of 0..127 is scale k / (254 - k); the largest magnitude takes 127; -128 is NaN."""
-    scale, x, is_largest = _scaled(values, GROUP_SIZE, 1, salt, clock)
-    k = np.arange(128)
-    level = np.where(is_largest, 127, _rounded(x, k / (254 - k), 1, salt, clock))
-    code = np.where(np.isnan(values), -128, np.copysign(level, values))
-    return {"codes": code.astype(np.int8), "scales": to_bf16(scale)}
+def _minifloat(small: Minifloat, values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
+    """The smallest unit at which nothing is above the top after rounding; then floats of the sum with a unit, below it."""
+    magnitude, field_top = abs(values), 2**small.exponent - 1
+    r = element_words(salt, clock, np.arange(len(values))) >> (32 - 23 + small.mantissa)
+    rounded = np.where(np.isfinite(magnitude), _cut(magnitude, small.mantissa, r), 2.0**128)
+    largest = _largest(rounded)
+    _, exponent = np.frexp(largest)
+    e = np.clip(np.where(largest > 0, exponent + 126, 0) - 2**small.exponent, 0, 255 - 2**small.exponent)
+    unit = _spread(small.unit(e), len(values))
+    moved = np.maximum(magnitude, (magnitude + unit).astype(np.float32).astype(np.float64) / 2)
+    cut = _cut(moved, small.mantissa, r)
+    _, exponent = np.frexp(np.where(np.isfinite(cut), cut, 1.0) / unit)
+    k = (np.where(np.isfinite(cut), cut, 1.0) / unit / np.ldexp(0.5, exponent) - 1) * 2**small.mantissa
+    code = exponent * 2**small.mantissa + k.astype(np.int64)
+    code = np.where(np.isinf(magnitude), field_top * 2**small.mantissa, code)
+    if small.signed:
+        code = code | np.where(np.signbit(values), small.sign_bit, 0)
+    else:
+        code = np.where(values > 0, np.maximum(code, 1), code)
+    code = np.where(np.isnan(magnitude), small.sign_bit - 1, code)
+    return {"codes": code.astype(np.uint8), "exponents": e.astype(np.uint8)}
 
 
-def _sqrt8(values: np.ndarray, salt: int, clock: int) -> dict[str, np.ndarray]:
-    """Level k of 0..254 is (scale k / 254)^2; the largest takes 254, positive values at least 1; 255 is NaN."""
-    scale, x, is_largest = _scaled(np.sqrt(values), GROUP_SIZE, 2, salt, clock)
-    level = _rounded(x, np.arange(255) / 254, 2, salt, clock)
-    level = np.where(is_largest, 254, np.where(_is_finite_positive(values, scale), np.maximum(level, 1), level))
-    return {"codes": np.where(np.isnan(values), 255, level).astype(np.uint8), "scales": to_bf16(scale)}
+def _cut(magnitude: np.ndarray, mantissa: int, r: np.ndarray) -> np.ndarray:
+    """float32 magnitudes with fewer mantissa bits: up when what is dropped, in units of float32, plus r carries."""
+    _, exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, 0))
+    last = np.ldexp(1.0, np.maximum(exponent, -125) - 24)  # the last place of float32
+    step = last * 2.0 ** (23 - mantissa)
+    lower = np.floor(magnitude / step) * step
+    return np.where((magnitude - lower) / last + r >= 2.0 ** (23 - mantissa), lower + step, lower)
+
+
+def _from_minifloat(small: Minifloat, codes: np.ndarray, e: np.ndarray) -> np.ndarray:
+    codes = codes.astype(np.int64) & 255
+    field, k = (codes & small.sign_bit - 1) >> small.mantissa, (codes & (1 << small.mantissa) - 1) / 2**small.mantissa
+    unit, special = (_spread(a, len(codes)) for a in (small.unit(e), e == 255 - 2**small.exponent))
+    value = unit * np.where(field == 0, k, np.ldexp(1 + k, field - 1))
+    is_top = special & (field == 2**small.exponent - 1)
+    value = np.where(is_top, np.where(k == 0, np.inf, np.nan), value)
+    return np.where(codes & small.sign_bit, -value, value) if small.signed else value
 
 
 def _codebook(book: Codebook, values: np.ndarray, salt: int, clock: int, table: np.ndarray) -> dict[str, np.ndarray]:
     """Code k is (scale table[k])^power. The largest takes the end of its sign. NaN is 255, or with 4 bits the scale."""
-    scale, x, is_largest = _scaled(values ** (1 / book.power), book.group_size, book.power, salt, clock)
+    scale, x, is_largest = _scaled(values ** (1 / book.power), book.power, salt, clock)
     code = _rounded(np.copysign(x, values), table, book.power, salt, clock)
     if (book.bits, book.power) == (8, 2):
         code = np.where(_is_finite_positive(values, scale), np.maximum(code, 1), code)
@@ -197,7 +261,7 @@ def _codebook(book: Codebook, values: np.ndarray, salt: int, clock: int, table: 
     if book.bits == 8:
         code = np.where(np.isnan(values), 255, code)
     else:
-        scale = np.where(_largest(np.isnan(values), book.group_size) > 0, np.nan, scale)
+        scale = np.where(_largest(np.isnan(values)) > 0, np.nan, scale)
     return {"codes": code.astype(np.uint8), "scales": to_bf16(scale)}
 
 
@@ -205,24 +269,22 @@ def _table(codec_name: str, levels: np.ndarray) -> np.ndarray:
     return np.asarray(levels, dtype=np.float64) / CODEBOOKS[codec_name].grid
 
 
-def _scaled(
-    roots: np.ndarray, width: int, power: int, salt: int, clock: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scaled(roots: np.ndarray, power: int, salt: int, clock: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The scale of each group, a bfloat16 next to its largest magnitude and exact on average in that to `power`; of each
     element its magnitude over the scale, in [0, 1] (infinity and NaN: 1), and whether it is the largest.
 
     Above `lower`, where a scale that is rounded down clips, one that is rounded up makes good for it."""
-    largest = np.maximum(_largest(roots, width), LOWEST_SCALE[power])
+    largest = np.maximum(_largest(roots), LOWEST_SCALE[power])
     lower, upper = neighbours(largest)
     chance = (largest**power - lower**power) / (upper**power - lower**power)
-    up = rounds_up(chance, group_words(salt, clock, np.arange(0, len(roots), width)))
+    up = rounds_up(chance, group_words(salt, clock, np.arange(0, len(roots), GROUP_SIZE)))
     scale = np.where(up, upper, lower)
     magnitude = abs(roots)
-    per_element, low, p = (_spread(part, len(roots), width) for part in (scale, lower, np.where(up, chance, 1)))
+    per_element, low, p = (_spread(part, len(roots)) for part in (scale, lower, np.where(up, chance, 1)))
     raised = (low**power + (magnitude**power - low**power) / p) ** (1 / power)
     magnitude = np.where((magnitude > low) & (per_element > low), raised, magnitude)
     x = np.where(np.isfinite(magnitude), np.minimum(magnitude / per_element, 1), 1)
-    return scale, x, (abs(roots) == _spread(largest, len(roots), width)) & (abs(roots) > 0)
+    return scale, x, (abs(roots) == _spread(largest, len(roots))) & (abs(roots) > 0)
 
 
 def _rounded(x: np.ndarray, table: np.ndarray, power: int, salt: int, clock: int) -> np.ndarray:
@@ -234,18 +296,18 @@ def _rounded(x: np.ndarray, table: np.ndarray, power: int, salt: int, clock: int
 
 
 def _is_finite_positive(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return (values > 0) & ~np.isinf(_spread(scale, len(values), GROUP_SIZE))
+    return (values > 0) & ~np.isinf(_spread(scale, len(values)))
 
 
-def _largest(values: np.ndarray, width: int) -> np.ndarray:
+def _largest(values: np.ndarray) -> np.ndarray:
     """Largest magnitude of each group, NaN ignored."""
-    padded = np.zeros(-(-len(values) // width) * width)
+    padded = np.zeros(-(-len(values) // GROUP_SIZE) * GROUP_SIZE)
     padded[: len(values)] = np.where(np.isnan(values), 0, abs(values))
-    return padded.reshape(-1, width).max(axis=1)
+    return padded.reshape(-1, GROUP_SIZE).max(axis=1)
 
 
-def _spread(per_group: np.ndarray, numel: int, width: int) -> np.ndarray:
-    return np.repeat(per_group, width)[:numel]
+def _spread(per_group: np.ndarray, numel: int) -> np.ndarray:
+    return np.repeat(per_group, GROUP_SIZE)[:numel]
 
 
 def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
@@ -259,18 +321,15 @@ def error_bound(codec_name: str, values: np.ndarray, parts: dict[str, np.ndarray
         return magnitude * {"fp32": 2.0**-24, "fp64": 0.0}[codec_name]
     if codec_name == "bf16":
         return np.maximum(2.0**-7 * magnitude, TINY_BF16)
-    width = group_size(codec_name)
-    scale, largest = (_spread(a, len(values), width) for a in (from_bf16(parts["scales"]), _largest(values, width)))
+    small = minifloat(codec_name)
+    if small:
+        unit = _spread(small.unit(parts["exponents"]), len(values))
+        return 2.0**-small.mantissa * np.maximum(magnitude, unit) + 2.0**-24 * unit
+    scale, largest = (_spread(a, len(values)) for a in (from_bf16(parts["scales"]), _largest(values)))
     noise = 4 * 2.0**-24 * largest + 2.0**-149
-    k = abs(parts["codes"].astype(np.float64))
-    power = CODEBOOKS[codec_name].power if codec_name in CODEBOOKS else 2 if codec_name == "sqrt8" else 1
+    power = CODEBOOKS[codec_name].power
     beside_largest = magnitude ** (1 / power) > neighbours(largest ** (1 / power))[0]
     top = np.where(beside_largest, (2.0**-7 if power == 1 else 2.0**-6 * (1 + 2.0**-8)) * largest, 0)
-    if codec_name == "softsign8":
-        k = np.minimum(k, 126)  # there is no level above 127
-        return scale * 254 / ((254 - k) * (253 - k)) + top + noise
-    if codec_name == "sqrt8":
-        return scale**2 * (2 * k + 1) / 254**2 + top + noise
     table = _table(codec_name, parts["levels"])
     table = np.union1d(table, 0.0)  # values below the first level read as that
     x = np.clip(np.copysign(magnitude ** (1 / power) / scale, values), -1, 1)

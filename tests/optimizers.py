@@ -118,69 +118,67 @@ _lr = {"lr": st.floats(1e-3, 0.1)}
 _common = _lr | {"maximize": st.booleans(), "weight_decay": st.sampled_from([0.0, 0.01, 0.3])}
 _betas = _common | {"betas": st.tuples(_decay, _decay), "eps": st.sampled_from([1e-8, 1e-5])}
 _rms = _common | {"alpha": st.floats(0.5, 0.999)}
-_moments = {"exp_avg": "softsign8", "exp_avg_sq": "sqrt8"}
+_moments = {"exp_avg": "e2m5", "exp_avg_sq": "e3m5"}
 _exact_moments = {"square_avg": "fp32", "grad_avg": "fp32"}
 
 CASES: dict[str, Case] = {
     "SGD": Case(optim.SGD, {}, {"lr": 0.01}, _common),
-    "SGD-momentum": Case(optim.SGD, {"momentum_buffer": "softsign8"}, {"momentum": 0.9}, _common),
+    "SGD-momentum": Case(optim.SGD, {"momentum_buffer": "e2m5"}, {"momentum": 0.9}, _common),
     "SGD-dampening": Case(
         optim.SGD,
-        {"momentum_buffer": "softsign8"},
+        {"momentum_buffer": "e2m5"},
         {"momentum": 0.9, "dampening": 0.3},
         _common | {"dampening": st.floats(0.1, 1.0)},
         fills=False,
     ),
-    "SGD-nesterov": Case(optim.SGD, {"momentum_buffer": "softsign8"}, {"momentum": 0.9, "nesterov": True}, _common),
+    "SGD-nesterov": Case(optim.SGD, {"momentum_buffer": "e2m5"}, {"momentum": 0.9, "nesterov": True}, _common),
     "Adam": Case(optim.Adam, _moments, {}, _betas),
-    "Adam-amsgrad": Case(optim.Adam, _moments | {"max_exp_avg_sq": "sqrt8"}, {"amsgrad": True}, _betas),
+    "Adam-amsgrad": Case(optim.Adam, _moments | {"max_exp_avg_sq": "e3m5"}, {"amsgrad": True}, _betas),
     "AdamW": Case(optim.AdamW, _moments, {}, _betas),
     "NAdam": Case(optim.NAdam, _moments, {}, _betas | {"momentum_decay": st.floats(1e-3, 0.1)}),
     "NAdam-decoupled": Case(optim.NAdam, _moments, {"decoupled_weight_decay": True, "weight_decay": 0.1}, _betas),
     "RAdam": Case(optim.RAdam, _moments, {}, _betas | {"decoupled_weight_decay": st.booleans()}),
-    "Adamax": Case(optim.Adamax, {"exp_avg": "softsign8", "exp_inf": "sqrt8"}, {}, _betas),
+    "Adamax": Case(optim.Adamax, {"exp_avg": "e2m5", "exp_inf": "e3m5"}, {}, _betas),
     "Adagrad": Case(
         optim.Adagrad,
-        {"sum": "sqrt8"},
+        {"sum": "e3m5"},
         {},
         _common | {"lr_decay": st.floats(0.0, 0.1), "initial_accumulator_value": st.sampled_from([0.0, 0.1])},
     ),
-    "RMSprop": Case(optim.RMSprop, {"square_avg": "sqrt8"}, {}, _rms),
-    "RMSprop-momentum": Case(
-        optim.RMSprop, {"square_avg": "sqrt8", "momentum_buffer": "softsign8"}, {"momentum": 0.9}, _rms
-    ),
+    "RMSprop": Case(optim.RMSprop, {"square_avg": "e3m5"}, {}, _rms),
+    "RMSprop-momentum": Case(optim.RMSprop, {"square_avg": "e3m5", "momentum_buffer": "e2m5"}, {"momentum": 0.9}, _rms),
     "RMSprop-centered": Case(optim.RMSprop, _exact_moments, {"centered": True}, _rms),
     "RMSprop-centered-momentum": Case(
         optim.RMSprop,
-        _exact_moments | {"momentum_buffer": "softsign8"},
+        _exact_moments | {"momentum_buffer": "e2m5"},
         {"centered": True, "momentum": 0.9},
         _rms,
     ),
     "Adadelta": Case(
-        optim.Adadelta, {"square_avg": "sqrt8", "acc_delta": "sqrt8"}, {}, _common | {"rho": _decay, "lr": st.just(1.0)}
+        optim.Adadelta, {"square_avg": "e3m5", "acc_delta": "e3m5"}, {}, _common | {"rho": _decay, "lr": st.just(1.0)}
     ),
-    "ASGD": Case(optim.ASGD, {"ax": "softsign8"}, {"t0": 5.0, "lambd": 0.01}, _common | {"alpha": st.floats(0.5, 1.0)}),
+    "ASGD": Case(optim.ASGD, {"ax": "e2m5"}, {"t0": 5.0, "lambd": 0.01}, _common | {"alpha": st.floats(0.5, 1.0)}),
     "Rprop": Case(
         optim.Rprop,
-        {"prev": "softsign8", "step_size": "sqrt8"},
+        {"prev": "e2m5", "step_size": "e3m5"},
         {},
         _lr | {"maximize": st.booleans(), "etas": st.just((0.4, 1.3)), "step_sizes": st.just((1e-4, 0.5))},
     ),
     "Lion": Case(
         Lion,
-        {"exp_avg": "softsign8"},
+        {"exp_avg": "e2m5"},
         {},
         _lr | {"betas": st.tuples(_decay, _decay), "weight_decay": st.floats(0.0, 0.3)},
         has_foreach=False,
     ),
     "ThreeSlots": Case(
         ThreeSlots,
-        {"a": "softsign8", "b": "sqrt8", "c": "sqrt8"},
+        {"a": "e2m5", "b": "e3m5", "c": "e3m5"},
         {},
         _lr | {"beta": st.floats(0.1, 0.99), "weight_decay": st.floats(0.0, 0.3)},
         has_foreach=False,
     ),
-    "Plain": Case(Plain, {"velocity": "softsign8"}, {}, _lr | {"momentum": _decay}, has_foreach=False),
+    "Plain": Case(Plain, {"velocity": "e2m5"}, {}, _lr | {"momentum": _decay}, has_foreach=False),
 }
 
 #: Every case once, or twice where there is a foreach implementation: (name, options), with readable test ids.

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from optimizers import CASES
 
-from baoc_compile.core.codec import WEIGHT_KEY, Codec
+from baoc_compile.core.codec import WEIGHT_KEY, Codec, Rows
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
@@ -110,8 +110,8 @@ PROGRAMS = [
     Which("AdamW", "4bit", FP32, FP32),
     Which("AdamW", "4bit-learned", BF16, BF16),
     Which("AdamW", "8bit-learned", FP32, FP32),
-    Which("AdamW", "exp_avg=int4:128 *=sqrt8", FP32, FP32),
-    Which("AdamW", "exp_avg=int4:64 exp_avg_sq=uint4:128 *=bf16", FP32, FP32, True),
+    Which("AdamW", "exp_avg=e2m1 *=e4m4", FP32, FP32),
+    Which("AdamW", "exp_avg=codebook4 exp_avg_sq=e3m1 *=bf16", FP32, FP32, True),
     Which("AdamW", "8bit", FP32, FP32, True),
     Which("AdamW", "*=8bit param=bf16+8", BF16, BF16),
     Which("SGD", "*=bf16 param=bf16+16", BF16, FP32),
@@ -128,7 +128,7 @@ PROGRAMS = [
 MORE_PROGRAMS = [
     Which("SGD-momentum", "fp32", FP64, FP64),
     Which("Adadelta", "8bit", FP64, FP32),
-    Which("AdamW", "exp_avg=int4:64 exp_avg_sq=uint4:64 *=ucodebook4", FP32, BF16),
+    Which("AdamW", "exp_avg=e3m4 exp_avg_sq=e2m6 *=ucodebook4", FP32, BF16),
     Which("SGD-dampening", "4bit-learned", FP32, FP32),
     Which("SGD-nesterov", "8bit-learned", FP32, FP32),
     Which("Adam", "8bit", FP32, FP32),
@@ -246,7 +246,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
             if codec.mechanism == "weight":
                 state.store_weight(param.float() * (1 + 2.0**-12 * torch.rand(shape, generator=generator)))
             elif codec.mechanism != "dropping":
-                if isinstance(codec, Codebook) and codec.learned:  # levels of the tensor's own
+                if isinstance(codec, Codebook):  # levels of the tensor's own
                     state.parts["levels"][1:-1] += 1
                 state.store(value.abs() if rule.slot(key).nonnegative else value)
             tensors |= {f"{key}_{part}": tensor for part, tensor in state.parts.items()}
@@ -259,7 +259,9 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
         for rule_input in rule.inputs_of("scalar"):
             low, high = (min(max(bound, -2.0), 2.0) for bound in rule_input.bounds)
             numbers[rule_input.name] = low + (high - low) * float(torch.rand((), generator=generator))
-        batch.append(TensorArguments(param.numel(), tensors, numbers, sharing))
+        batch.append(
+            TensorArguments(param.numel(), tensors, numbers, sharing, rows=rows_of(graphs_of(which)[-1], param.shape))
+        )
     return batch
 
 
@@ -313,17 +315,24 @@ MANY_ROWS = [
 
 
 def shards(graph: ProgramGraph, row: TensorArguments, cut: int) -> list[TensorArguments]:
-    """A contiguous tensor's operands before and from element `cut`; each has clocks, counters and tables of its own."""
+    """A contiguous tensor's operands before and from row `cut`; each has clocks, counters and tables of its own."""
     parts: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = {}, {}
     for operand in graph.operands:
         if not operand.in_memory:
             continue
-        flat = row.tensors[operand.name].view(-1)
-        at = {"element": cut * operand.bits // 8, "group": cut // max(operand.group_size, 1)}.get(operand.per)
-        halves = [flat, flat] if at is None else [flat[:at], flat[at:]]
+        tensor = row.tensors[operand.name]
+        halves = [tensor[:cut], tensor[cut:]] if operand.per in ("element", "group") else [tensor, tensor]
         for part, half in zip(parts, halves, strict=True):
-            part[operand.name] = half.clone().view(row.tensors[operand.name].shape if at is None else -1)
+            part[operand.name] = half.clone()
+    shape = row.tensors["param"].shape
+    first = cut * Rows.of(shape).padded
+    shapes = torch.Size([cut, *shape[1:]]), torch.Size([shape[0] - cut, *shape[1:]])
     return [
-        TensorArguments(cut, parts[0], row.numbers),
-        TensorArguments(row.numel - cut, parts[1], row.numbers, first_index=cut),
+        TensorArguments(s.numel(), part, row.numbers, first_index=i, rows=rows_of(graph, s))
+        for s, part, i in zip(shapes, parts, (0, first), strict=True)
     ]
+
+
+def rows_of(graph: ProgramGraph, shape: torch.Size) -> Rows | None:
+    rows = Rows.of(shape)
+    return rows if graph.has_groups and rows.are_padded else None

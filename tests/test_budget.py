@@ -144,7 +144,7 @@ def test_the_default_is_28_percent():
     assert state_bytes(default.optimizer) <= 0.28 * full_bytes([(256, 256)])
 
 
-@pytest.mark.parametrize("budget, codecs", [("100%", []), ("60%", ["bf16", "bf16"]), ("27%", ["softsign8", "sqrt8"])])
+@pytest.mark.parametrize("budget, codecs", [("100%", []), ("60%", ["bf16", "bf16"]), ("27%", ["e2m5", "e3m5"])])
 def test_a_larger_budget_buys_precision(budget, codecs):
     made = model([(256, 256)])
     baoc_compile.prepare(made.optimizer, memory_budget=budget)

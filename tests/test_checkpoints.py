@@ -73,7 +73,7 @@ def test_a_stock_checkpoint_loads_and_is_compressed(tmp_path):
     step = torch.compile(ours.step, backend="baoc", options={"plan": "8bit"})
     train(ours, parameters, step, 1)
     state = ours.state[parameters[0]]
-    assert state["exp_avg"].codec.name == "softsign8" and state["exp_avg_sq"].codec.name == "sqrt8"
+    assert state["exp_avg"].codec.name == "e2m5" and state["exp_avg_sq"].codec.name == "e3m5"
     assert state["step"].item() == 4
 
 

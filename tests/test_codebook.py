@@ -26,7 +26,7 @@ from baoc_compile.passes.migrate import refresh_codebooks
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh, refresh_codebook, steps_until_due
 from baoc_compile.state.state_tensor import StateTensor
 
-LEARNED = [name for name, codec in CODECS.items() if isinstance(codec, Codebook) and codec.learned]
+LEARNED = [name for name, codec in CODECS.items() if isinstance(codec, Codebook)]
 SIGNED = [name for name in LEARNED if CODECS[name].signed]
 DRAWS = {
     "normal": torch.distributions.Normal(0.0, 1.0),
@@ -58,7 +58,7 @@ def levels_of(state: StateTensor) -> np.ndarray:
 
 def codes_of(state: StateTensor) -> Tensor:
     codes = state.parts["codes"]
-    return unpacked(codes, torch.arange(state.numel())) if state.codec.bits == 4 else codes
+    return unpacked(codes, torch.arange(state.numel()), state.rows) if state.codec.bits == 4 else codes
 
 
 def relative(value: Tensor, codec: Codebook, to: Tensor | None = None) -> Tensor:
@@ -157,7 +157,7 @@ def test_levels_are_looked_at_1_2_4_8_times_and_then_every_1024(resume, monkeypa
     """The same after a resumption, which starts from what is stored."""
     state = StateTensor.empty(torch.Size([64]), torch.float32, torch.device("cpu"), CODECS["codebook4"], "slot", 0)
     looked = record_looks(monkeypatch, lambda state: False)
-    schedule = CodebookRefresh([state, fresh(torch.ones(3), "int4:64")])
+    schedule = CodebookRefresh([state, fresh(torch.ones(3), "e2m1")])
     for step in range(5000):
         if resume and step % 7 == 0:
             schedule = CodebookRefresh([state])

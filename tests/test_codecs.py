@@ -11,6 +11,7 @@ from codec_cases import (
     DECAYING,
     FOUR_BITS,
     GROUPED,
+    MINIFLOATS,
     NONNEGATIVE,
     ROUNDING,
     STOCHASTIC,
@@ -47,22 +48,23 @@ def test_error_is_within_the_bounds_of_the_docstring(name, value, seed):
 @every_codec
 @given(value=values(), seed=st.integers(0, 1000))
 def test_error_is_within_relative_error_of_the_groups_largest_value(name, value, seed):
-    """With the levels that a codebook starts with. A group's scale is that of 2^-126 if all of it lies below that."""
+    """With the levels that a codebook starts with. Groups of the smallest values share one grid."""
     codec, value = CODECS[name], storable(value, name)
     state = encoded(value, name, seed)
     exact = value.double().numpy()
     error = abs(state.decode().double().numpy() - exact)
     width = codec.group_size or 1
     padded = np.pad(abs(exact), (0, -len(exact) % width)).reshape(-1, width)
-    lowest = reference.LOWEST_SCALE[1] if codec.group_size else 0.0
+    lowest = reference.lowest_largest(name) if codec.group_size else 0.0
     largest = np.repeat(np.maximum(padded.max(1), lowest), width)[: len(exact)]
     assert (error - codec.relative_error * largest * (1 + 2**-20)).max(initial=0) <= reference.TINY_BF16
 
 
 @every_codec
 def test_a_nan_comes_out_and_spreads_over_no_more_than_a_group_of_4_bits(name):
+    """A minifloat's neighbours become 0, or what is least."""
     value, touched = with_special(float("nan"))
-    if name in FOUR_BITS:
+    if name in FOUR_BITS and name not in MINIFLOATS:
         groups = torch.arange(300) // CODECS[name].group_size
         touched = torch.isin(groups, groups[touched])
         assert not touched.all()
@@ -78,6 +80,11 @@ def test_an_infinity_comes_out_and_its_group_is_kept_or_nan(name, sign):
     decoded = encoded(value, name).decode()
     assert (decoded[touched] == sign * float("inf")).all()
     kept = (decoded - value)[~touched].abs() <= 2 * CODECS[name].relative_error
+    if name in MINIFLOATS:
+        kept |= (
+            decoded[~touched].isfinite()
+            & torch.isin(torch.arange(300) // 32, torch.arange(300)[touched] // 32)[~touched]
+        )
     assert (kept | decoded[~touched].isnan()).all()
 
 
@@ -115,12 +122,10 @@ BYTES = {
     "fp32": (4, 132, 16388),
     "fp64": (8, 264, 32776),
     "bf16": (6, 70, 8198),
-    "softsign8": (7, 41, 4359),
-    "sqrt8": (7, 41, 4359),
+    "8 bits": (6, 39, 4230),
+    "4 bits": (6, 23, 2182),
     "codebook8": (521, 555, 4873),
-    "codebook4": (43, 59, 2219),
-    "int4:64": (39, 55, 2215),
-    "int4:128": (39, 55, 2151),
+    "codebook4": (43, 61, 2347),
 }
 
 
@@ -130,7 +135,7 @@ def test_storage_bytes_are_exact(name, shape):
     codec, state = CODECS[name], encoded(torch.ones(shape), name)
     held = sum(part.untyped_storage().nbytes() for part in state.parts.values())
     assert codec.storage_bytes(shape) == state.storage_bytes == held
-    expected = BYTES[name if name in BYTES else name.removeprefix("u")]
+    expected = BYTES[f"{codec.bits} bits" if name in MINIFLOATS else name if name in BYTES else name.removeprefix("u")]
     assert held == dict(zip([(), (33,), (4097,)], expected, strict=True)).get(shape, held)
 
 
@@ -138,6 +143,11 @@ def test_storage_bytes_are_exact(name, shape):
 def test_four_bits_are_two_to_a_byte(name):
     """Codes 0 to 15 of distinct levels: what is stored says which comes first."""
     state = encoded(torch.ones(17), name)
+    if name in MINIFLOATS:
+        state.parts["codes"].copy_(torch.tensor([low + 16 * (low + 1) for low in range(0, 16, 2)] + [15]))
+        expected = reference.decode(name, arrays(state), 17)
+        assert np.array_equal(state.decode().numpy(), expected) and len(set(expected.tolist())) >= 15
+        return
     levels = state.codec.as_levels(state.parts["levels"])
     state.store(torch.from_numpy(np.append(levels, 1.0) if state.codec.signed else np.append(levels, 1.0) ** 2).float())
     assert state.parts["codes"].tolist() == [low + 16 * (low + 1) for low in range(0, 16, 2)] + [15]
@@ -159,8 +169,8 @@ def test_random_words_equal_the_reference(seed, slot, clock):
 @every_codec
 @pytest.mark.parametrize("clock", [0, 1, 1000])
 def test_equals_the_float64_reference(name, clock):
-    """What is decoded has at most 5 roundings: those of `sqrt8`'s scale / 254 and of a level times that count twice."""
-    width = reference.group_size(name)
+    """What is decoded has at most 5 roundings."""
+    width = reference.GROUP_SIZE
     numel = width * 5_000 + 7
     generator = torch.Generator().manual_seed(clock)
     magnitude = 10.0 ** (60 * torch.rand(numel // width + 1, 1, generator=generator) - 30)
@@ -172,7 +182,7 @@ def test_equals_the_float64_reference(name, clock):
     agreeing = np.ones(numel, dtype=bool)
     for part in sorted(expected, reverse=True):  # scales before codes
         difference = abs(as_order(stored[part]) - as_order(expected[part]))
-        if part == "scales":
+        if part in ("scales", "exponents"):
             agreeing = np.repeat(difference == 0, width)[:numel]
         else:
             difference = difference[agreeing]
@@ -209,17 +219,6 @@ def test_nasty_values_equal_the_float64_reference(name, value, seed, clock):
         assert np.count_nonzero(difference) <= 1 + len(difference) // 1000, part
 
 
-@pytest.mark.parametrize("name", ["softsign8", "sqrt8"])
-def test_there_is_no_level_above_the_top(name):
-    """What one level more would decode to, under the lower of two scales, is no NaN."""
-    codec = CODECS[name]
-    above = codec._value(torch.tensor(128.0 if name == "softsign8" else 255.0), torch.tensor(1.0))
-    value = torch.full((32,), 0.5)
-    value[:2] = torch.stack([above * 1.001, above])
-    for seed in range(20):
-        assert encoded(value, name, seed).decode().isfinite().all()
-
-
 # randomness
 
 
@@ -240,11 +239,14 @@ def stored_at_many_clocks(name: str, group: torch.Tensor, clocks: int) -> torch.
 def test_rounding_is_exact_on_average(name, magnitude):
     """For each element, but for those within a bf16 step of the group's largest: a scale below it clips them.
 
-    Non-negative 4-bit values below the lowest level read as that.
+    Non-negative values below a minifloat's lowest level read as that, and so do all below a 4-bit codebook's.
     """
     clocks = 20_000
     group = storable(torch.randn(32, generator=torch.Generator().manual_seed(5)), name) * magnitude
     group = group[(group.abs() == group.abs().max()) | (group.abs() < group.abs().max() * (1 - 2**-6))]
+    if name in MINIFLOATS and name in NONNEGATIVE:
+        small = reference.minifloat(name)
+        group = group[group >= group.max() * 2.0 ** (3 - 2**small.exponent - small.mantissa)]
     stored = stored_at_many_clocks(name, group, clocks)
     standard_error = stored.std(0) / clocks**0.5
     bias = (stored.mean(0) - group.double()).abs()
@@ -276,7 +278,9 @@ def decayed(name: str, start: torch.Tensor, beta: float, keep: torch.Tensor | No
 def test_zero_gradients_decay_the_mean_as_they_should(name, beta):
     start = storable(torch.randn(2048, generator=torch.Generator().manual_seed(1)), name).abs()
     exact = start.double().mean() * beta**600
-    assert decayed(name, start, beta).double().mean() == pytest.approx(float(exact), rel=0.03)
+    left = decayed(name, start, beta).double().view(-1, 32).mean(1)
+    tolerance = max(0.03 * float(exact), 3 * float(left.std()) / len(left) ** 0.5)
+    assert abs(float(left.mean()) - float(exact)) <= tolerance
 
 
 @pytest.mark.parametrize("name", [name for name in DECAYING if name in GROUPED])
@@ -288,7 +292,7 @@ def test_values_decay_beside_one_that_does_not(name, beta):
     start[keep] = 1.003
     left = decayed(name, start, beta, keep)[~keep].double()
     exact = float(start[~keep].double().mean()) * beta**600
-    lowest = {"softsign8": 1 / 253, "uint4:128": 1 / 32**2}.get(name, 1 / 254**2)
+    lowest = {"e2m5": 2.0**-7, "e3m5": 2.0**-11, "codebook8": 1 / 253}.get(name, 1 / 254**2)
     lowest_level = 1.003 * lowest * (1 + 2**-6)
     tolerance = max(0.03 * exact, 3 * float(left.std()) / len(left) ** 0.5, lowest_level if beta == 0.9 else 0)
     assert abs(float(left.mean()) - exact) <= tolerance

@@ -39,6 +39,18 @@ def test_contiguous_fp32_tensors_are_loaded_and_stored_in_128_bits(target):
         assert "averages" in row.title or "bf16+8" in row.title or row.wide_loads >= 2
 
 
+#: Lane operations for an element that an H100's memory bandwidth leaves to a step that moves 16.25 bytes of it: 132
+#: multiprocessors of 128 lanes at 1.755 GHz, 3.0 TB/s.
+LEFT = 132 * 128 * 1.755e9 / 3.0e12 * 16.25
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_codecs_leave_the_step_bound_by_memory(target):
+    found = {row.title: row.instructions for row in measured(target)}
+    assert 40 < found["AdamW, fp32"] < found["AdamW, 8bit"] <= min(155, LEFT)
+    assert found["SGD with momentum, 8bit"] < found["AdamW, 8bit"]
+
+
 def compile_all_operations(target: str) -> None:
     """Run in a process of its own."""
     from test_triton_steps import OPERATIONS, TRANSCENDENTAL, program_graph

@@ -154,7 +154,7 @@ def test_readings_are_counted_and_state_survives_them(name, monkeypatch):
         assert all(after < before for before, after in zip(found.losses, found.losses[1:], strict=False))
         assert found.losses == runs[0].losses
         first = found.states[0][0]
-        assert set(first.values()) - {"counter"} <= {"softsign8", "sqrt8"} and "softsign8" in first.values()
+        assert set(first.values()) - {"counter"} <= {"e2m5", "e3m5"} and "e2m5" in first.values()
         for states in found.states:
             assert all(state in ({}, first) for state in states)
         assert found.states[-1] == [first] * (3 if "group" in name else 2)

@@ -206,8 +206,8 @@ def test_samples_stay_within_their_buffer(size):
 
 
 def test_blocks_without_room_for_samples_are_named():
-    training = Training(memory_budget="20%", sample_bytes=1 << 16, **SOON)
-    training.step(6)
+    training = Training(memory_budget="20%", sample_bytes=1 << 16, warmup_steps=40, sample_steps=36)
+    training.step(40)
     assert "sample_bytes" in training.configurator.history[0]
     assert training.configurator.solution is not None
 

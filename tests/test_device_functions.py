@@ -197,9 +197,9 @@ def fold_kernel(index, result, N: tl.constexpr):
 
 
 @triton.jit
-def set_kernel(given, result, N: tl.constexpr):
-    lanes = tl.arange(0, N)
-    found = device_functions.set_index(tl.load(given), lanes, tl.load(given + 1), tl.load(given + 2), N)
+def set_kernel(given, result, N: tl.constexpr, FULL: tl.constexpr):
+    start, lanes = tl.load(given), tl.arange(0, N)
+    found = device_functions.set_index(start, lanes, start + lanes, tl.load(given + 1), tl.load(given + 2), N, FULL)
     tl.store(result + lanes, found)
 
 
@@ -225,9 +225,10 @@ def test_fold_index(index):
 
 @given(start=large, run=st.one_of(st.integers(1, 2000), large.filter(bool)), cycle=st.integers(1, 2**31 - 1))
 def test_set_index(start, run, cycle):
-    result = torch.empty(256, dtype=torch.int32)
-    set_kernel[(1,)](torch.tensor([start, run, cycle]), result, 256)
-    assert result.tolist() == [i // run % cycle for i in range(start, start + 256)]
+    for full in (True, False):
+        result = torch.empty(256, dtype=torch.int32)
+        set_kernel[(1,)](torch.tensor([start, run, cycle]), result, 256, full)
+        assert result.tolist() == [i // run % cycle for i in range(start, start + 256)]
 
 
 @given(start=large, sizes=st.lists(st.integers(1, 5000), max_size=6), seed=st.integers(0, 99))

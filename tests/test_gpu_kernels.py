@@ -35,6 +35,7 @@ from program_cases import (
 )
 from torch import Tensor
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.program_graph import TensorArguments
 from baoc_compile.kernels.codecs.catalogue import CODECS
 from baoc_compile.kernels.triton import tune_launch as choosing
@@ -61,6 +62,7 @@ def on_gpu(batch: list[TensorArguments], shift: int = 0) -> list[TensorArguments
             row.numbers,
             row.sharing,
             row.first_index,
+            row.rows,
         )
         for row in batch
     ]
@@ -75,7 +77,9 @@ def copied(tensor: Tensor, shift: int = 0) -> Tensor:
 
 def back(batch: list[TensorArguments]) -> list[TensorArguments]:
     return [
-        TensorArguments(row.numel, {name: tensor.cpu() for name, tensor in row.tensors.items()}, row.numbers)
+        TensorArguments(
+            row.numel, {name: tensor.cpu() for name, tensor in row.tensors.items()}, row.numbers, rows=row.rows
+        )
         for row in batch
     ]
 
@@ -136,8 +140,7 @@ def test_gaps_between_elements_are_left_alone(which):
 def test_same_bits_for_every_launch_shape(which):
     expected = table_of(which, LARGER_ROWS)
     step(which, expected)
-    width = graphs_of(which)[-1].width
-    for shape in (*choosing.CANDIDATES, LaunchShape(max(512, width), 1, 4), LaunchShape(max(256, width), 3, 8)):
+    for shape in (*choosing.CANDIDATES, LaunchShape(512, 1, 4), LaunchShape(256, 3, 8)):
         found = on_gpu(table_of(which, LARGER_ROWS))
         step_both(which, table_of(which, LARGER_ROWS), found, lambda graph, shape=shape: TritonProgram(graph, shape))
         assert_same_bits(expected, back(found))
@@ -167,9 +170,8 @@ def test_a_table_of_300_tensors(which):
 
 @pytest.mark.parametrize("which", [PROGRAMS[0], PROGRAMS[7], PROGRAMS[13]], ids=str)
 def test_shards_that_start_beyond_2_to_the_32(which):
-    width = graphs_of(which)[-1].width
     ours = table_of(which, [((129, 96), "contiguous", "contiguous", 1.0, 6)])
-    ours[0].first_index = 2**32 // width * width + 9 * width
+    ours[0].first_index = 2**32 + 9 * GROUP_SIZE
     theirs = on_gpu(ours)
     step_both(which, ours, theirs)
     assert_same_bits(ours, back(theirs))
@@ -183,7 +185,6 @@ def test_a_tensor_of_more_than_2_to_the_31_elements():
 def check_parts_of_a_large_tensor(numel: int, middle: int, reach: int) -> None:
     which = Which("Adam", "8bit", FP32, FP32)
     (graph,) = graphs_of(which)
-    width = graph.width
     needed = numel * (4 + 4 + 2 * (1 + 2 / 32)) * 1.05
     if DEVICE.type == "cuda" and torch.cuda.mem_get_info()[0] < needed:
         pytest.skip(f"needs {needed / 2**30:.0f} GiB of free GPU memory")
@@ -199,7 +200,7 @@ def check_parts_of_a_large_tensor(numel: int, middle: int, reach: int) -> None:
             tensors[operand.name] = torch.zeros((), dtype=operand.dtype, device=DEVICE)
     for operand in graph.numbers:
         numbers.setdefault(operand.name, 0.01)
-    bounds = [(0, reach), (middle - reach, middle + reach), ((numel - reach) // width * width, numel)]
+    bounds = [(0, reach), (middle - reach, middle + reach), ((numel - reach) // GROUP_SIZE * GROUP_SIZE, numel)]
     parts = []
     for first, last in bounds:
         piece = TensorArguments(last - first, {}, numbers, {}, first)
@@ -223,7 +224,7 @@ def _between(tensor: Tensor, operand, first: int, last: int) -> Tensor:
     if operand.per == "element":
         return tensor[first:last]
     if operand.per == "group":
-        return tensor[first // operand.group_size : -(-last // operand.group_size)]
+        return tensor[first // GROUP_SIZE : -(-last // GROUP_SIZE)]
     return tensor
 
 

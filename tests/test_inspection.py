@@ -68,8 +68,8 @@ def test_the_rewritten_graph_says_what_is_updated_and_how_it_is_stored():
     for word in (
         "0.weight",
         "3.bias",
-        "exp_avg: stored as softsign8",
-        "exp_avg_sq: stored as sqrt8",
+        "exp_avg: stored as e2m5",
+        "exp_avg_sq: stored as e3m5",
         inspection.rules[0].key,
     ):
         assert word in text

@@ -137,7 +137,7 @@ def test_a_frozen_parameter_costs_nothing_until_it_is_trained(make):
 def assert_compressed(optimizer: Any, parameter: Tensor) -> None:
     assert_runs_programs(optimizer)
     whole = [v for v in optimizer.state[parameter].values() if isinstance(v, Tensor) and v.ndim]
-    assert whole and all(isinstance(v, StateTensor) and v.codec.name in ("softsign8", "sqrt8") for v in whole)
+    assert whole and all(isinstance(v, StateTensor) and v.codec.name in ("e2m5", "e3m5") for v in whole)
 
 
 def test_no_state_of_an_unfrozen_parameter_is_ever_whole():

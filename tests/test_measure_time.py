@@ -83,7 +83,7 @@ def test_configurations_of_the_same_programs_share_their_launches(timings):
 
 def test_fewer_bytes_take_less_time_if_nothing_is_measured(timings):
     model = TimeModel("cpu")
-    names = [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"), ("softsign8", "sqrt8"), ("int4:128", "uint4:128")]
+    names = [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"), ("e2m5", "e3m5"), ("e2m1", "e3m1")]
     costs = [model.cost(ADAMW, codecs(*pair), SIGNATURE, measure=False) for pair in names]
     assert not any(cost.is_measured for cost in costs)
     assert len({cost.programs for cost in costs}) == len(costs)
@@ -132,7 +132,7 @@ def test_threads_sizes_and_sources_have_times_of_their_own(timings, monkeypatch)
 
 
 def test_the_sources_are_those_that_run():
-    for pair in (("fp32", "fp32"), ("softsign8", "factored")):
+    for pair in (("fp32", "fp32"), ("e2m5", "factored")):
         (made,) = programs_of([Need(ADAMW, tuple(codecs(*pair).items()), SIGNATURE)])
         for graph, executable in made:
             assert measure_time.source_of(graph) == executable.source
@@ -186,12 +186,12 @@ def test_disturbed_timings_are_used_but_not_kept(timings, cache, monkeypatch):
 
 CONFIGURATIONS = [
     (codecs(), FP32),
-    (codecs("bf16", "sqrt8"), FP32),
-    (codecs("int4:64", "factored"), FP32),
+    (codecs("bf16", "e3m5"), FP32),
+    (codecs("e2m1", "factored"), FP32),
     (codecs("codebook8", "ucodebook4"), BF16),
     (codecs("head:48", "run:96"), FP32),
     (codecs("dropped", "column_head:24"), FP32),
-    (codecs("softsign8", "sqrt8", param="bf16+8"), BF16),
+    (codecs("e2m5", "e3m5", param="bf16+8"), BF16),
     (codecs("tensor", "row", param="bf16+sr"), BF16),
 ]
 
@@ -214,7 +214,7 @@ def test_synthetic_steps_have_ordinary_numbers(configuration, dtype, monkeypatch
         assert (parameter.abs() > 1e-30).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("pair", [("fp32", "fp32"), ("softsign8", "factored")], ids="-".join)
+@pytest.mark.parametrize("pair", [("fp32", "fp32"), ("e2m5", "factored")], ids="-".join)
 def test_a_real_measurement(pair, monkeypatch, cache):
     monkeypatch.setattr(measure_time, "SMALL_SECONDS", 0.005)
     monkeypatch.setattr(measure_time, "LARGE_SECONDS", 0.02)

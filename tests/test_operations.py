@@ -84,7 +84,7 @@ def program_graph(name: str) -> ProgramGraph:
         node.target = target
     rule = UpdateRule(fx.GraphModule({}, graph), (), (), ())
     given = Operand("param", "element", FP32, "param", written=True), Operand("grad", "element", FP32, "grad")
-    return ProgramGraph(rule, {}, Signature("cpu", FP32, FP32), graph, given, ("param",), 256)
+    return ProgramGraph(rule, {}, Signature("cpu", FP32, FP32), graph, given, ("param",))
 
 
 def result(name: str, program: type) -> torch.Tensor:

@@ -176,11 +176,11 @@ def stored_as(value: torch.Tensor) -> str:
     [
         (Plan.uniform("fp32"), "torch.float32", "torch.float32"),
         (Plan.uniform("bf16"), "bf16", "bf16"),
-        (Plan.uniform("8bit"), "softsign8", "sqrt8"),
-        (Plan.uniform({"exp_avg": "8bit", "*": "bf16"}), "softsign8", "bf16"),
-        (Plan.uniform({"exp_avg_sq": "sqrt8"}), "torch.float32", "sqrt8"),
-        ("8bit", "softsign8", "sqrt8"),
-        (Plan.uniform("8bit").to_json(), "softsign8", "sqrt8"),
+        (Plan.uniform("8bit"), "e2m5", "e3m5"),
+        (Plan.uniform({"exp_avg": "8bit", "*": "bf16"}), "e2m5", "bf16"),
+        (Plan.uniform({"exp_avg_sq": "e3m5"}), "torch.float32", "e3m5"),
+        ("8bit", "e2m5", "e3m5"),
+        (Plan.uniform("8bit").to_json(), "e2m5", "e3m5"),
         (Plan(parameters={0: ParameterPlan("w", (64, 64), {"exp_avg": "bf16"})}), "bf16", "torch.float32"),
     ],
 )
@@ -191,13 +191,13 @@ def test_prepare_follows_the_plan(plan, exp_avg, exp_avg_sq):
 
 def test_small_tensors_stay_in_full_precision_unless_named():
     assert stored_as(prepared("8bit", (4095,))["exp_avg"]) == "torch.float32"
-    assert stored_as(prepared("8bit", (4096,))["exp_avg"]) == "softsign8"
-    named = Plan(parameters={0: ParameterPlan("w", (10,), {"exp_avg": "softsign8"})})
-    assert stored_as(prepared(named, (10,))["exp_avg"]) == "softsign8"
+    assert stored_as(prepared("8bit", (4096,))["exp_avg"]) == "e2m5"
+    named = Plan(parameters={0: ParameterPlan("w", (10,), {"exp_avg": "e2m5"})})
+    assert stored_as(prepared(named, (10,))["exp_avg"]) == "e2m5"
 
 
 def test_a_plan_for_another_model_or_a_codec_that_cannot_hold_the_slot_is_refused():
     with pytest.raises(PlanError, match=r"\(64, 65\)"):
         prepared(Plan(parameters={0: ParameterPlan("w", (64, 65), {"exp_avg": "bf16"})}))
     with pytest.raises(PlanError, match="exp_avg"):
-        prepared(Plan(parameters={0: ParameterPlan("w", (64, 64), {"exp_avg": "sqrt8"})}))
+        prepared(Plan(parameters={0: ParameterPlan("w", (64, 64), {"exp_avg": "e3m5"})}))

@@ -43,7 +43,7 @@ def as_text(graph: fx.Graph) -> str:
     return "\n".join(f"{n.name} {n.target} {n.args} {n.meta}" for n in graph.nodes)
 
 
-@pytest.mark.parametrize("name", ["sqrt8", "softsign8", "int4:64", "ucodebook8", "codebook4"])
+@pytest.mark.parametrize("name", ["e3m5", "e2m5", "e2m1", "ucodebook8", "codebook4"])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad, torch._subclasses.FakeTensorMode])
 def test_a_codec_is_traced_alike_wherever_it_is_needed_first(name, mode):
     codec = codec_named(name)
@@ -52,7 +52,7 @@ def test_a_codec_is_traced_alike_wherever_it_is_needed_first(name, mode):
         for function in (trace.traced_decode, trace.traced_encode, trace.traced_words):
             function.cache_clear()
         with how():
-            graphs = [trace.traced_decode(codec, 64), trace.traced_encode(codec, 64), trace.traced_words(64)]
+            graphs = [trace.traced_decode(codec), trace.traced_encode(codec), trace.traced_words()]
         traced.append([as_text(graph) for graph in graphs])
         assert not any(isinstance(a, Tensor) for graph in graphs for n in graph.nodes for a in n.args)
     assert traced[0] == traced[1]

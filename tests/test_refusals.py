@@ -171,7 +171,7 @@ def test_muon_stores_its_momentum_in_8_bits(prepared):
         baoc_compile.prepare(optimizer, plan="8bit")
     take_steps(compiled(optimizer, plan="8bit"), params)
     take_steps(torch.optim.Muon(expected, lr=1e-2).step, expected)
-    assert optimizer.state[params[0]]["momentum_buffer"].codec.name == "softsign8"
+    assert optimizer.state[params[0]]["momentum_buffer"].codec.name == "e2m5"
     assert len(baoc_compile.inspect(optimizer).fallbacks) == len(params)
     for ours, theirs, start in zip(params, expected, parameters(), strict=True):
         moved = (theirs - start).norm()
@@ -201,7 +201,7 @@ def test_a_step_that_breaks_graphs_is_fused_all_the_same():
     inspection = baoc_compile.inspect(optimizer)
     assert not inspection.fallbacks and len(inspection.programs) == 1
     for ours, theirs, start in zip(params, expected, parameters(), strict=True):
-        assert optimizer.state[ours]["m"].codec.name == "softsign8"
+        assert optimizer.state[ours]["m"].codec.name == "e2m5"
         assert (ours - theirs).norm() < 0.05 * (theirs - start).norm()
 
 
@@ -216,13 +216,13 @@ def test_centered_rmsprop_keeps_what_must_agree_exact():
         step()
     state = optimizer.state[params[0]]
     assert type(state["square_avg"]) is type(state["grad_avg"]) is torch.Tensor
-    assert state["momentum_buffer"].codec.name == "softsign8"
+    assert state["momentum_buffer"].codec.name == "e2m5"
     assert torch.isfinite(params[0]).all()
     (rule,) = baoc_compile.inspect(optimizer).rules
     assert "square root" in rule.slot("square_avg").why_exact
     with pytest.raises(baoc_compile.PlanError, match="square root"):
         forced = baoc_compile.Plan.from_json(
-            baoc_compile.inspect(optimizer).plan.to_json().replace('"square_avg": "fp32"', '"square_avg": "sqrt8"')
+            baoc_compile.inspect(optimizer).plan.to_json().replace('"square_avg": "fp32"', '"square_avg": "e3m5"')
         )
         baoc_compile.prepare(torch.optim.RMSprop(parameters(1), centered=True, momentum=0.9), plan=forced)
 
@@ -274,5 +274,5 @@ def test_prepare_keeps_an_optimizers_own_attributes():
     optimizer = Scaled([torch.nn.Parameter(torch.zeros(80, 64))])
     baoc_compile.prepare(optimizer, plan="8bit")
     (state,) = optimizer.state.values()
-    assert state["m"].codec.name == "softsign8"
+    assert state["m"].codec.name == "e2m5"
     assert optimizer.count == 0

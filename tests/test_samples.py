@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import baoc_compile
 from baoc_compile.core.block import Block
-from baoc_compile.kernels.codecs.catalogue import GROUP, codec_named, full_precision
+from baoc_compile.core.codec import GROUP_SIZE
+from baoc_compile.kernels.codecs.catalogue import codec_named, full_precision
 from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.risk.average_increments import IncrementMeans
 from baoc_compile.passes.risk.block_statistics import block_statistics
@@ -139,14 +140,14 @@ def test_shadows_of_rounded_state_err_as_the_codec_does(exact):
 @given(numel=st.integers(1, 5000), count=st.integers(0, 5000), seed=st.integers(0, 9))
 def test_chosen_elements_are_whole_groups_in_order(numel, count, seed):
     index = choose_elements(numel, count, torch.Generator().manual_seed(seed))
-    assert len(index) % GROUP == 0
+    assert len(index) % GROUP_SIZE == 0
     assert int(index.max()) < numel
-    groups = index.view(-1, GROUP)
-    assert (groups[:, 0] % GROUP == 0).all()
+    groups = index.view(-1, GROUP_SIZE)
+    assert (groups[:, 0] % GROUP_SIZE == 0).all()
     assert (groups[1:, 0] > groups[:-1, 0]).all()
-    if numel >= GROUP:
+    if numel >= GROUP_SIZE:
         assert (groups.diff(dim=1) == 1).all()
-        assert len(index) <= max(count + GROUP // 2, GROUP)
+        assert len(index) <= max(count + GROUP_SIZE // 2, GROUP_SIZE)
     again = choose_elements(numel, count, torch.Generator().manual_seed(seed))
     assert torch.equal(index, again)
 
@@ -159,7 +160,7 @@ def test_chosen_elements_are_whole_groups_in_order(numel, count, seed):
 )
 def test_samples_fit_the_buffer(numel, blocks, steps, size):
     count = elements_per_block(numel, blocks, steps, 2, size)
-    assert count % GROUP == 0
+    assert count % GROUP_SIZE == 0
     assert count <= 65536
     assert blocks * count * (4 * (3 * steps + 7) + 8) <= size
 
@@ -207,7 +208,7 @@ def test_block_statistics_are_their_formulas(exact):
     squares, total = (g**2 * w).sum(), (g.sum(0) ** 2 * w).sum()
     steps = len(g)
     assert math.isclose(found.stability, (total - squares) / ((steps - 1) * squares), rel_tol=1e-9)
-    groups = 0.5 * np.log((g**2).mean(0).reshape(-1, GROUP).mean(1))
+    groups = 0.5 * np.log((g**2).mean(0).reshape(-1, GROUP_SIZE).mean(1))
     assert math.isclose(found.anisotropy, groups.std(ddof=1), rel_tol=1e-9)
     steady = GradientStream(**{**vars(stream), "grads": [stream.grads[0]] * 5})
     assert math.isclose(block_statistics([steady]).stability, 1.0, rel_tol=1e-9)

@@ -230,16 +230,16 @@ def test_storage_follows_its_parameters():
     plan = Plan.uniform("fp32")
     entries = {
         i: baoc_compile.state.plan.ParameterPlan(str(i), SHAPES[i], {"momentum_buffer": name})
-        for i, name in enumerate(("bf16", "softsign8"))
+        for i, name in enumerate(("bf16", "e2m5"))
     }
     baoc_compile.prepare(optimizer, plan=Plan(plan.default, entries))
     optimizer.add_param_group({"params": [third]})
     stepped(optimizer)
-    assert [c["momentum_buffer"] for c in codecs(optimizer)] == ["bf16", "softsign8", "fp32"]
+    assert [c["momentum_buffer"] for c in codecs(optimizer)] == ["bf16", "e2m5", "fp32"]
     del optimizer.param_groups[0]  # `second` is number 0 now
-    assert [c["momentum_buffer"] for c in codecs(optimizer)] == ["softsign8", "fp32"]
+    assert [c["momentum_buffer"] for c in codecs(optimizer)] == ["e2m5", "fp32"]
     stepped(optimizer)
-    assert optimizer.state[second]["momentum_buffer"].codec.name == "softsign8"
+    assert optimizer.state[second]["momentum_buffer"].codec.name == "e2m5"
 
 
 def test_nothing_has_changed_when_prepare_refuses():

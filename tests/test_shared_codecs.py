@@ -105,7 +105,7 @@ def test_shared_bytes_are_exact(name, stored):
         ("factored", replace(RECURRENT, nonnegative=False), SHAPE, "'s' stays >= 0"),
         *((name, Slot("s", nonnegative=True), SHAPE, "not known as a rule") for name in ("row", "factored", "dropped")),
         ("dropped", replace(RECURRENT, why_not_dropped="no steady state"), SHAPE, "no steady state"),
-        *((name, replace(RECURRENT, why_exact="exactly"), SHAPE, "exactly") for name in ("row", "dropped", "sqrt8")),
+        *((name, replace(RECURRENT, why_exact="exactly"), SHAPE, "exactly") for name in ("row", "dropped", "e3m5")),
         *(
             (name, Slot("param", weight_dtype=torch.bfloat16), SHAPE, "not weights")
             for name in ("fp32", "row", "dropped")

@@ -33,9 +33,61 @@ WEIGHT_KEY = "param"
 CLOCK_DTYPE = torch.int32
 
 
+#: Elements per group of every grouped codec. The last group of a row may be short.
+GROUP_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor as rows, which no group crosses: its first dimension, and the product of all others.
+
+    A tensor of fewer than two dimensions is one row. So a shard along the first of several dimensions has whole groups.
+
+    Random words are keyed by the *lane* of an element: its row-major index in a tensor whose rows are padded to whole groups.
+    """
+
+    count: int
+    columns: int
+
+    @staticmethod
+    def of(shape: torch.Size) -> Rows:
+        numel = torch.Size(shape).numel()
+        count = shape[0] if len(shape) > 1 else 1
+        return Rows(count, numel // count if count else 0)
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row."""
+        return -(-self.columns // GROUP_SIZE)
+
+    @property
+    def padded(self) -> int:
+        """Lanes of a row."""
+        return self.groups * GROUP_SIZE
+
+    @property
+    def are_padded(self) -> bool:
+        """Whether lanes and elements differ."""
+        return self.count > 1 and self.columns % GROUP_SIZE != 0
+
+    def lanes(self, index: Tensor) -> Tensor:
+        """Return the lanes of elements with these row-major indices."""
+        if not self.are_padded:
+            return index
+        row = index // self.columns
+        return index + row * (self.padded - self.columns)
+
+    def elements(self, lane: Tensor) -> Tensor:
+        """Return the row-major indices of the elements at these lanes; of the row's last where there is none."""
+        if not self.are_padded:
+            return torch.clamp_max(lane, max(self.count * self.columns - 1, 0))
+        row = lane // self.padded
+        return row * self.columns + torch.clamp_max(lane - row * self.padded, self.columns - 1)
+
+
 @dataclass(frozen=True)
 class Part:
-    """One flat tensor that a codec stores.
+    """One tensor that a codec stores.
 
     name: its name, unique in the codec.
     dtype: the type of its entries in memory.
@@ -141,13 +193,13 @@ class Codec(ABC):
         itself without groups.
     expected_harm: expected damage to learning before anything is measured, relative to 8 bits, which are 1;
         docs/learning.md gives the order.
-    group_size: elements per group; None for a codec without groups.
+    group_size: `GROUP_SIZE`; None for a codec without groups.
     stochastic: whether it rounds stochastically, and so needs random words and a clock.
 
-    Shapes: values are float32 `[groups, width]`, where `width` is `group_size`, or any number if that is None. An
+    Shapes: values are float32 `[groups, width]`, where `width` is `GROUP_SIZE`, or any number if `group_size` is None. An
     "element" part has the shape of the values, a "group" part is `[groups, 1]`, a "codebook" part is `[count]`. A
-    "shared" part is given spread over the elements. The last group of a tensor may be short; its missing lanes repeat
-    the tensor's last element.
+    "shared" part is given spread over the elements. The last group of a row may be short; its missing lanes repeat the
+    row's last element, or count for nothing in `amax`.
     """
 
     name: str
@@ -179,7 +231,7 @@ class Codec(ABC):
 
     def initial(self, part: Part, shape: torch.Size, device: torch.device) -> Tensor:
         """Return the part of a tensor of zeros."""
-        return torch.zeros(self.entries(part, shape), dtype=part.dtype, device=device)
+        return torch.zeros(self.part_shape(part, shape), dtype=part.dtype, device=device)
 
     def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:  # noqa: B027  (nothing to learn is the rule)
         """Set the "codebook" parts from the first values that the slot stores; most codecs learn nothing."""
@@ -189,19 +241,25 @@ class Codec(ABC):
         """The parts that lie in optimizer state. For a weight codec these exclude the first part, the parameter itself."""
         return self.parts
 
-    def entries(self, part: Part, shape: torch.Size) -> int:
-        """Return the length of the part's tensor for a slot of `shape`; two 4-bit entries count once."""
-        numel = torch.Size(shape).numel()
+    def part_shape(self, part: Part, shape: torch.Size) -> torch.Size:
+        """Return the shape of the part's tensor for a slot of `shape`.
+
+        "element" and "group" parts have the slot's first dimension. Two 4-bit entries of a row count once.
+        """
+        shape = torch.Size(shape)
         if part.per == "codebook":
-            return part.count
+            return torch.Size([part.count])
         if part.per == "shared":
-            return self.sharing(part, torch.Size(shape)).cycle if numel else 0
-        count = numel if part.per == "element" else -(-numel // (self.group_size or 1))
-        return -(-count * part.bits // 8) if part.bits < 8 else count
+            return torch.Size([self.sharing(part, shape).cycle if shape.numel() else 0])
+        if part.per == "element" and part.bits == 8:
+            return shape
+        rows = Rows.of(shape)
+        length = rows.groups if part.per == "group" else -(-rows.columns * part.bits // 8)
+        return torch.Size([length]) if len(shape) < 2 else torch.Size([rows.count, length])
 
     def storage_bytes(self, shape: torch.Size) -> int:
         """Return the exact bytes for a slot of `shape`: every part, and the clock of a stochastic codec."""
-        parts = sum(self.entries(part, shape) * part.dtype.itemsize for part in self.stored_parts)
+        parts = sum(self.part_shape(part, shape).numel() * part.dtype.itemsize for part in self.stored_parts)
         return parts + (CLOCK_DTYPE.itemsize if self.stochastic else 0)
 
     def why_not(self, slot: Slot, shape: torch.Size) -> str:

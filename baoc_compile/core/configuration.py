@@ -38,5 +38,5 @@ class Configuration:
 
 
 def configuration_label(names: Mapping[str, str]) -> str:
-    """Return a map from slot key to codec name as one line, such as "exp_avg=int4:128 exp_avg_sq=factored"."""
+    """Return a map from slot key to codec name as one line, such as "exp_avg=e2m1 exp_avg_sq=factored"."""
     return " ".join(f"{key}={name}" for key, name in names.items())

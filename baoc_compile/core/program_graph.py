@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, fx
 
-from baoc_compile.core.codec import Codec, Part, Sharing
+from baoc_compile.core.codec import Codec, Part, Rows, Sharing
 from baoc_compile.core.rule import RuleInput, UpdateRule
 
 OperandPer = Literal["element", "group", "scalar", "codebook", "shared"]
@@ -30,12 +30,11 @@ class Operand:
     dtype: the type in memory.
     source: where the value comes from: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
         ("part"), a slot's "clock" or "salt", a "counter" or "scalar" of the rule, the parameter's "update_scale", or
-        the element index. "index" and "group_index" are the folded 32-bit index of an element and of a group's first
-        element.
+        the lane's number. "index" and "group_index" are the folded 32-bit number of an element's lane and of a group's first
+        lane (see `Rows`).
     slot: key of the slot, for parts, clocks and salts.
     part: part of the slot's codec, for parts.
     input: input of the rule, for counters and scalars.
-    group_size: elements per group, for "group" operands.
     written: whether the program writes it.
     read: whether the program reads it.
     """
@@ -47,14 +46,13 @@ class Operand:
     slot: str = ""
     part: Part | None = None
     input: RuleInput | None = None
-    group_size: int = 0
     written: bool = False
     read: bool = True
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Its source, its owner (a slot, a rule's input or a group size) and its part. Equal in all programs of a step."""
-        of = self.input.name if self.input else str(self.group_size) if self.source == "group_index" else self.slot
+        """Its source, its owner (a slot or a rule's input) and its part. Equal in all programs of a step."""
+        of = self.input.name if self.input else self.slot
         return self.source, of, self.part.name if self.part else ""
 
     @property
@@ -98,7 +96,7 @@ class Signature:
 
 @dataclass(frozen=True, eq=False)
 class ProgramGraph:
-    """Decode, rule and encode as one graph over groups of `width` elements.
+    """Decode, rule and encode as one graph over groups of `GROUP_SIZE` elements.
 
     rule: the update rule.
     configuration: slot key -> codec.
@@ -106,7 +104,6 @@ class ProgramGraph:
     graph: takes the operands in order. Returns the new values of `outputs`, in their order, followed by the decays.
     operands: the placeholders, in order.
     outputs: names of the operands that are written.
-    width: elements per group.
     decays: written "shared" operand -> position of its decay, counted behind `outputs`.
 
     Each node carries a `ValueMeta`, which says what its value stands for; see `kernels/dialect/nodes.py`.
@@ -118,7 +115,6 @@ class ProgramGraph:
     graph: fx.Graph
     operands: tuple[Operand, ...]
     outputs: tuple[str, ...]
-    width: int
     decays: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
@@ -142,6 +138,11 @@ class ProgramGraph:
         return tuple(o for o in self.operands if o.source in ("scalar", "salt", "update_scale"))
 
     @property
+    def has_groups(self) -> bool:
+        """Whether anything in it depends on how elements form groups. If not, rows need no padding."""
+        return any(o.per == "group" or o.source == "index" for o in self.operands)
+
+    @property
     def averages(self) -> bool:
         """Whether the program computes shared values rather than a step."""
         return bool(self.decays)
@@ -163,7 +164,8 @@ class TensorArguments:
     tensors: operand name -> tensor.
     numbers: operand name -> number: the rule's scalars, the salts, the update scale.
     sharing: "shared" operand -> which elements have values in common.
-    first_index: global index of the first element, if this is a shard.
+    first_index: global number of the first lane, if this is a shard.
+    rows: the parameter's rows, or the shard's; None if they need no padding.
     """
 
     numel: int
@@ -171,6 +173,12 @@ class TensorArguments:
     numbers: dict[str, float]
     sharing: dict[str, Sharing] = field(default_factory=dict)
     first_index: int = 0
+    rows: Rows | None = None
+
+    @property
+    def lanes(self) -> int:
+        """Elements, and what pads their rows."""
+        return self.numel if self.rows is None else self.rows.count * self.rows.padded
 
 
 class Table(Protocol):

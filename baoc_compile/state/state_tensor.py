@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
-from baoc_compile.core.errors import StateError
+from baoc_compile.core.codec import CLOCK_DTYPE, GROUP_SIZE, Codec, Part, Random, Rows
+from baoc_compile.core.errors import PlanError, StateError
 from baoc_compile.core.torch_private import no_torch_function, wrapper_tensor
-from baoc_compile.kernels.codecs.bits import packed, unpacked
+from baoc_compile.kernels.codecs.bits import pack_into, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
@@ -31,13 +31,14 @@ class StateTensor(EagerState):
 
     codec: the codec.
     salt: what seed and slot contribute to its random words.
-    parts: name -> stored tensor, flat, in row-major order of the logical elements. A stochastic codec's `clock` is one
-        of them: it counts how often the values were stored.
+    parts: name -> stored tensor. Those with something per element or per group have the tensor's first dimension. A
+        stochastic codec's `clock` is one of them: it counts how often the values were stored.
     """
 
     codec: Codec
     salt: int
     parts: dict[str, Tensor]
+    rows: Rows
 
     @staticmethod
     def __new__(
@@ -45,7 +46,7 @@ class StateTensor(EagerState):
     ) -> StateTensor:
         device = next(iter(parts.values())).device
         self = wrapper_tensor(cls, tuple(shape), dtype, device)
-        self.codec, self.salt, self.parts = codec, salt, parts
+        self.codec, self.salt, self.parts, self.rows = codec, salt, parts, Rows.of(torch.Size(shape))
         return self
 
     @classmethod
@@ -107,7 +108,7 @@ class StateTensor(EagerState):
             chunk = flat[start : start + CHUNK_ELEMENTS].view(-1, 1)
             encoded = exact_encode(self.codec, chunk, Random(half.expand_as(chunk), half.expand_as(chunk)))
             for part in self.codec.stored_parts:
-                self.parts[part.name][start : start + len(chunk)] = encoded[part.name].view(-1)
+                self.parts[part.name].view(-1)[start : start + len(chunk)] = encoded[part.name].view(-1)
 
     def _refuse_weight(self) -> None:
         if self.codec.mechanism == "weight":
@@ -132,31 +133,41 @@ class StateTensor(EagerState):
             raise StateError(
                 f"{self!r} is not stored: only baoc's own step can compute it. Prepare the optimizer with another plan"
             )
-        spans = [(a, min(a + CHUNK_ELEMENTS, self.numel())) for a in range(0, self.numel(), CHUNK_ELEMENTS)]
         if self.codec.mechanism == "sharing":
-            self._store_means(read, spans)
+            self._store_means(read)
             return
-        codebooks = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "codebook"}
-        clock = self.parts.get("clock")
-        width = self.codec.group_size or 1
-        for start, stop in spans:
-            chunk = read(start, stop)
-            index = torch.arange(start, start + -(-chunk.numel() // width) * width, device=chunk.device)
-            index = index.clamp(max=stop - 1)
-            random = _random(self.salt, clock, index, width) if clock is not None else _NO_RANDOM
-            target = torch.float64 if self.codec.name == "fp64" else torch.float32
-            encoded = exact_encode(self.codec, chunk.to(target)[index - start].view(-1, width), random, codebooks)
-            for part in encoded_parts(self.codec):
-                count, step = (chunk.numel(), 1) if part.per == "element" else (-(-chunk.numel() // width), width)
-                new = encoded[part.name].reshape(-1)[:count]
-                if part.bits == 4:
-                    new, count, step = packed(new), -(-count // 2), 2
-                self.parts[part.name][start // step : start // step + count] = new
-        if clock is not None:
-            clock.add_(1)
+        lanes = self.numel() if not self.rows.are_padded else self.rows.count * self.rows.padded
+        for first in range(0, lanes, CHUNK_ELEMENTS):
+            self._store_lanes(read, first, min(first + CHUNK_ELEMENTS, lanes))
+        if "clock" in self.parts:
+            self.parts["clock"].add_(1)
 
-    def _store_means(self, read: Callable[[int, int], Tensor], spans: list[tuple[int, int]]) -> None:
+    def _store_lanes(self, read: Callable[[int, int], Tensor], first: int, last: int) -> None:
+        """Store the elements of lanes [first, last); `first` begins a group."""
+        start, end = self.rows.elements(torch.tensor([first, last - 1])).tolist()
+        chunk = read(start, end + 1)
+        groups = -(-(last - first) // GROUP_SIZE)
+        lanes = torch.arange(first, first + groups * GROUP_SIZE, device=chunk.device)
+        elements = self.rows.elements(lanes)
+        existing = self.rows.lanes(elements)  # missing lanes repeat the row's last, word and all
+        exist = existing == lanes
+        random = _random(self.salt, self.parts["clock"], existing) if "clock" in self.parts else _NO_RANDOM
+        target = torch.float64 if self.codec.name == "fp64" else torch.float32
+        codebooks = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "codebook"}
+        value = chunk.to(target)[elements - start].view(-1, GROUP_SIZE)
+        encoded = exact_encode(self.codec, value, random, codebooks)
+        for part in encoded_parts(self.codec):
+            stored, new = self.parts[part.name].view(-1), encoded[part.name].reshape(-1)
+            if part.per == "group":
+                stored[first // GROUP_SIZE : first // GROUP_SIZE + groups] = new
+            elif part.bits == 4:
+                pack_into(stored, elements[exist], new[exist], self.rows)
+            else:
+                stored[start : end + 1] = new[exist]
+
+    def _store_means(self, read: Callable[[int, int], Tensor]) -> None:
         """Store the means. Sums are taken in double on the host, in the elements' order: the same bits on every device."""
+        spans = [(a, min(a + CHUNK_ELEMENTS, self.numel())) for a in range(0, self.numel(), CHUNK_ELEMENTS)]
         shared = [(self.parts[p.name], self.codec.sharing(p, self.shape)) for p in self.codec.parts]
         sums = [torch.zeros(sharing.cycle, dtype=torch.float64) for _, sharing in shared]
         for start, stop in spans:
@@ -168,21 +179,14 @@ class StateTensor(EagerState):
                 stored.copy_(total / (self.numel() // sharing.cycle))
 
     def fill(self, value: float) -> None:
-        """Set every element to `value`. One group is encoded, and the others repeat it."""
+        """Set every element to `value`, each rounded by itself."""
         if (
             self.codec.mechanism == "sharing"
         ):  # a constant equals its own mean, and the product of its factors over their mean
             for shared in self.parts.values():
                 shared.fill_(value)
             return
-        width = self.codec.group_size or 1
-        one = StateTensor.empty(torch.Size([width]), self.dtype, self.device, self.codec, "", 0)
-        for part in self.codec.parts:
-            if part.per == "codebook":  # the group is encoded with this tensor's own levels
-                one.parts[part.name].copy_(self.parts[part.name])
-        one.store(torch.full((width,), value, dtype=self.dtype, device=self.device))
-        for part in encoded_parts(self.codec):
-            self.parts[part.name].copy_(one.parts[part.name][:1].expand_as(self.parts[part.name]))
+        self.store_chunks(lambda start, stop: torch.full((stop - start,), value, dtype=self.dtype, device=self.device))
 
     def _at(self, part: Part, index: Tensor) -> Tensor:
         """Return a part as the codec's functions see it, each lane as a group of one element."""
@@ -190,10 +194,10 @@ class StateTensor(EagerState):
         if part.per == "codebook":
             return stored
         if part.per == "group":
-            return stored[index // (self.codec.group_size or 1)].view(-1, 1)
+            return stored.view(-1)[self.rows.lanes(index) // GROUP_SIZE].view(-1, 1)
         if part.per == "shared":
             return stored[self.codec.sharing(part, self.shape).of(index)].view(-1, 1)
-        return (unpacked(stored, index) if part.bits == 4 else stored[index]).view(-1, 1)
+        return (unpacked(stored, index, self.rows) if part.bits == 4 else stored.view(-1)[index]).view(-1, 1)
 
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
         """Return the same state with `change` applied to every stored part."""
@@ -246,9 +250,9 @@ class StateTensor(EagerState):
         return decode_run_encode(func, args, kwargs)
 
 
-def _random(salt: int, clock: Tensor, index: Tensor, width: int) -> Random:
+def _random(salt: int, clock: Tensor, lanes: Tensor) -> Random:
     key = step_key(torch.tensor(salt, dtype=CLOCK_DTYPE, device=clock.device), clock)
-    counters = fold_index(index).view(-1, width)
+    counters = fold_index(lanes).view(-1, GROUP_SIZE)
     return Random(element_words(key, counters), group_words(key, counters[:, :1]))
 
 
@@ -258,8 +262,27 @@ _NO_RANDOM = Random(torch.empty(0), torch.empty(0))
 def rebuild_state_tensor(
     shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]
 ) -> StateTensor:
-    """Return the StateTensor that a pickle describes. `torch.load(weights_only=True)` may call this function."""
-    return StateTensor(torch.Size(shape), dtype, codec_named(codec), salt, parts)
+    """Return the StateTensor that a pickle describes. `torch.load(weights_only=True)` may call this function.
+
+    Until version 0.3 parts were flat. They are viewed as rows where these have the same groups.
+
+    Raises StateError for state that was stored by a codec or in groups that are no more.
+    """
+    shape = torch.Size(shape)
+    try:
+        known = codec_named(codec)
+        wanted = {p.name: known.part_shape(p, shape) for p in known.stored_parts}
+        is_flat = any(parts[name].shape != size for name, size in wanted.items())
+        parts |= {name: parts[name].view(size) for name, size in wanted.items()}
+        reason = "its groups cross rows" if is_flat and known.group_size and Rows.of(shape).are_padded else ""
+    except (PlanError, KeyError, RuntimeError):
+        reason = "the codec is no more"
+    if reason:
+        raise StateError(
+            f"state of shape {tuple(shape)} was stored as {codec!r} by version 0.3 or earlier, and this version can't read it: "
+            f"{reason}. Load the checkpoint with that version, replace each StateTensor by its .decode(), and save it again"
+        )
+    return StateTensor(shape, dtype, known, salt, parts)
 
 
 #: The name of `rebuild_state_tensor` in checkpoints of version 0.1; `torch.load(weights_only=True)` may call it by either.

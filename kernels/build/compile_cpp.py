@@ -31,10 +31,10 @@ from baoc_compile.kernels.build.cache import (
 log = logging.getLogger("baoc")
 
 #: No contraction into fused multiply-adds, and wrapping integers, so that the bits are those of torch's own operations.
-FLAGS = ["-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-shared", "-fopenmp"]
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv"]
-#: For g++; clang++ ignores them with a warning. They interleave the few vectors of a group, without a loop.
-FLAGS += ["-fpeel-loops", "-fschedule-insns"]
+#: Eliminating partial redundancies makes selections between truth values, at which g++ 12 gives up vectorizing a loop.
+FLAGS += ["-fno-tree-pre"]
 
 #: Time to wait for another process that compiles the same program.
 SECONDS_TO_COMPILE = 60.0

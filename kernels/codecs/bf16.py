@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Part, Random
 from baoc_compile.kernels.codecs.bits import bits_of
-from baoc_compile.kernels.codecs.counter_hash import upper_half
+from baoc_compile.kernels.codecs.counter_hash import upper
 
 
 class Bfloat16(Codec):
@@ -34,6 +34,6 @@ class Bfloat16(Codec):
         return stored["values"].to(torch.float32)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
-        bits = bits_of(value) + upper_half(random.element)
-        upper = torch.where(torch.isnan(value), 0x7FC0, torch.bitwise_right_shift(bits, 16))
-        return {"values": upper.to(torch.int16).view(torch.bfloat16)}
+        bits = bits_of(value) + upper(random.element, 16)
+        kept = torch.where(torch.isnan(value), 0x7FC0, torch.bitwise_right_shift(bits, 16))
+        return {"values": kept.to(torch.int16).view(torch.bfloat16)}

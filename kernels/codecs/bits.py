@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from baoc_compile.core.codec import Rows
 from baoc_compile.kernels.codecs.counter_hash import uniform, upper_bits
 
 #: Bound on the relative error that decoding and encoding again makes in a position between levels: at most 9 roundings
@@ -57,8 +58,8 @@ def takes_upper(distance: Tensor, gap_chance: Tensor | float, near: Tensor, word
     words: random int32 words.
 
     A distance of at most 2^-20 * near counts as 0: float32 rounding alone can separate equal numbers by as much. So a
-    decoded value encodes to itself; `floor_of` does the same for values just below a level. An average therefore stays
-    on its level if it changes by less than 2^-20 of itself per step.
+    decoded value encodes to itself. An average therefore stays on its level if it changes by less than 2^-20 of itself per
+    step.
     """
     return larger(upper_bits(words) * gap_chance, near * TOLERANCE) < distance
 
@@ -71,14 +72,6 @@ def larger(a: Tensor, b: Tensor | float) -> Tensor:
 def smaller(a: Tensor, b: Tensor | float) -> Tensor:
     """Return the smaller of two numbers, `b` if either is NaN."""
     return torch.where(a < b, a, b)
-
-
-def floor_of(position: Tensor) -> Tensor:
-    """Round down, but round positions less than 2^-20 (relative) below an integer up to it.
-
-    A decoded value therefore never falls below its own level.
-    """
-    return torch.floor(position * (1.0 + TOLERANCE))
 
 
 def truncate_to_bf16(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,12 +135,25 @@ def as_bf16(value: Tensor) -> Tensor:
     return torch.bitwise_right_shift(bits_of(value), 16).to(torch.int16).view(torch.bfloat16)
 
 
-def packed(codes: Tensor) -> Tensor:
-    """Pack 4-bit codes (uint8, flat) two to a byte, the first in the low half; an odd count is padded with 0."""
-    pairs = torch.cat([codes, codes.new_zeros(codes.numel() % 2)]).view(-1, 2)
-    return torch.bitwise_or(pairs[:, 0], torch.bitwise_left_shift(pairs[:, 1], 4))
+def unpacked(stored: Tensor, index: Tensor, rows: Rows) -> Tensor:
+    """Return the 4-bit codes of elements `index`. A byte has two, the first in its low half; a row begins with a byte."""
+    position = _nibble(index, rows)
+    return torch.bitwise_and(
+        torch.bitwise_right_shift(stored.view(-1)[position // 2], (position % 2 * 4).to(torch.uint8)), 15
+    )
 
 
-def unpacked(stored: Tensor, index: Tensor) -> Tensor:
-    """Return the codes of elements `index` from `packed` storage."""
-    return torch.bitwise_and(torch.bitwise_right_shift(stored[index // 2], (index % 2 * 4).to(torch.uint8)), 15)
+def pack_into(stored: Tensor, index: Tensor, codes: Tensor, rows: Rows) -> None:
+    """Store the 4-bit codes (uint8) of elements `index`, consecutive and beginning a group."""
+    if len(index):
+        position = _nibble(index, rows)
+        first = int(position[0]) // 2
+        halves = codes.new_zeros(2 * (int(position[-1]) // 2 - first + 1))
+        halves[position - 2 * first] = codes
+        low, high = halves.view(-1, 2).unbind(1)
+        stored.view(-1)[first : first + len(low)] = torch.bitwise_or(low, torch.bitwise_left_shift(high, 4))
+
+
+def _nibble(index: Tensor, rows: Rows) -> Tensor:
+    """Return the number of the half byte of an element."""
+    return index + index // max(rows.columns, 1) if rows.columns % 2 else index

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -12,9 +11,9 @@ from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot
 from baoc_compile.core.errors import PlanError
 from baoc_compile.kernels.codecs.bf16 import Bfloat16
 from baoc_compile.kernels.codecs.codebook import Codebook
-from baoc_compile.kernels.codecs.companded8 import Softsign8, Sqrt8
 from baoc_compile.kernels.codecs.dropped import Dropped
 from baoc_compile.kernels.codecs.full import Full
+from baoc_compile.kernels.codecs.minifloat import Minifloat
 from baoc_compile.kernels.codecs.sharing import Factored, Shared
 from baoc_compile.kernels.codecs.split_weight import NearestWeight, SplitWeight, StochasticWeight
 
@@ -24,11 +23,8 @@ CODECS: dict[str, Codec] = {
         Full(),
         Full(torch.float64),
         Bfloat16(),
-        Softsign8(),
-        Sqrt8(),
-        *(Codebook(8, signed, learned=True, group_size=32) for signed in (True, False)),
-        *(Codebook(4, signed, learned=True, group_size=64) for signed in (True, False)),
-        *(Codebook(4, signed, learned=False, group_size=n) for n in (64, 128) for signed in (True, False)),
+        *(Minifloat(e, bits - e) for bits in (7, 8, 3, 4) for e in range(2, min(bits, 6))),
+        *(Codebook(bits, signed) for bits in (8, 4) for signed in (True, False)),
         Factored(),
         *(Shared(form) for form in ("row", "column", "tensor")),
         Dropped(),
@@ -45,9 +41,9 @@ SIZED: dict[str, Callable[[int], Codec]] = {form: partial(Shared, form) for form
 FORMATS: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
     "bf16": ("bf16",),
-    "8bit": ("sqrt8", "softsign8"),
+    "8bit": ("e3m5", "e2m5"),
     "8bit-learned": ("ucodebook8", "codebook8"),
-    "4bit": ("uint4:128", "int4:128"),
+    "4bit": ("e3m1", "e2m1"),
     "4bit-learned": ("ucodebook4", "codebook4"),
 }
 
@@ -92,10 +88,6 @@ def codec_named(name: str) -> Codec:
     if form in SIZED and _is_size(size):
         return SIZED[form](int(size))
     raise PlanError(f"unknown codec {name!r}; known are {', '.join(known_choices(''))}")
-
-
-#: Least common multiple of the group sizes of all formats chosen per block.
-GROUP = math.lcm(*(codec_named(name).group_size or 1 for f in BY_BLOCK for name in FORMATS.get(f, (f,))))
 
 
 def full_precision(parameter_dtype: torch.dtype) -> Codec:

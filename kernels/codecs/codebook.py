@@ -1,28 +1,28 @@
-"""`codebook8`, `codebook4`, `int4` for signed slots, `ucodebook8`, `ucodebook4`, `uint4` for non-negative ones.
+"""`codebook8`, `codebook4` for signed slots, `ucodebook8`, `ucodebook4` for non-negative ones: learned levels.
 
 An element is divided by its group's largest and rounded stochastically to a level of a codebook, so that the stored
 value is unbiased. The codebook is stored with the tensor, as integers on a grid of 1/2048 over [-1, 1] or of 1/4096
 over [0, 1]. Scales are bf16, stochastically rounded. The group's largest element takes the top level, or the lowest if
-it is negative. Values within 2^-20 (relative) of a level count as that level. A scale is at least 2^-126 (2^-80 for
-roots). `companded8` gives the reasons.
+it is negative. What a scale rounded down clips, a scale rounded up gives back on average (`bits.relative`). Values within
+2^-20 (relative) of a level count as that level, so that a decoded value encodes to itself. A scale is at least 2^-126
+(2^-80 for roots).
 
-| name | levels | group | bytes per element |
-|---|---|---|---|
-| `codebook8`, `ucodebook8` | 255, learned | 32 | 1 + 2/32 (+ 514 a tensor) |
-| `codebook4`, `ucodebook4` | 16, learned | 64 | 1/2 + 2/64 (+ 36 a tensor) |
-| `int4:64`, `int4:128`, `uint4:64`, `uint4:128` | 16, fixed | 64, 128 | 1/2 + 2/64, 1/2 + 2/128 (+ 32 a tensor) |
+| name | levels | bytes per element |
+|---|---|---|
+| `codebook8`, `ucodebook8` | 255 | 1 + 2/32 (+ 514 a tensor) |
+| `codebook4`, `ucodebook4` | 16 | 1/2 + 2/32 (+ 36 a tensor) |
 
 Each tensor also stores a clock of 4 bytes.
 
-Learned levels (`optimal_levels`; Gefen, arXiv 2606.13894, learns its own by exact dynamic programming) minimize the
-expected error of *stochastic* rounding over the slot's own normalized values. `passes/migrate/refresh_codebooks.py`
-learns them again when that pays. Fixed signed levels are NF4's (QLoRA, arXiv 2305.14314, appendix E), quantiles of a
-normal distribution. Fixed non-negative levels are spaced evenly in the logarithm, which bounds the relative error of
-the preconditioner 1/sqrt(v).
+Levels (`optimal_levels`; Gefen, arXiv 2606.13894, learns its own by exact dynamic programming) minimize the expected
+error of *stochastic* rounding over the slot's own normalized values. `passes/migrate/refresh_codebooks.py` learns them
+again when that pays. The initial signed levels are softsign's (8 bits; FlashOptim, arXiv 2602.23349) or NF4's (QLoRA,
+arXiv 2305.14314, appendix E), quantiles of a normal distribution. The initial levels of roots are spaced evenly (8 bits)
+or evenly in the logarithm (4 bits), which bounds the relative error of the preconditioner 1/sqrt(v).
 
 Non-negative slots are looked up by their square roots, but the rounding is unbiased in the value itself: the next step
 averages values, and rounding that is unbiased in the preconditioner drifts (its equilibrium lies above the mean, see
-docs/codecs.md). No positive value reads as 0: `ucodebook8` skips level 0, the 4-bit codecs have none, so values below
+docs/codecs.md). No positive value reads as 0: `ucodebook8` skips level 0, `ucodebook4` has none, so values below
 (level_0 scale)^2 read as that.
 
 NaN: the 8-bit codecs have a code for it; with 4 bits it makes the scale NaN, and so the whole group. An infinity is
@@ -44,7 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Codec, Part, Random, Slot, sign_mismatch
+from baoc_compile.core.codec import GROUP_SIZE, Codec, Part, Random, Slot, sign_mismatch
 from baoc_compile.kernels.codecs.bits import (
     CHANCE,
     TOLERANCE,
@@ -63,19 +63,18 @@ from baoc_compile.kernels.codecs.learn_codebook import LOWEST_ROOT, learn_from_v
 
 
 class Codebook(Codec):
-    """Levels in a codebook, one code per element, one scale per group.
+    """Learned levels, one code per element, one scale per group.
 
     bits: 8 or 4.
     signed: whether slots may be negative.
-    learned: whether levels are learned or fixed.
-    group_size: elements per scale.
     """
 
     stochastic = True
+    group_size = GROUP_SIZE
 
-    def __init__(self, bits: int, signed: bool, learned: bool, group_size: int):
-        self.bits, self.signed, self.learned, self.group_size = bits, signed, learned, group_size
-        self.name = ("" if signed else "u") + (f"codebook{bits}" if learned else f"int{bits}:{group_size}")
+    def __init__(self, bits: int, signed: bool):
+        self.bits, self.signed = bits, signed
+        self.name = f"{'' if signed else 'u'}codebook{bits}"
         #: Number of levels. 255 levels leave one of 256 codes for NaN.
         self.count = 255 if bits == 8 else 16
         self.grid = 2048 if signed else 4096
@@ -83,9 +82,8 @@ class Codebook(Codec):
             Part("codes", torch.uint8, "element", bits=bits),
             Part("scales", torch.bfloat16, "group"),
             Part("levels", torch.int16, "codebook", self.count),
+            Part("checked_at", torch.int32, "codebook", 1),
         )
-        if learned:
-            self.parts += (Part("checked_at", torch.int32, "codebook", 1),)
         self.expected_harm = 1.0 if bits == 8 else 2.0 if signed else 1.5
         gaps = np.diff(self.default_levels if signed else self.default_levels**2)
         self.relative_error = float(gaps.max()) + (2**-7 if signed else 2**-6)
@@ -111,8 +109,7 @@ class Codebook(Codec):
         return torch.from_numpy(self.as_entries(self.default_levels)).to(device)
 
     def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:
-        if self.learned:
-            learn_from_values(self, parts, value)
+        learn_from_values(self, parts, value)
 
     def as_entries(self, levels: np.ndarray) -> np.ndarray:
         """Convert levels to the contents of the "levels" part."""

@@ -62,9 +62,9 @@ def group_words(key: Tensor, counter: Tensor) -> Tensor:
     return mix(torch.bitwise_xor(mix(torch.bitwise_xor(counter, _GROUP)), key))
 
 
-def upper_half(words: Tensor) -> Tensor:
-    """Return the upper 16 bits of int32 words: in [0, 2^16)."""
-    return _shift(words, 16)
+def upper(words: Tensor, bits: int) -> Tensor:
+    """Return the upper `bits` bits of int32 words, at most 24: in [0, 2^bits)."""
+    return _shift(words, 32 - bits)
 
 
 def upper_bits(words: Tensor) -> Tensor:

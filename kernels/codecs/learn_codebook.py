@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.kernels.codecs.optimal_levels import Floats, stochastic_error, stochastic_levels
 
 #: Lowest positive root that the initial 4-bit levels resolve, relative to the group's largest.
@@ -37,23 +38,20 @@ class Leveled(Protocol):
     signed: whether levels lie in [-1, 1]; otherwise they are roots in [0, 1].
     count: number of levels.
     grid: grid steps per unit.
-    group_size: elements per scale.
     """
 
     bits: int
     signed: bool
     count: int
     grid: int
-    group_size: int | None
 
     def as_entries(self, levels: np.ndarray) -> np.ndarray: ...
 
 
 def learn_from_values(codec: Leveled, parts: Mapping[str, Tensor], value: Tensor) -> None:
     """Set the "levels" part from full-precision values; leave it if no group has a finite, nonzero largest value."""
-    width = codec.group_size or 1
     flat = value.detach().reshape(-1)[:SAMPLE_ELEMENTS].to(torch.float64)
-    groups = torch.cat([flat, flat.new_zeros(-flat.numel() % width)]).view(-1, width)
+    groups = torch.cat([flat, flat.new_zeros(-flat.numel() % GROUP_SIZE)]).view(-1, GROUP_SIZE)
     root = groups if codec.signed else groups.sqrt()
     largest = root.abs().amax(1, keepdim=True)
     x = (root / largest)[(largest > 0).expand_as(root) & largest.isfinite().expand_as(root)]

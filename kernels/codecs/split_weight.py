@@ -10,8 +10,8 @@ Splitting is FlashOptim's (arXiv 2602.23349): theta' = theta rounded to nearest,
 is half a unit in the last place of theta'. The residual is r = Q e / h, and theta' + r h / Q is read back.
 
 - 8 bits, Q = 127: one unit of r is h / 127, at most 2^-8 / 127 = 3.1e-5 (bf16) or 2^-11 / 127 (fp16) of the weight. r
-  is rounded stochastically: |error| < h / 127, unbiased. Rounding to nearest (|error| <= h / 254, at most 1.54e-5 of a
-  bf16 weight) would lose every update below half a unit.
+  is rounded stochastically: |error| < h / 127, unbiased but for less than 2^-17 of a unit, by which it is cut. Rounding to
+  nearest (|error| <= h / 254, at most 1.54e-5 of a bf16 weight) would lose every update below half a unit.
 - 16 bits, Q = 2^15: h / Q is at most one unit in the last place of fp32 (2^-23 = 1.2e-7 of the weight), so r is rounded
   to nearest, like an fp32 master weight. Every fp32 number comes back exactly, with two exceptions: a tie that was
   rounded down to theta' (r = 2^15 is stored as 2^15 - 1: off by h / Q) and, for bf16, numbers that round up to a power
@@ -19,7 +19,7 @@ is half a unit in the last place of theta'. The residual is r = Q e / h, and the
   number.
 - Stochastic rounding: |error| < 2 h, unbiased.
 
-NaN and infinities are those of the weight; the residual is 0.
+NaN and infinities are those of the weight; their residual is 0, and that of weights of 2^127 and more.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec, Part, Random, Slot
-from baoc_compile.kernels.codecs.bits import bits_of, from_bits, rounds_up
-from baoc_compile.kernels.codecs.counter_hash import uniform
+from baoc_compile.kernels.codecs.bits import bits_of, from_bits, larger, smaller
+from baoc_compile.kernels.codecs.counter_hash import uniform, upper
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
+_EXPONENT = 0x7F800000
+#: Bits of a residual below its unit, and of the random word that is added to them.
+_FINE = 17
 _LOWEST_EXPONENT = {torch.bfloat16: 1, torch.float16: 113}  # of normal numbers, as the biased exponent of fp32
 
 
@@ -55,9 +58,12 @@ class Weight(Codec):
         return self.parts[1:]
 
     def power_below(self, value: Tensor) -> Tensor:
-        """Return the largest power of 2 that is <= |value|; for subnormals of `dtype`, the smallest normal number."""
-        exponent = torch.bitwise_right_shift(torch.bitwise_and(bits_of(value), 0x7FFFFFFF), 23)
-        return from_bits(torch.clamp_min(exponent, _LOWEST_EXPONENT[self.dtype]) * (1 << 23))
+        """Return the bits of the largest power of 2 that is <= |value| and that has an inverse.
+
+        For subnormals of `dtype`, that is the smallest normal number; for values of 2^127 and more, 2^126.
+        """
+        exponent = torch.bitwise_and(bits_of(value), _EXPONENT)
+        return smaller(larger(exponent, _LOWEST_EXPONENT[self.dtype] << 23), 253 << 23)
 
     def why_not(self, slot: Slot, shape: torch.Size) -> str:
         if slot.weight_dtype is None:
@@ -98,20 +104,19 @@ class SplitWeight(Weight):
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         weight = stored["weight"].to(torch.float32)
         unit = 2.0 ** -(self.mantissa_bits + 1) / self.steps
-        residual = stored["residual"].to(torch.float32)
-        return weight + torch.where(residual == 0.0, 0.0, residual * unit * self.power_below(weight))
+        return weight + stored["residual"].to(torch.float32) * unit * from_bits(self.power_below(weight))
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         weight = value.to(self.dtype)
         near = weight.to(torch.float32)
-        y = (value - near) / self.power_below(near) * (2.0 ** (self.mantissa_bits + 1) * self.steps)
-        y = torch.where(torch.abs(y) <= self.steps + 1.0, y, 0.0)  # infinity and NaN have no residual
+        inverse = from_bits((254 << 23) - self.power_below(near))
+        y = (value - near) * inverse * (2.0 ** (self.mantissa_bits + 1) * self.steps)
+        y = torch.where(torch.abs(y) <= self.steps, y, 0.0)  # infinity, NaN and 2^127 and more have no residual
         if self.stochastic:
-            level = torch.floor(y)
-            level = level + torch.where(rounds_up(y - level, random.element), 1.0, 0.0)
+            fine = (y * 2.0**_FINE).to(torch.int32) + upper(random.element, _FINE)
+            level = torch.bitwise_right_shift(fine, _FINE)
         else:
-            level = torch.round(y)
-        level = torch.clamp_max(torch.clamp_min(level, -self.steps), self.largest)
+            level = torch.clamp_max(torch.round(y), self.largest)
         return {"weight": weight, "residual": level.to(self.residual_dtype)}
 
 
@@ -130,10 +135,15 @@ class StochasticWeight(Weight):
         return stored["weight"].to(torch.float32)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
-        power, magnitude = self.power_below(value), torch.abs(value)
+        power, magnitude = _power_below(value, self.dtype), torch.abs(value)
         units = magnitude / power * 2.0**self.mantissa_bits
         level = torch.floor(units)
         level = level + torch.where(uniform(random.element) < units - level, 1.0, 0.0)
         rounded = level * 2.0**-self.mantissa_bits * power
         rounded = torch.where(torch.isinf(value), magnitude, rounded)
         return {"weight": torch.where(value < 0.0, -rounded, rounded).to(self.dtype)}
+
+
+def _power_below(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the largest power of 2 that is <= |value|; for subnormals of `dtype`, the smallest normal number."""
+    return from_bits(larger(torch.bitwise_and(bits_of(value), _EXPONENT), _LOWEST_EXPONENT[dtype] << 23))

@@ -10,27 +10,27 @@ struct Chunk {
 };
 // Sets shared values to decay * value + mean. The arguments are those of a step, see driver.h.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
-                    double* derived, const int64_t* numel, const int64_t* first_tile, const int64_t* first_index,
-                    const int64_t* sharing, int threads) {
+                    double* derived, const int64_t* lanes, const int64_t* columns, const int64_t* first_tile,
+                    const int64_t* first_index, const int64_t* sharing, int threads) {
   for (int64_t t = 0; t < tensors; ++t)
-    if (numel[t] >= 0) scalars(at + t * POINTERS, numbers + t * NUMBERS, derived + t * DERIVED);
+    if (lanes[t] >= 0) scalars(at + t * POINTERS, numbers + t * NUMBERS, derived + t * DERIVED);
   std::vector<Chunk> chunks;
   std::vector<int64_t> first_chunk(tensors + 1);
   int64_t total = 0;
   for (int64_t t = 0; t < tensors; ++t) {
-    const int64_t tiles = first_tile[t + 1] - first_tile[t];
+    const int64_t tiles = first_tile[t + 1] - first_tile[t], elements = elements_before(lanes[t], columns[t]);
     int64_t size = std::max<int64_t>({16384 / TILE, (tiles + 15) / 16, 1});
     for (int s = 0; s < SHARED; ++s) {
       const int64_t* const set = sharing + (t * SHARED + s) * 2;
-      if (set[0] * set[1] < numel[t]) size = std::max<int64_t>(size, (64 * set[0] * set[1] + TILE - 1) / TILE);
+      if (set[0] * set[1] < elements) size = std::max<int64_t>(size, (64 * set[0] * set[1] + TILE - 1) / TILE);
     }
     for (int64_t first = 0; first < tiles; first += size) {
       Chunk chunk{t, first, std::min(tiles, first + size), {}, {}, {}};
       for (int s = 0; s < SHARED; ++s) {
         const int64_t* const set = sharing + (t * SHARED + s) * 2;
-        const bool whole = set[0] * set[1] < numel[t];  // every set recurs
-        chunk.first_sum[s] = whole ? 0 : chunk.first * TILE / set[0];
-        const int64_t end = std::min(numel[t], chunk.last * TILE);
+        const bool whole = set[0] * set[1] < elements;  // every set recurs
+        chunk.first_sum[s] = whole ? 0 : elements_before(chunk.first * TILE, columns[t]) / set[0];
+        const int64_t end = elements_before(std::min(lanes[t], chunk.last * TILE), columns[t]);
         chunk.count[s] = whole ? set[1] : (end - 1) / set[0] + 1 - chunk.first_sum[s];
         total += chunk.count[s];
       }
@@ -46,17 +46,17 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
   for (size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];
     const int64_t t = chunk.tensor;
-    elements(at + t * POINTERS, layouts + t * POINTERS, derived + t * DERIVED, numel[t], chunk.first, chunk.last,
+    elements(at + t * POINTERS, layouts + t * POINTERS, derived + t * DERIVED, lanes[t], columns[t], chunk.first, chunk.last,
              first_index[t], sharing + t * SHARED * 2, chunk.sums, chunk.first_sum);
   }
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t t = 0; t < tensors; ++t) {
-    for (int s = 0; s < SHARED && numel[t] > 0; ++s) {
+    for (int s = 0; s < SHARED && lanes[t] > 0; ++s) {
       const int64_t cycle = sharing[(t * SHARED + s) * 2 + 1];
       std::vector<double> means(cycle);
       for (int64_t c = first_chunk[t]; c < first_chunk[t + 1]; ++c)
         for (int64_t k = 0; k < chunks[c].count[s]; ++k) means[chunks[c].first_sum[s] + k] += chunks[c].sums[s][k];
-      for (double& mean : means) mean /= double(numel[t] / cycle);
+      for (double& mean : means) mean /= double(elements_before(lanes[t], columns[t]) / cycle);
       finish(at + t * POINTERS, derived + t * DERIVED, s, means.data(), cycle);
     }
   }

@@ -76,20 +76,19 @@ class CppEmitter(CppStages):
     def _elements(self) -> str:
         out = [
             "",
-            "static void elements(void* const* at, const int64_t* const* layouts, const double* derived, int64_t numel,",
-            "                     int64_t first, int64_t last, int64_t first_index, const int64_t* sharing,",
+            "static void elements(void* const* at, const int64_t* const* layouts, const double* derived, int64_t lanes,",
+            "                     int64_t columns, int64_t first, int64_t last, int64_t first_index, const int64_t* sharing,",
             "                     double* const* sums, const int64_t* first_sum) {",
         ]
         out += [f"  {self.declared(n, f'{type_of(n)}(derived[{i}])')}" for i, n in enumerate(self.derived)]
         out += self._codebooks()
         out += [
-            "  for (int64_t tile = first; tile < last; ++tile) {",
-            "    const int64_t start = tile * TILE;",
-            "    const int count = int(least<int64_t>(TILE, numel - start));",
+            "  for (int64_t number = first; number < last; ++number) {",
+            "    const Tile<TILE> tile(number * TILE, lanes, columns);",
         ]
         if any(o.source in ("index", "group_index") for o in self.graph.operands):
             out += [
-                "    const int64_t index = first_index + start;",
+                "    const int64_t index = first_index + tile.start;",
                 "    const int32_t low = int32_t(uint32_t(index)), page = int32_t(index >> 32) * int32_t(0x85EBCA6B);",
             ]
         in_lanes = [o for o in self.graph.pointers if o.per in ("element", "shared")]
@@ -128,22 +127,21 @@ class CppEmitter(CppStages):
         buffer, k = self.variable(o, "buffer"), self.pointer(o)
         if o.per == "shared":
             sharing = f"sharing + {2 * self.graph.shared.index(o)}"
-            return f"spread({buffer}, at[{k}], {sharing}, start, count, TILE)" if o.read else buffer
+            return f"spread({buffer}, at[{k}], {sharing}, tile)" if o.read else buffer
         if o.bits == 4:
-            return f"load4({buffer}, {self.data(o)}, start, count, TILE)" if o.read else buffer
+            return f"load4({buffer}, {self.data(o)}, tile)" if o.read else buffer
         call = "load" if o.read else "destination"
-        return f"{call}({buffer}, {self.data(o)}, layouts[{k}], start, count, TILE)"
+        return f"{call}({buffer}, {self.data(o)}, layouts[{k}], tile)"
 
     def _store(self, o: Operand) -> str:
         buffer, k = self.variable(o, "buffer"), self.pointer(o)
         if o.per == "shared":
             s = self.graph.shared.index(o)
-            return f"accumulate({buffer}, sums[{s}], first_sum[{s}], sharing + {2 * s}, start, count)"
+            return f"accumulate({buffer}, sums[{s}], first_sum[{s}], sharing + {2 * s}, tile)"
         if o.bits == 4:
-            return f"store4({buffer}, {self.data(o)}, start, count, TILE)"
-        return f"store({self.variable(o, 'lanes')}, {buffer}, {self.data(o)}, layouts[{k}], start, count, TILE)"
+            return f"store4({buffer}, {self.data(o)}, tile)"
+        return f"store({self.variable(o, 'lanes')}, {buffer}, {self.data(o)}, layouts[{k}], tile)"
 
     def _store_groups(self, o: Operand) -> str:
-        groups, value = self.tile // o.group_size, self.variables(self.new_value[o.name], "of")
-        have = f"(count - 1) / {o.group_size} + 1"
-        return f"    store_groups({value}, {self.data(o)} + tile * {groups}, {have}, {groups});"
+        value = self.variables(self.new_value[o.name], "of")
+        return f"    store_groups({value}, {self.data(o)}, tile);"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import fx
 
-from baoc_compile.kernels.dialect.nodes import is_constant, is_small, meta_of, operand_dtypes, unwidened
+from baoc_compile.kernels.dialect.nodes import is_constant, is_small, logical_shift, meta_of, operand_dtypes, unwidened
 from baoc_compile.kernels.dialect.operations import OPERATIONS, bitcast, name_of
 from baoc_compile.kernels.dialect.variables import Names
 
@@ -42,12 +42,13 @@ def expression(node: fx.Node, names: Names) -> str:
         if torch.int16 in (dtype, meta_of(source).dtype):  # to or from bf16; both take 32 bits here
             return f"{result}({names(source)})"
         return f"bits_as<{result}>({names(source)})"
-    if name == "view":
-        return names(node.args[0])
     if name == "take":
         return _take(node.args[0], unwidened(node.args[1]), names)
     if name == "_to_copy":
         return f"cast<{result}>({_cast_input(names(node.args[0]), result)})"
+    shifted = logical_shift(node)
+    if shifted is not None:
+        return f"int32_t(uint32_t({argument(shifted[0], dtype, names)}) >> {shifted[1]})"
     if name == "pow" and node.args[1] in _POWERS:
         base = argument(node.args[0], dtype, names)
         return _POWERS[node.args[1]].format(base, t=result, f=_suffix(dtype))

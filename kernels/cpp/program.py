@@ -30,10 +30,10 @@ class CppTable(LaunchTable):
         self.layouts = [np.array(layout_of(t), dtype=np.int64) for t in self.tensors]
         self.layout_at = np.array([a.ctypes.data if a.size else 0 for a in self.layouts], dtype=np.uint64)
         self.derived = np.empty((len(batch), max(1, len(emitter.derived))), dtype=np.float64)
-        self.tile, self.elements = emitter.tile, self.numel.copy()
-        self.tiles, self._tiles_of = np.zeros(len(batch) + 1, dtype=np.int64), -(-self.numel // emitter.tile)
-        for first, numel in zip(self.first_index.tolist(), self.numel.tolist(), strict=True):
-            if first % emitter.tile and (first + numel - 1) >> 32 != first >> 32:
+        self.active = self.lanes.copy()
+        self.tiles, self._tiles_of = np.zeros(len(batch) + 1, dtype=np.int64), -(-self.lanes // emitter.tile)
+        for first, lanes in zip(self.first_index.tolist(), self.lanes.tolist(), strict=True):
+            if first % emitter.tile and (first + lanes - 1) >> 32 != first >> 32:
                 raise ValueError(
                     f"a shard that spans a multiple of 2^32 elements has to start at a multiple of {emitter.tile}, "
                     f"not at {first}"
@@ -41,14 +41,14 @@ class CppTable(LaunchTable):
         self.restrict(None)
         if not self.numbers.size:
             self.numbers = np.zeros((len(batch), 1))
-        arrays = (self.at, self.layout_at, self.numbers, self.derived, self.elements, self.tiles)
+        arrays = (self.at, self.layout_at, self.numbers, self.derived, self.active, self.columns, self.tiles)
         pointers = (ctypes.c_void_p(a.ctypes.data) for a in (*arrays, self.first_index, self.sharing))
         self.arguments = (ctypes.c_int64(len(batch)), *pointers)
 
     def restrict(self, present: np.ndarray | None) -> None:
         if present is None:
             present = np.ones(len(self.numel), dtype=bool)
-        self.elements[:] = np.where(present, self.numel, -1)  # -1: left alone
+        self.active[:] = np.where(present, self.lanes, -1)  # -1: left alone
         np.cumsum(self._tiles_of * present, out=self.tiles[1:])
         self.most_threads = int(self.numel @ present) // ELEMENTS_PER_THREAD
 

@@ -6,35 +6,41 @@ where a reduction over a whole group is needed. Lanes that a later stage reads a
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from torch import fx
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import MEMORY, argument, expression, type_of
+from baoc_compile.kernels.cpp.expressions import MEMORY, TYPES, argument, expression, type_of
 from baoc_compile.kernels.cpp.text import KEYWORDS
 from baoc_compile.kernels.dialect.emitter import Emitter
-from baoc_compile.kernels.dialect.nodes import is_in_lanes, is_truth, meta_of, per_of, reduces
+from baoc_compile.kernels.dialect.nodes import is_in_lanes, is_truth, logical_shift, per_of, reduces
 from baoc_compile.kernels.dialect.operations import name_of
 
-#: Elements that are loaded, computed and stored together: enough to fill vectors of group values, too.
-TILE = 512
+#: Elements that are loaded, computed and stored together: enough to fill vectors of group values, too. A tile has fewer if
+#: its arrays would take more than a third of a first cache of 48 KiB, which the tensors go through as well: with 24 KiB of
+#: arrays, 256 elements were 1.2 times as fast as 512; with 16 KiB, 512 were (AMD EPYC, 10M elements, AdamW).
+TILES = (512, 256)
+ARRAY_BYTES = 16 << 10
 
 
 class CppStages(Emitter):
     """Emitter of the stages of a tile. Expressions refer to lane j and group i of the tile.
 
-    tile: elements of a tile, a multiple of the graph's width.
     stage: node -> its stage.
+    tile, groups: elements and groups of a tile.
     """
 
     keywords = KEYWORDS
 
     def __init__(self, graph: ProgramGraph):
         super().__init__(graph)
-        self.tile = graph.width * max(1, TILE // graph.width)
         self.stage = self._stages()
         self.stages = range(max(self.stage.values(), default=0) + 1)
+        lanes = [o for o in graph.pointers if o.per in ("element", "shared")]
+        buffers = sum(o.per == "shared" or TYPES[o.dtype] != MEMORY[o.dtype] or o.bits == 4 for o in lanes)
+        arrays = buffers + len(self._carried()) + sum(map(reduces, self.nodes))
+        self.tile = next((n for n in TILES if 4 * n * arrays <= ARRAY_BYTES), TILES[-1])
+        self.groups = self.tile // GROUP_SIZE
 
     def value(self, node: fx.Node) -> str:
         operand = self.operand_of(node)
@@ -43,7 +49,7 @@ class CppStages(Emitter):
         if operand.source == "index":
             return "(low + j) ^ page"
         if operand.source == "group_index":
-            return f"(low + i * {operand.group_size}) ^ page"
+            return f"(low + i * {GROUP_SIZE}) ^ page"
         if operand in self.graph.numbers:
             return f"{type_of(node)}(numbers[{self.graph.numbers.index(operand)}])"
         if operand.per == "scalar":
@@ -74,24 +80,17 @@ class CppStages(Emitter):
                 stage[node] = max(stage[node], min(readers, default=last))
         return stage
 
-    def _groups(self, node: fx.Node) -> int:
-        """Return how many groups of a group value a tile has."""
-        return self.tile // (meta_of(node).group_size or self.graph.width)
-
     def stage_lines(self) -> list[str]:
         lines = [f"    {type_of(n)} {self.variables(n, 'kept')}[TILE];" for n in self._carried()]
         for node in self.nodes:
             if per_of(node) == "group" and self._outlives(node):
-                values, groups = self.variables(node, "of"), self._groups(node)
-                lines.append(f"    {type_of(node)} {values}[{groups}];")
+                values = self.variables(node, "of")
+                lines.append(f"    {type_of(node)} {values}[{self.groups}];")
                 operand = self.operand_of(node)
                 if reduces(node):
-                    lines.append(f"    for (int32_t& value : {values}) value = INT32_MIN;")
+                    lines.append(f"    int32_t {self.variables(node, 'lanes')}[TILE];")
                 elif operand is not None and operand.in_memory:
-                    have = f"(count - 1) / {operand.group_size} + 1"
-                    lines.append(
-                        f"    load_groups({values}, {self.data(operand)} + tile * {groups}, {have}, {groups});"
-                    )
+                    lines.append(f"    load_groups({values}, {self.data(operand)}, tile);")
         for stage in self.stages:
             lines += self._group_loops(stage) + self._lane_loop(stage)
         return lines
@@ -101,32 +100,21 @@ class CppStages(Emitter):
         if reduces(node) or node.op == "placeholder" or node in self.new_value.values():
             return True
         return any(
-            per_of(user) != "group"
-            or reduces(user)
-            or self.stage[user] != self.stage[node]
-            or self._groups(user) != self._groups(node)
-            for user in node.users
+            per_of(user) != "group" or reduces(user) or self.stage[user] != self.stage[node] for user in node.users
         )
 
     def _group_loops(self, stage: int) -> list[str]:
-        """Return the group values of a stage: one loop over the groups for each group size."""
-        by_size: dict[int, list[fx.Node]] = defaultdict(list)
-        for node in self.nodes:
-            if per_of(node) == "group" and self.stage[node] == stage and not reduces(node):
-                by_size[self._groups(node)].append(node)
-        lines = []
-        for groups, nodes in by_size.items():
-            given = dict.fromkeys(
-                i for n in nodes for i in n.all_input_nodes if per_of(i) == "group" and i not in nodes
-            )
-            lines.append("#pragma omp simd")
-            lines.append(f"    for (int i = 0; i < {groups}; ++i) {{")
-            lines += [f"      {self.declared(n, self.variables(n, 'of') + '[i]')}" for n in given]
-            lines += [f"      {self.declared(n, self.value(n))}" for n in nodes]
-            stored = [n for n in nodes if self._outlives(n) and not self._is_loaded(n)]
-            lines += [f"      {self.variables(n, 'of')}[i] = {self.variables(n)};" for n in stored]
-            lines.append("    }")
-        return lines
+        """Return the group values of a stage: one loop over the groups."""
+        nodes = [n for n in self.nodes if per_of(n) == "group" and self.stage[n] == stage and not reduces(n)]
+        if not nodes:
+            return []
+        given = dict.fromkeys(i for n in nodes for i in n.all_input_nodes if per_of(i) == "group" and i not in nodes)
+        lines = ["#pragma omp simd", f"    for (int i = 0; i < {self.groups}; ++i) {{"]
+        lines += [f"      {self.declared(n, self.variables(n, 'of') + '[i]')}" for n in given]
+        lines += [f"      {self.declared(n, self.value(n))}" for n in nodes]
+        stored = [n for n in nodes if self._outlives(n) and not self._is_loaded(n)]
+        lines += [f"      {self.variables(n, 'of')}[i] = {self.variables(n)};" for n in stored]
+        return [*lines, "    }"]
 
     def _is_loaded(self, node: fx.Node) -> bool:
         operand = self.operand_of(node)
@@ -145,8 +133,7 @@ class CppStages(Emitter):
                 body.append(f"{self.variables(n, 'kept')}[j] = {self.variables(n)};")
         reductions = [n for n in self.nodes if reduces(n) and self.stage[n] == stage + 1]
         for n in reductions:
-            most, other = self.variables(n), self.variables(n.args[0])
-            body.append(f"{most} = {most} < {other} ? {other} : {most};")
+            body.append(f"{self.variables(n, 'lanes')}[j] = {self.variables(n.args[0])};")
         stored: list[fx.Node] = []
         for name, value in self.new_value.items():
             operand = self.operand[name]
@@ -158,28 +145,23 @@ class CppStages(Emitter):
             return []
         read = [i for n in (*recalled, *here) for i in n.all_input_nodes] + stored
         given = dict.fromkeys(i for i in read if per_of(i) == "group")
-        runs = max([self._groups(n) for n in (*given, *reductions)], default=1)
+        runs = self.groups if given else 1
         length = self.tile // runs
-
-        def of_run(node: fx.Node) -> str:
-            return f"{self.variables(node, 'of')}[run / {runs // self._groups(node)}]"
-
         lines = [f"    for (int run = 0; run < {runs}; ++run) {{"]
-        lines += [f"      {self.declared(n, of_run(n))}" for n in given]
-        lines += [f"      {type_of(n)} {self.variables(n)} = {of_run(n)};" for n in reductions]
-        names = ", ".join(map(self.variables, reductions))
-        lines.append("#pragma omp simd" + (f" reduction(max : {names})" if reductions else ""))
+        lines += [f"      {self.declared(n, self.variables(n, 'of') + '[run]')}" for n in given]
+        lines.append("#pragma omp simd")
         lines.append(f"      for (int lane = 0; lane < {length}; ++lane) {{")  # constant, so no remainder loop
         lines.append(f"        const int j = run * {length} + lane;")
         lines += [f"        {line}" for line in body]
-        lines.append("      }")
-        lines += [f"      {of_run(n)} = {self.variables(n)};" for n in reductions]
-        return [*lines, "    }"]
+        lines += ["      }", "    }"]
+        for n in reductions:
+            lines.append(f"    most_of_groups({self.variables(n, 'lanes')}, {self.variables(n, 'of')}, tile);")
+        return lines
 
     def _recalled(self, stage: int) -> list[fx.Node]:
         """Return the element values of earlier stages that `stage` reads, in order.
 
-        Truth values and magnitudes are recomputed, and loaded values read again, rather than kept.
+        Truth values, magnitudes and bits are recomputed, and loaded values read again, rather than kept.
         """
         recalled: set[fx.Node] = set()
         stack = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage]
@@ -199,6 +181,14 @@ class CppStages(Emitter):
         return list(dict.fromkeys(n for stage in self.stages for n in self._recalled(stage) if not _is_free(n)))
 
 
+#: Operations that cost less than to keep and to load what they return.
+_CHEAP = ("abs", "view", "bitwise_and", "bitwise_or")
+
+
 def _is_free(node: fx.Node) -> bool:
     """Tell whether a value is recomputed or read again, not kept. Loads are unchanged until the last stage stores."""
-    return is_truth(node) or node.op == "placeholder" or name_of(node.target) == "abs"
+    if is_truth(node) or node.op == "placeholder":
+        return True
+    if name_of(node.target) not in _CHEAP or logical_shift(node) is not None:
+        return False
+    return sum(per_of(i) == "element" for i in node.all_input_nodes) == 1

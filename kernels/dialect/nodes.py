@@ -35,19 +35,14 @@ class ValueMeta:
     """What a node's value stands for.
 
     per: "element", "group" or "scalar": one value per element, group or tensor. "codebook": values that the whole
-        tensor
-        shares.
+        tensor shares.
     dtype: type of the value.
-    group_size: elements per group, for values per group; 0 for the largest group size.
-    width: elements per row, for values per element that are viewed as groups; 0 for the program's width.
     count: entries of a codebook.
     call: the codec call that the node is part of.
     """
 
     per: Literal["element", "group", "scalar", "codebook"]
     dtype: torch.dtype
-    group_size: int = 0
-    width: int = 0
     count: int = 0
     call: CodecCall | None = None
 
@@ -122,3 +117,18 @@ def unwidened(index: fx.Node) -> fx.Node:
     source = index.args[0] if name_of(index.target) == "_to_copy" else index
     assert isinstance(source, fx.Node)
     return source
+
+
+def logical_shift(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """Return x and k if the node is (x >> k) with the sign bits masked away, in int32; torch has no such shift of int32."""
+    if node.op != "call_function" or name_of(node.target) != "bitwise_and" or meta_of(node).dtype != torch.int32:
+        return None
+    shifted, mask = node.args[0], node.args[1]
+    if not isinstance(shifted, fx.Node) or shifted.op != "call_function" or isinstance(mask, fx.Node):
+        return None
+    if name_of(shifted.target) != "bitwise_right_shift":
+        return None
+    source, bits = shifted.args[0], shifted.args[1]
+    if not isinstance(source, fx.Node) or not isinstance(bits, int) or not 0 < bits < 32:
+        return None
+    return (source, bits) if mask == (1 << (32 - bits)) - 1 else None

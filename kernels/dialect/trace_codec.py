@@ -10,25 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, Random
+from baoc_compile.core.codec import CLOCK_DTYPE, GROUP_SIZE, Codec, Part, Random
 from baoc_compile.core.torch_private import disable_proxy_modes_tracing, unset_fake_temporarily
 from baoc_compile.kernels.codecs.counter_hash import element_words, group_words, step_key
 from baoc_compile.kernels.dialect.nodes import ValueMeta, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, name_of, unsupported_reason
 from baoc_compile.kernels.dialect.recorder import CallRecorder
 
-_GROUPS = 3  # any number other than 1
+Example = tuple[tuple[int, ...], torch.dtype]
+
+_ELEMENTS, _PER_GROUP = (3, GROUP_SIZE), (3, 1)  # of any number of groups but 1
+_WORDS: list[Example] = [(_ELEMENTS, torch.int32), (_PER_GROUP, torch.int32)]
 
 
 @cache
-def traced_decode(codec: Codec, width: int) -> fx.Graph:
+def traced_decode(codec: Codec) -> fx.Graph:
     """Trace `codec.decode`. Inputs: the parts in order. Output: values."""
     names = [part.name for part in codec.parts]
-    return _trace(lambda *parts: (codec.decode(dict(zip(names, parts, strict=True))),), _stored(codec, width))
+    stored = [_example(part) for part in codec.parts]
+    return _trace(lambda *parts: (codec.decode(dict(zip(names, parts, strict=True))),), stored)
 
 
 @cache
-def traced_encode(codec: Codec, width: int) -> fx.Graph:
+def traced_encode(codec: Codec) -> fx.Graph:
     """Trace `codec.encode_with`.
 
     Inputs: values, element words, group words, the "codebook" parts. Outputs: the other parts in order.
@@ -40,8 +44,7 @@ def traced_encode(codec: Codec, width: int) -> fx.Graph:
         stored = codec.encode_with(known, value, Random(element, group))
         return tuple(stored[part.name] for part in encoded_parts(codec))
 
-    words = [((_GROUPS, w), torch.int32) for w in (width, 1)]
-    return _trace(encode, [((_GROUPS, width), torch.float32), *words, *(_example(part, width) for part in codebooks)])
+    return _trace(encode, [(_ELEMENTS, torch.float32), *_WORDS, *map(_example, codebooks)])
 
 
 def encoded_parts(codec: Codec) -> list[Part]:
@@ -50,7 +53,7 @@ def encoded_parts(codec: Codec) -> list[Part]:
 
 
 @cache
-def traced_words(width: int) -> fx.Graph:
+def traced_words() -> fx.Graph:
     """Trace the random words of a slot.
 
     Inputs: salt, clock, index, group index. Outputs: element words, group words, the next clock.
@@ -60,7 +63,7 @@ def traced_words(width: int) -> fx.Graph:
         key = step_key(salt, clock)
         return element_words(key, index), group_words(key, group_index), clock + 1
 
-    return _trace(words, [((), CLOCK_DTYPE), ((), CLOCK_DTYPE), *(((_GROUPS, w), torch.int32) for w in (width, 1))])
+    return _trace(words, [((), CLOCK_DTYPE), ((), CLOCK_DTYPE), *_WORDS])
 
 
 def exact_encode(
@@ -68,13 +71,13 @@ def exact_encode(
 ) -> dict[str, Tensor]:
     """Encode as `codec.encode_with` does, with the same bits as the compiled programs."""
     given = [codebooks[part.name] for part in codec.parts if part.per == "codebook"]
-    parts = _exact_encoder(codec, value.shape[-1])(value, random.element, random.group, *given)
+    parts = _exact_encoder(codec)(value, random.element, random.group, *given)
     return {part.name: stored for part, stored in zip(encoded_parts(codec), parts, strict=True)}
 
 
 @cache
-def _exact_encoder(codec: Codec, width: int) -> fx.GraphModule:
-    return with_exact_roots(traced_encode(codec, width))
+def _exact_encoder(codec: Codec) -> fx.GraphModule:
+    return with_exact_roots(traced_encode(codec))
 
 
 def correctly_rounded_sqrt(x: Tensor) -> Tensor:
@@ -92,17 +95,10 @@ def with_exact_roots(source: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
-Example = tuple[tuple[int, ...], torch.dtype]
-
-
-def _stored(codec: Codec, width: int) -> list[Example]:
-    return [_example(part, width) for part in codec.parts]
-
-
-def _example(part: Part, width: int) -> Example:
+def _example(part: Part) -> Example:
     if part.per == "codebook":
         return (part.count,), part.dtype
-    return (_GROUPS, 1 if part.per == "group" else width), part.dtype
+    return (_PER_GROUP if part.per == "group" else _ELEMENTS), part.dtype
 
 
 def _trace(function: Callable[..., tuple[Tensor, ...]], examples: list[Example]) -> fx.Graph:

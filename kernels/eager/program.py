@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baoc_compile.core.codec import GROUP_SIZE, Rows
 from baoc_compile.core.program_graph import Operand, ProgramGraph, TensorArguments
-from baoc_compile.kernels.codecs.bits import packed, unpacked
+from baoc_compile.kernels.codecs.bits import pack_into, unpacked
 from baoc_compile.kernels.codecs.counter_hash import fold_index
 from baoc_compile.kernels.dialect.trace_codec import with_exact_roots
 
@@ -74,7 +75,7 @@ class TorchProgram:
         self.graph = graph
         self.gm = with_exact_roots(graph.graph)
         self.source = self.gm.code
-        self.chunk_elements = max(graph.width, chunk_elements // graph.width * graph.width)
+        self.chunk_elements = max(GROUP_SIZE, chunk_elements // GROUP_SIZE * GROUP_SIZE)
 
     def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TorchTable:
         return TorchTable(self.graph, batch, varying)
@@ -88,7 +89,7 @@ class TorchProgram:
             scalars = self._scalars(arguments)
             new_scalars: dict[str, Tensor] = {}
             sums = {o.name: self._sums(arguments, o) for o in self.graph.shared if o.written}
-            for start in range(0, max(arguments.numel, 1), self.chunk_elements):
+            for start in range(0, max(arguments.lanes, 1), self.chunk_elements):
                 new_scalars = self._chunk(arguments, scalars, start, sums)
             for name, value in new_scalars.items():
                 if name in sums and arguments.numel:  # `value` is the decay
@@ -115,16 +116,18 @@ class TorchProgram:
     def _chunk(
         self, arguments: TensorArguments, scalars: dict[str, Tensor], start: int, sums: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Step elements [start, start + chunk) and add the values to average to `sums`.
+        """Step lanes [start, start + chunk) and add the values to average to `sums`.
 
         Return the new scalars and the decays, which are the same for every chunk.
         """
-        width = self.graph.width
-        stop = min(start + self.chunk_elements, arguments.numel)
-        groups = -(-(stop - start) // width)
-        device = arguments.tensors["param"].device
-        lanes = torch.arange(start, start + groups * width, device=device).clamp(max=max(stop - 1, 0))
-        index = fold_index(lanes + arguments.first_index).view(groups, width)
+        stop = min(start + self.chunk_elements, arguments.lanes)
+        groups, rows = -(-(stop - start) // GROUP_SIZE), arguments.rows or Rows(1, arguments.numel)
+        size = (groups, GROUP_SIZE)
+        lanes = torch.arange(start, start + groups * GROUP_SIZE, device=arguments.tensors["param"].device)
+        elements = rows.elements(lanes)
+        existing = rows.lanes(elements)  # missing lanes repeat the row's last, word and all
+        exist = existing == lanes
+        index = fold_index(existing + arguments.first_index).view(size)
 
         def read(operand: Operand) -> Tensor:
             if operand.per == "scalar":
@@ -132,17 +135,17 @@ class TorchProgram:
             if operand.source == "index":
                 return index
             if operand.source == "group_index":
-                return index.view(-1, operand.group_size)[:, :1]
+                return index[:, :1]
             tensor = arguments.tensors[operand.name]
             if operand.per == "codebook":
                 return tensor
-            if operand.per == "group":  # missing groups of a row repeat its last one
-                return tensor[lanes[:: operand.group_size] // operand.group_size].view(-1, 1)
+            if operand.per == "group":
+                return tensor.view(-1)[start // GROUP_SIZE : start // GROUP_SIZE + groups].view(-1, 1)
             if operand.per == "shared":
-                return tensor[arguments.sharing[operand.name].of(lanes)].view(groups, width)
+                return tensor[arguments.sharing[operand.name].of(elements)].view(size)
             if operand.bits == 4:
-                return unpacked(tensor, lanes).view(groups, width)
-            return _elements(tensor, lanes).view(groups, width)
+                return unpacked(tensor, elements, rows).view(size)
+            return _elements(tensor, elements).view(size)
 
         operands = self.graph.operands
         new = self.gm(*(read(o) if o.read else None for o in operands))
@@ -153,17 +156,15 @@ class TorchProgram:
                 continue
             value, tensor = by_name[operand.name], arguments.tensors[operand.name]
             if operand.per == "group":
-                first, stop_group = start // operand.group_size, -(-stop // operand.group_size)
-                tensor[first:stop_group] = value.reshape(-1)[: stop_group - first]
+                tensor.view(-1)[start // GROUP_SIZE : start // GROUP_SIZE + groups] = value.reshape(-1)
                 continue
-            value = value.to(operand.dtype).expand(groups, width).reshape(-1)[: stop - start]
+            value = value.to(operand.dtype).expand(size).reshape(-1)[exist]
             if operand.per == "shared":
-                sharing = arguments.sharing[operand.name]
-                sums[operand.name].index_add_(0, sharing.of(lanes[: stop - start]), value.double())
+                sums[operand.name].index_add_(0, arguments.sharing[operand.name].of(elements[exist]), value.double())
             elif operand.bits == 4:
-                tensor[start // 2 : -(-stop // 2)] = packed(value)
+                pack_into(tensor, elements[exist], value, rows)
             else:
-                _store(tensor, lanes[: stop - start], value)
+                _store(tensor, elements[exist], value)
         return {o.name: by_name[o.name] for o in operands if o.written and o.per == "scalar"} | decays
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Sharing
+from baoc_compile.core.codec import Rows, Sharing
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, TensorArguments
 from baoc_compile.kernels.launch.addresses import Watched
@@ -82,7 +82,9 @@ class Launch:
         for i, param in enumerate(params):
             tensors = dict(zip(names, state[i * len(names) : (i + 1) * len(names)], strict=True))
             tensors |= {"param": param, "grad": grads[i] if grads else param}
-            batch.append(TensorArguments(param.numel(), tensors, dict(self.numbers[i]), self.sharing[i]))
+            rows = Rows.of(self.shapes[i])
+            padded = rows if self.graph.has_groups and rows.are_padded else None
+            batch.append(TensorArguments(param.numel(), tensors, dict(self.numbers[i]), self.sharing[i], rows=padded))
         return self.executable.table(batch, self.varying)
 
     def run(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.program_graph import ProgramGraph, TensorArguments
 from baoc_compile.kernels.launch.addresses import Watched
 
@@ -41,8 +42,9 @@ class LaunchTable:
 
     at: addresses, uint64 `[tensors, pointers]`.
     numbers: float64 `[tensors, numbers]`.
-    numel: elements of each tensor.
-    first_index: global index of each tensor's first element.
+    numel, lanes: elements of each tensor, and lanes: there are more if its rows are padded to whole groups.
+    columns: elements of each tensor's rows if they are padded, else 0.
+    first_index: global number of each tensor's first lane.
     sharing: run and cycle of each shared operand, int64 `[tensors, shared, 2]`.
 
     The argument `varying[i]` maps operand name -> which of the values given to `refresh` is that number of tensor i.
@@ -60,6 +62,8 @@ class LaunchTable:
         self.at = self._watched.addresses
         self.numbers = np.array([[a.numbers.get(o.name, 0.0) for o in numbers] for a in batch], dtype=np.float64)
         self.numel = np.array([a.numel for a in batch], dtype=np.int64)
+        self.lanes = np.array([a.lanes for a in batch], dtype=np.int64)
+        self.columns = np.array([a.rows.columns if a.rows else 0 for a in batch], dtype=np.int64)
         self.first_index = np.array([self._first_index(a) for a in batch], dtype=np.int64)
         self.sharing = np.array([[a.sharing[o.name] for o in graph.shared] for a in batch], dtype=np.int64)
         self.varying = Varying()
@@ -134,10 +138,8 @@ class LaunchTable:
                 raise LayoutChanged
 
     def _first_index(self, arguments: TensorArguments) -> int:
-        if arguments.first_index % self.graph.width:
-            raise ValueError(
-                f"a shard starts at element {arguments.first_index}, not at a multiple of {self.graph.width}"
-            )
+        if arguments.first_index % GROUP_SIZE:
+            raise ValueError(f"a shard starts at element {arguments.first_index}, not at a multiple of {GROUP_SIZE}")
         return arguments.first_index
 
 

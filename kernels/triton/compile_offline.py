@@ -11,10 +11,13 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
+from baoc_compile.kernels.build.load_triton import load_module
 from baoc_compile.kernels.triton.program import TritonProgram
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 TARGETS = {
@@ -56,24 +59,67 @@ def compile_offline(program: TritonProgram, target: str, aligned: bool = True, s
 
     Raises what Triton and the assembler raise. Does not work under TRITON_INTERPRET=1.
     """
+    built = _built(program, program.kernel, target, aligned, strided)
+    return _amd(built.asm["amdgcn"]) if target.startswith("gfx") else _nvidia(built.asm["ptx"], target)
+
+
+def instructions_per_element(program: TritonProgram, target: str) -> float:
+    """Return the machine instructions of a whole tile over its elements, as a thread of an NVIDIA GPU runs them.
+
+    Counted in the loop over tiles, compiled without its branch for other tiles: all instructions between the loop's label and
+    the jump back to it. Subroutines for quotients and roots of extreme numbers lie outside.
+
+    Raises as `compile_offline`, and ValueError for a program that averages.
+    """
+    whole = re.sub(
+        r"        if \(count == BLOCK_SIZE\) & \(columns == padded\):\n    (.*\n)        else:\n.*\n",
+        r"\1",
+        program.source,
+    )
+    if program.graph.averages or whole == program.source:
+        raise ValueError("only steps have tiles that are whole")
+    built = _built(program, load_module(whole).step_tensors, target, aligned=True, strided=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(built.asm["cubin"])
+        tool = Path(get_ptxas(TARGETS[target].arch).path).with_name("nvdisasm")
+        text = subprocess.run([str(tool), "-c", str(path)], capture_output=True, text=True, check=True).stdout
+    threads = program.shape.warps * TARGETS[target].warp_size
+    return _longest_loop(text) / (program.shape.tile / threads)
+
+
+def _longest_loop(disassembly: str) -> int:
+    """Return the instructions of the longest stretch from a label to a jump back to it."""
+    labels: dict[str, int] = {}
+    longest = count = 0
+    for line in disassembly.splitlines():
+        label = re.match(r"\s*(\.L\w+):", line)
+        if label:
+            labels[label[1]] = count
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", line):
+            count += 1
+            jump = re.search(r"BRA.*`\((\.L\w+)\)", line)
+            if jump and jump[1] in labels:
+                longest = max(longest, count - labels[jump[1]])
+    return longest
+
+
+def _built(program: TritonProgram, kernel: Any, target: str, aligned: bool, strided: bool) -> Any:
     constants = program.constants(aligned, strided)
     types = _AVERAGE_TYPES if program.graph.averages else _TYPES
     signature = types | dict.fromkeys(constants, "constexpr")
     names = list(signature)
     source = ASTSource(
-        program.kernel,
+        kernel,
         signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(types))},
     )
     options = {"num_warps": program.shape.warps, "enable_fp_fusion": False}
-    built = triton.compile(source, target=TARGETS[target], options=options)
-    return _amd(built.asm["amdgcn"]) if target.startswith("gfx") else _nvidia(built.asm["ptx"], target)
+    return triton.compile(source, target=TARGETS[target], options=options)
 
 
 def _nvidia(ptx: str, target: str) -> Compiled:
-    from triton.backends.nvidia.compiler import get_ptxas
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)

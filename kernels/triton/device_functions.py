@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 
 #: First columns of a table row; see `TritonTable`.
-NUMEL, FIRST_INDEX, FIRST_INSTANCE, INSTANCES = (tl.constexpr(column) for column in range(4))
+NUMEL, FIRST_INDEX, FIRST_INSTANCE, INSTANCES, LANES, COLUMNS, PADDED = (tl.constexpr(column) for column in range(7))
+#: Elements per group.
+GROUP = tl.constexpr(32)
 #: Maximum dimensions of a tensor that is not contiguous.
 MAX_DIMS = tl.constexpr(6)
 #: Numbers that describe the layout of such a tensor.
@@ -162,16 +164,10 @@ def float_to_bfloat16(x):
 
 
 @triton.jit
-def grouped(x, SIZE: tl.constexpr):
-    """Reshape to rows of SIZE elements."""
-    return tl.reshape(x, (x.shape[0] * x.shape[1] // SIZE, SIZE))
-
-
-@triton.jit
 def group_max(x, mask, FULL: tl.constexpr):
     """Return the largest int32 of every row, ignoring lanes without an element."""
     if not FULL:
-        x = tl.where(tl.reshape(mask, (x.shape[0], x.shape[1])), x, -2147483648)
+        x = tl.where(mask, x, -2147483648)
     return tl.max(x, axis=1, keep_dims=True)
 
 
@@ -187,12 +183,36 @@ def fold_index(index, lanes, rows):
 
 
 @triton.jit
-def set_index(start, lanes, run, cycle, BLOCK_SIZE: tl.constexpr):
-    """Return (index // run) % cycle of elements start + lanes, in 32 bits.
+def elements_of(start, lanes, count, columns, padded, FULL: tl.constexpr):
+    """Return a first index, the row-major indices of the elements of lanes start + lanes beyond it, and which exist.
+
+    columns, padded: elements and lanes of a row; both are those of the tensor if no row is padded.
+    """
+    if FULL:
+        return start, lanes, lanes < count
+    else:
+        lane = start + lanes.to(tl.int64)
+        row = lane // padded
+        column = lane - row * padded
+        return start - start, row * columns + column, (lanes < count) & (column < columns)
+
+
+@triton.jit
+def group_of(element, columns, padded):
+    """Return the group of an element with this row-major index."""
+    row = element // columns
+    return (row * padded + (element - row * columns)) // GROUP
+
+
+@triton.jit
+def set_index(start, lanes, elements, run, cycle, BLOCK_SIZE: tl.constexpr, FULL: tl.constexpr):
+    """Return (index // run) % cycle of elements start + lanes, in 32 bits; of `elements` if the tile is not full.
 
     A tile meets at most one boundary of runs that are at least as long as the tile.
     """
     run = tl.maximum(run, 1)
+    if not FULL:
+        return ((elements // run) % tl.maximum(cycle, 1)).to(tl.int32)
     first = (start // run) % tl.maximum(cycle, 1)
     done = start % run
     left = tl.minimum(run - done, BLOCK_SIZE).to(tl.int32)
@@ -261,29 +281,45 @@ def store_element(pointer, start, lanes, value, mask, layout, FULL: tl.constexpr
 
 
 @triton.jit
-def load_packed(pointer, start, lanes, count, FULL: tl.constexpr):
+def bytes_of(start, lanes, count, columns, padded, FULL: tl.constexpr):
+    """Return a first byte, the bytes of 4-bit codes beyond it, and how many of a byte's two codes exist."""
+    half: tl.constexpr = GROUP // 2
+    rows = tl.arange(0, lanes.shape[0])[:, None]
+    pairs = tl.arange(0, half)[None, :]
+    if FULL:
+        return start // 2, rows * half + pairs, tl.zeros_like(rows + pairs) + 2
+    else:
+        lane = start + (rows * GROUP + 2 * pairs).to(tl.int64)
+        row = lane // padded
+        column = lane - row * padded
+        left = tl.minimum(columns - column, count - (rows * GROUP + 2 * pairs))
+        return start - start, row * ((columns + 1) // 2) + column // 2, left
+
+
+@triton.jit
+def load_packed(pointer, start, lanes, count, columns, padded, FULL: tl.constexpr):
     """Load 4-bit codes, two to a byte, the first in the low half."""
-    half: tl.constexpr = lanes.shape[1] // 2
-    bytes_ = tl.arange(0, lanes.shape[0])[:, None] * half + tl.arange(0, half)[None, :]
-    both = load(pointer, start // 2, bytes_, 2 * bytes_ < count, FULL).to(tl.int32)
+    first, bytes_, left = bytes_of(start, lanes, count, columns, padded, FULL)
+    both = load(pointer, first, bytes_, left > 0, FULL).to(tl.int32)
     return tl.interleave(both & 15, both >> 4)
 
 
 @triton.jit
-def load_half_byte(pointer, index, mask):
+def load_half_byte(pointer, index, mask, columns):
     """Load single 4-bit codes by element index."""
-    both = tl.load(pointer + index // 2, mask=mask, other=0).to(tl.int32)
-    return (both >> ((index % 2) * 4).to(tl.int32)) & 15
+    row = index // columns
+    column = index - row * columns
+    both = tl.load(pointer + row * ((columns + 1) // 2) + column // 2, mask=mask, other=0).to(tl.int32)
+    return (both >> ((column % 2) * 4).to(tl.int32)) & 15
 
 
 @triton.jit
-def store_packed(pointer, start, lanes, codes, count, FULL: tl.constexpr):
-    half: tl.constexpr = lanes.shape[1] // 2
-    low, high = tl.split(tl.reshape(codes, (lanes.shape[0], half, 2)))
-    bytes_ = tl.arange(0, lanes.shape[0])[:, None] * half + tl.arange(0, half)[None, :]
+def store_packed(pointer, start, lanes, codes, count, columns, padded, FULL: tl.constexpr):
+    first, bytes_, left = bytes_of(start, lanes, count, columns, padded, FULL)
+    low, high = tl.split(tl.reshape(codes, (lanes.shape[0], GROUP // 2, 2)))
     if not FULL:
-        high = tl.where(2 * bytes_ + 1 < count, high, 0)
-    store(pointer, start // 2, bytes_, (low | (high << 4)).to(tl.uint8), 2 * bytes_ < count, FULL)
+        high = tl.where(left > 1, high, 0)
+    store(pointer, first, bytes_, (low | (high << 4)).to(tl.uint8), left > 0, FULL)
 
 
 # counters

@@ -26,7 +26,7 @@ from baoc_compile.kernels.triton.expressions import MEMORY, TYPES, argument, exp
 from baoc_compile.kernels.triton.text import HEAD, STEP, TILE
 
 #: Number of columns of a table row before the sharing and the addresses: those named in `device_functions`.
-HEADER = 4
+HEADER = 7
 
 
 class TritonEmitter(Emitter):
@@ -60,7 +60,6 @@ class TritonEmitter(Emitter):
     def _kernel(self) -> str:
         tile = TILE.format(
             arguments=", ".join(self._tile_arguments()),
-            width=self.graph.width,
             loads=indented(self._loads()),
             body=indented(self._lanes()),
             stores=indented(self._stores()),
@@ -69,7 +68,6 @@ class TritonEmitter(Emitter):
             row_length=self.row_length,
             pointers=indented(self._addresses()),
             scalars=indented(self._scalars()),
-            width=self.graph.width,
             strided=len(self.strided),
             arguments=", ".join(self._tile_arguments()),
             counters=indented(self._counters()),
@@ -120,14 +118,9 @@ class TritonEmitter(Emitter):
 
     # lanes
 
-    def _sizes(self) -> list[int]:
-        return sorted({o.group_size for o in self.graph.operands if o.per == "group"})
-
     def _loads(self) -> list[str]:
-        lines = []
-        for size in self._sizes():
-            lines.append(f"groups_{size} = tl.arange(0, ROWS * {self.graph.width // size})[:, None]")
-        return lines + self._loaded_lanes()
+        has_groups = any(o.per == "group" for o in self.graph.operands)
+        return ["groups = tl.arange(0, ROWS)[:, None]"] * has_groups + self._loaded_lanes()
 
     def _loaded_lanes(self) -> list[str]:
         lines = []
@@ -139,21 +132,18 @@ class TritonEmitter(Emitter):
 
     def _load(self, o: Operand) -> str:
         if o.source == "index":
-            return f"fold_index(first_index + start, lanes, tl.arange(0, ROWS)[:, None] * {self.graph.width})"
+            return "fold_index(first_index + start, lanes, tl.arange(0, ROWS)[:, None] * GROUP)"
         if o.source == "group_index":
-            groups = f"groups_{o.group_size} * {o.group_size}"
-            return f"fold_index(first_index + start, {groups}, {groups})"
+            return "fold_index(first_index + start, groups * GROUP, groups * GROUP)"
         pointer = self.variable(o, "ptr")
         if o.per == "shared":
             run, cycle = self.variable(o, "run"), self.variable(o, "cycle")
-            return f"tl.load({pointer} + set_index(start, lanes, {run}, {cycle}, ROWS * {self.graph.width}))"
+            return f"tl.load({pointer} + set_index(start, lanes, elements, {run}, {cycle}, ROWS * GROUP, FULL))"
         if o.per == "group":
-            groups = f"groups_{o.group_size}"
-            mask = f"{groups} * {o.group_size} < count"
-            return widened(f"load({pointer}, start // {o.group_size}, {groups}, {mask}, FULL)", o.dtype)
+            return widened(f"load({pointer}, start // GROUP, groups, groups * GROUP < count, FULL)", o.dtype)
         if o.bits == 4:
-            return f"load_packed({pointer}, start, lanes, count, FULL)"
-        return widened(f"load_element({pointer}, start, lanes, mask, {self._layout(o)}, FULL, STRIDED)", o.dtype)
+            return f"load_packed({pointer}, start, lanes, count, columns, padded, FULL)"
+        return widened(f"load_element({pointer}, first, elements, mask, {self._layout(o)}, FULL, STRIDED)", o.dtype)
 
     def _layout(self, o: Operand) -> str:
         return f"layout + {self.strided.index(o)} * LAYOUT"
@@ -165,14 +155,12 @@ class TritonEmitter(Emitter):
                 continue
             pointer, value = self.variable(o, "ptr"), narrowed(self._stored(self.new_value[o.name], o), o.dtype)
             if o.per == "group":
-                groups = f"groups_{o.group_size}"
-                mask = f"{groups} * {o.group_size} < count"
-                lines.append(f"store({pointer}, start // {o.group_size}, {groups}, {value}, {mask}, FULL)")
+                lines.append(f"store({pointer}, start // GROUP, groups, {value}, groups * GROUP < count, FULL)")
             elif o.bits == 4:
-                lines.append(f"store_packed({pointer}, start, lanes, {value}, count, FULL)")
+                lines.append(f"store_packed({pointer}, start, lanes, {value}, count, columns, padded, FULL)")
             else:
                 layout = self._layout(o)
-                lines.append(f"store_element({pointer}, start, lanes, {value}, mask, {layout}, FULL, STRIDED)")
+                lines.append(f"store_element({pointer}, first, elements, {value}, mask, {layout}, FULL, STRIDED)")
         return lines
 
     def _stored(self, value: fx.Node, o: Operand) -> str:

@@ -8,13 +8,10 @@ lowerings add in another order, so the last place of fp32 may differ.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from torch import float32, float64, fx
+from torch import float32, float64
 
 from baoc_compile.core.errors import CannotEmit
-from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.dialect.operations import name_of
+from baoc_compile.core.program_graph import Operand
 from baoc_compile.kernels.triton.emit import HEADER, TritonEmitter, indented
 from baoc_compile.kernels.triton.expressions import argument, widened
 from baoc_compile.kernels.triton.text import AVERAGE
@@ -25,9 +22,6 @@ TASK = ("tensor", "operand", "first_set", "first", "last", "piece", "pieces", "p
 
 class TritonAverageEmitter(TritonEmitter):
     """Emitter of a module with a kernel `average_tensors`; otherwise as `TritonEmitter`."""
-
-    def __init__(self, graph: ProgramGraph):
-        super().__init__(_without_views(graph))
 
     def _kernel(self) -> str:
         return AVERAGE.format(
@@ -63,19 +57,7 @@ class TritonAverageEmitter(TritonEmitter):
             run, cycle = self.variable(o, "run"), self.variable(o, "cycle")
             return f"tl.load({pointer} + index // {run} % {cycle}, mask=mask, other=0)"
         if o.per == "group":
-            return widened(f"tl.load({pointer} + index // {o.group_size}, mask=mask, other=0)", o.dtype)
+            return widened(f"tl.load({pointer} + group_of(index, columns, padded), mask=mask, other=0)", o.dtype)
         if o.bits == 4:
-            return f"load_half_byte({pointer}, index, mask)"
+            return f"load_half_byte({pointer}, index, mask, columns)"
         return widened(f"load_element({pointer}, 0, index, mask, {self._layout(o)}, False, STRIDED)", o.dtype)
-
-
-def _without_views(graph: ProgramGraph) -> ProgramGraph:
-    """Remove the views of lanes as groups: here a lane is a single element."""
-    copy = fx.Graph()
-    returned = copy.graph_copy(graph.graph, {})
-    copy.output(returned)
-    for node in copy.nodes:
-        if name_of(node.target) == "view" and len(node.args) == 2 and isinstance(node.args[1], (list, tuple)):
-            node.replace_all_uses_with(node.args[0])
-            copy.erase_node(node)
-    return replace(graph, graph=copy)

@@ -51,8 +51,6 @@ def expression(node: fx.Node, names: Names) -> str:
         if torch.int16 in (dtype, meta_of(node.args[0]).dtype):  # to or from bfloat16; both are int32 here
             return source
         return f"{source}.to({TYPES[dtype]}, bitcast=True)"
-    if name == "view":
-        return f"grouped({names(node.args[0])}, {node.args[1][-1]})"
     if name == "amax":
         return f"group_max({names(node.args[0])}, mask, FULL)"
     if name == "take":

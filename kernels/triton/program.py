@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.program_graph import ProgramGraph, TensorArguments
 from baoc_compile.kernels.build.load_triton import load_module
@@ -53,8 +54,8 @@ def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchSh
 class TritonTable(LaunchTable):
     """A table on the device.
 
-    rows: int64 `[tensors, row_length]`. A row is {elements, first index, first instance, instances, run and cycle of
-        each shared operand, addresses}.
+    rows: int64 `[tensors, row_length]`. A row is {elements, first index, first instance, instances, lanes, elements and
+        lanes of a row (of the whole tensor if no row is padded), run and cycle of each shared operand, addresses}.
     on_device: the numbers, float64 `[tensors * numbers]`.
     instances: int32, the tensor of each program instance.
     tickets: int32 `[tensors]`, 0 between launches.
@@ -81,10 +82,13 @@ class TritonTable(LaunchTable):
                 name = self.graph.pointers[k % len(self.graph.pointers)].name
                 raise StateError(f"{name} is on {tensor.device}, its parameter on {self.device}: move it there")
         elements = shape.tile * shape.tiles
-        counts = np.maximum(1, -(-self.numel // elements))
+        counts = np.maximum(1, -(-self.lanes // elements))
         first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         sharing = self.sharing.reshape(len(batch), 2 * len(self.graph.shared))
-        head = np.stack([self.numel, self.first_index, first[:-1], counts], axis=1)
+        is_padded, every = self.columns > 0, np.maximum(self.lanes, 1)
+        padded = np.where(is_padded, -(-self.columns // GROUP_SIZE) * GROUP_SIZE, every)
+        rows = [self.lanes, np.where(is_padded, self.columns, every), padded]
+        head = np.stack([self.numel, self.first_index, first[:-1], counts, *rows], axis=1)
         self._head = np.concatenate([head, sharing], axis=1).astype(np.int64)
         strided = self._layouts(emitter)
         self.is_strided = bool(strided[..., 0].any())
@@ -251,7 +255,7 @@ class TritonProgram:
         layouts = {"ALIGNED": aligned, "STRIDED": strided}
         if self.graph.averages:
             return {"BLOCK_SIZE": self.shape.tile, **layouts}
-        return {"ROWS": max(1, self.shape.tile // self.graph.width), "TILES": self.shape.tiles, **layouts}
+        return {"ROWS": max(1, self.shape.tile // GROUP_SIZE), "TILES": self.shape.tiles, **layouts}
 
     def __call__(self, batch: list[TensorArguments]) -> None:
         self.run(self.table(batch))

@@ -12,9 +12,12 @@ from baoc_compile.kernels.triton.device_functions import *  # noqa: F403
 """
 
 TILE = """@triton.jit
-def step_tile({arguments}, start, count, first_index, layout, ROWS: tl.constexpr, FULL: tl.constexpr, STRIDED: tl.constexpr):
-    lanes = tl.arange(0, ROWS)[:, None] * {width} + tl.arange(0, {width})[None, :]
-    mask = lanes < count
+def step_tile(
+    {arguments}, start, count, columns, padded, first_index, layout,
+    ROWS: tl.constexpr, FULL: tl.constexpr, STRIDED: tl.constexpr,
+):
+    lanes = tl.arange(0, ROWS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    first, elements, mask = elements_of(start, lanes, count, columns, padded, FULL)
 {loads}
 {body}
 {stores}
@@ -30,28 +33,31 @@ def step_tensors(
     instance = tl.program_id(0)
     tensor = tl.load(instances + instance)
     row = table + tensor.to(tl.int64) * {row_length}
-    numel = tl.load(row + NUMEL)
+    lanes = tl.load(row + LANES)
+    columns = tl.load(row + COLUMNS)
+    padded = tl.load(row + PADDED)
     first_index = tl.load(row + FIRST_INDEX)
 {pointers}
     # scalars, in double
 {scalars}
     # elements
-    BLOCK_SIZE: tl.constexpr = ROWS * {width}
+    BLOCK_SIZE: tl.constexpr = ROWS * GROUP
     layout = layouts + tensor.to(tl.int64) * {strided} * LAYOUT
     first = (instance - tl.load(row + FIRST_INSTANCE)) * TILES
-    for tile in range(first, tl.minimum(first + TILES, tl.cdiv(numel, BLOCK_SIZE))):
+    for tile in range(first, tl.minimum(first + TILES, tl.cdiv(lanes, BLOCK_SIZE))):
         start = tile * BLOCK_SIZE
-        if start + BLOCK_SIZE <= numel:
-            step_tile({arguments}, start, BLOCK_SIZE, first_index, layout, ROWS, True, STRIDED)
+        count = tl.minimum(lanes - start, BLOCK_SIZE).to(tl.int32)
+        if (count == BLOCK_SIZE) & (columns == padded):
+            step_tile({arguments}, start, BLOCK_SIZE, columns, padded, first_index, layout, ROWS, True, STRIDED)
         else:
-            step_tile({arguments}, start, (numel - start).to(tl.int32), first_index, layout, ROWS, False, STRIDED)
+            step_tile({arguments}, start, count, columns, padded, first_index, layout, ROWS, False, STRIDED)
 {counters}
 """
 
 AVERAGE = """@triton.jit
 def average(
-    {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-    SETS: tl.constexpr, ELEMENTS: tl.constexpr, STRIDED: tl.constexpr,
+    {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle,
+    columns, padded, layout, SETS: tl.constexpr, ELEMENTS: tl.constexpr, STRIDED: tl.constexpr,
 ):
     sets = first_set + tl.arange(0, SETS)[:, None].to(tl.int64)
     total = tl.zeros((SETS, 1), tl.float64)
@@ -91,6 +97,8 @@ def average_tensors(
 {task}
     row = table + tensor * {row_length}
     numel = tl.load(row + NUMEL)
+    columns = tl.load(row + COLUMNS)
+    padded = tl.load(row + PADDED)
     run = tl.load(row + {header} + 2 * operand)
     cycle = tl.load(row + {header} + 2 * operand + 1)
 {pointers}
@@ -102,17 +110,17 @@ def average_tensors(
     ticket += tickets
     if run == 1:
         average(
-            {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-            BLOCK_SIZE, 1, STRIDED,
+            {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle,
+            columns, padded, layout, BLOCK_SIZE, 1, STRIDED,
         )
     elif run < BLOCK_SIZE:
         average(
-            {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-            16, BLOCK_SIZE // 16, STRIDED,
+            {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle,
+            columns, padded, layout, 16, BLOCK_SIZE // 16, STRIDED,
         )
     else:
         average(
-            {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle, layout,
-            1, BLOCK_SIZE, STRIDED,
+            {arguments}, operand, first_set, first, last, piece, pieces, partials, ticket, numel, run, cycle,
+            columns, padded, layout, 1, BLOCK_SIZE, STRIDED,
         )
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.codec import Sharing
+from baoc_compile.core.codec import GROUP_SIZE, Sharing
 from baoc_compile.core.program_graph import Operand, ProgramGraph, TensorArguments
 from baoc_compile.kernels.build.cache import cache_folder
 from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram, default_shape
@@ -29,7 +29,7 @@ def choose_shape(graph: ProgramGraph, device: torch.device) -> LaunchShape:
     shape = _shape_of(folder.entries("launch_shapes.json").get(key))
     if shape is None:
         warp = 64 if torch.version.hip else 32
-        others = (LaunchShape(max(tile, graph.width), tiles, threads // warp) for tile, tiles, threads in CANDIDATES)
+        others = (LaunchShape(tile, tiles, threads // warp) for tile, tiles, threads in CANDIDATES)
         shapes = dict.fromkeys((default_shape(graph), *others))
         with torch.cuda.device(device):
             seconds = {shape: _milliseconds(TritonProgram(graph, shape), device) for shape in shapes}
@@ -69,7 +69,7 @@ def _scratch(graph: ProgramGraph, device: torch.device) -> TensorArguments:
             return (operand.part.count,)
         if operand.per == "shared":
             return (1,)
-        return (_ELEMENTS // (operand.group_size if operand.per == "group" else 8 // operand.bits),)
+        return (_ELEMENTS // (GROUP_SIZE if operand.per == "group" else 8 // operand.bits),)
 
     tensors = {o.name: torch.zeros(entries(o), dtype=o.dtype, device=device) for o in graph.pointers}
     sharing = {o.name: Sharing(_ELEMENTS, 1) for o in graph.shared}

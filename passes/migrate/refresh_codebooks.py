@@ -36,7 +36,7 @@ class CodebookRefresh:
     remaining: int = 0
 
     def __post_init__(self) -> None:
-        self.states = [s for s in self.states if isinstance(s.codec, Codebook) and s.codec.learned and s.numel()]
+        self.states = [s for s in self.states if isinstance(s.codec, Codebook) and s.numel()]
         self.remaining = min((steps_until_due(s) for s in self.states), default=0)
 
     def tick(self) -> None:
@@ -62,7 +62,7 @@ def refresh_codebook(state: StateTensor) -> bool:
     assert isinstance(codec, Codebook)
     parts["checked_at"].copy_(parts["clock"])
     lanes = torch.arange(state.numel(), device=state.device)
-    codes = unpacked(parts["codes"], lanes) if codec.bits == 4 else parts["codes"]
+    codes = unpacked(parts["codes"], lanes, state.rows) if codec.bits == 4 else parts["codes"].view(-1)
     old = codec.as_levels(parts["levels"])
     weights = density(codec, codes, old)
     enough = WORTHWHILE * expected_error(codec, weights, old)

@@ -1,4 +1,4 @@
-"""Build a program's graph from traced graphs: the rule, and the codecs' functions on groups of their own size."""
+"""Build a program's graph from traced graphs: the rule, and the codecs' functions."""
 
 from __future__ import annotations
 
@@ -18,44 +18,27 @@ class GraphBuilder:
     """A builder of one program's graph.
 
     compute_dtype: the type of elementwise arithmetic.
-    width: elements to a row. Elementwise values have the shape [rows, width]; a codec with smaller groups gets a view.
     graph: the graph so far.
     made: (target, arguments, type) of a call -> its node, so that equal calls are one node.
     call: the codec call that is being inlined; None outside of one.
     """
 
-    def __init__(self, compute_dtype: torch.dtype, width: int):
-        self.compute_dtype, self.width = compute_dtype, width
+    def __init__(self, compute_dtype: torch.dtype):
+        self.compute_dtype = compute_dtype
         self.graph = fx.Graph()
         self.made: dict[Any, fx.Node] = {}
         self.call: CodecCall | None = None
 
-    def inline_codec(self, codec: Codec, verb: str, traced: Any, values: list[Any], key: str) -> list[fx.Node]:
-        """Inline a codec's traced function, with elementwise values viewed as the codec's groups.
+    def inline_codec(self, codec: Codec, verb: str, traced: fx.Graph, values: list[Any], key: str) -> list[fx.Node]:
+        """Inline a codec's traced function, and return its results.
 
         codec, verb, key: the codec, its function and the slot; they mark the inlined nodes (see `CodecCall`).
-        traced: (codec, group size) -> the graph of the function.
         values: the arguments.
-
-        Returns the results, viewed as rows of `width` elements.
         """
-        size = codec.group_size or self.width
-        grouped = [self.view(value, size) for value in values]
         self.call = CodecCall(codec.name, verb, key)
-        found = self.inline(traced(codec, size), grouped, prefix=f"{identifier(key)}_", group_size=size)
+        found = self.inline(traced, values, prefix=f"{identifier(key)}_")
         self.call = None
-        return [self.view(value, self.width) for value in found]
-
-    def view(self, value: Any, width: int) -> Any:
-        """View an elementwise value as rows of `width` elements; return any other value unchanged."""
-        if (
-            not isinstance(value, fx.Node)
-            or per_of(value) != "element"
-            or width == (meta_of(value).width or self.width)
-        ):
-            return value
-        node = self.graph.call_function(torch.ops.aten.view.default, (value, [-1, width]))
-        return set_meta(node, replace(meta_of(value), width=width))
+        return found
 
     def cast(self, value: fx.Node, dtype: torch.dtype, name: str) -> fx.Node:
         """Convert a value to `dtype`; return it unchanged if that is its type."""
@@ -66,15 +49,12 @@ class GraphBuilder:
         )
         return set_meta(node, ValueMeta(meta_of(value).per, dtype))
 
-    def inline(
-        self, source: fx.Graph, values: Any, prefix: str = "", as_compute: bool = False, group_size: int = 0
-    ) -> list[fx.Node]:
+    def inline(self, source: fx.Graph, values: Any, prefix: str = "", as_compute: bool = False) -> list[fx.Node]:
         """Copy `source` into the graph, and return its results.
 
         values: what its placeholders are bound to: a list, or a mapping by name.
         prefix: of the names of the copies.
         as_compute: whether elementwise values get the compute type, and lerp and division their numeric contract.
-        group_size: of the codec whose function is copied; 0 for a rule.
         """
         bound = list(values.values() if isinstance(values, dict) else values)
         copied: dict[fx.Node, Any] = {}
@@ -84,7 +64,7 @@ class GraphBuilder:
             elif node.op == "output":
                 return [copied[value] for value in node.args[0]]
             else:
-                copied[node] = self._copy(node, copied, prefix, as_compute, group_size)
+                copied[node] = self._copy(node, copied, prefix, as_compute)
         raise AssertionError("a graph without output")
 
     def _lerp(self, start: fx.Node, end: fx.Node, weight: fx.Node) -> fx.Node:
@@ -106,14 +86,8 @@ class GraphBuilder:
         moved = call(aten.mul.Tensor, (difference, factor), end, compute)
         return call(aten.add.Tensor, (base, moved), end, compute)
 
-    def _copy(
-        self, node: fx.Node, copied: dict[fx.Node, Any], prefix: str, as_compute: bool, group_size: int
-    ) -> fx.Node:
+    def _copy(self, node: fx.Node, copied: dict[fx.Node, Any], prefix: str, as_compute: bool) -> fx.Node:
         meta = replace(meta_of(node), call=self.call)
-        if group_size and meta.per == "element":
-            meta = replace(meta, width=group_size)
-        elif group_size and meta.per == "group":
-            meta = replace(meta, group_size=group_size)
         args = fx.map_arg(node.args, lambda old: copied[old])
         if as_compute and meta.per == "element" and meta.dtype.is_floating_point:
             meta = replace(meta, dtype=self.compute_dtype)

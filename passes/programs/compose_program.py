@@ -5,7 +5,7 @@ Shared slots add graphs of their own, launched before the update, that average t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,6 @@ from baoc_compile.passes.rules.reduce_state import reduce_state
 
 Place = tuple[str, str, str]
 
-#: Elements per group when no codec of the configuration forms groups.
-FREE_WIDTH = 256
-
 
 def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> list[ProgramGraph]:
     """Compose the programs of one step, in order: those that average shared slots, then the update.
@@ -34,8 +31,7 @@ def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature
     configuration: the codec of every slot of `rule`, of every slot that it creates, and possibly of the weight.
     signature: the types and the device.
 
-    Raises NoRecurrence for a dropped or shared slot without a recurrence, and ValueError for group sizes that cannot
-    share a program.
+    Raises NoRecurrence for a dropped or shared slot without a recurrence.
     """
     of_kind = {k: [key for key, c in configuration.items() if c.mechanism == k] for k in ("dropping", "sharing")}
     reduced = reduce_state(rule, of_kind["dropping"], of_kind["sharing"])
@@ -44,15 +40,7 @@ def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature
 
 def compose_program(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> ProgramGraph:
     """Compose one program: an average if the rule returns decays (see `reduce_state`), else an update."""
-    return _Composer(rule, configuration, signature, program_width(configuration.values())).compose()
-
-
-def program_width(codecs: Iterable[Codec]) -> int:
-    """Return the largest group size. Raises ValueError if it is not a multiple of all others."""
-    sizes = sorted({codec.group_size for codec in codecs if codec.group_size})
-    if any(sizes[-1] % size for size in sizes):
-        raise ValueError(f"codecs with groups of {sizes} elements cannot share a program: none is a multiple of all")
-    return sizes[-1] if sizes else FREE_WIDTH
+    return _Composer(rule, configuration, signature).compose()
 
 
 class _Composer(GraphBuilder):
@@ -65,8 +53,8 @@ class _Composer(GraphBuilder):
     decays: name of an averaged operand -> its decay.
     """
 
-    def __init__(self, rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature, width: int):
-        super().__init__(signature.compute_dtype, width)
+    def __init__(self, rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature):
+        super().__init__(signature.compute_dtype)
         self.rule, self.configuration, self.signature = rule, configuration, signature
         self.weight = weight_entry(configuration)
         self.operands: dict[str, Operand] = {}
@@ -103,7 +91,6 @@ class _Composer(GraphBuilder):
             self.graph,
             tuple(operands),
             outputs,
-            self.width,
             positions,
         )
 
@@ -114,7 +101,7 @@ class _Composer(GraphBuilder):
         def declare(operand: Operand) -> None:
             node = self.graph.placeholder(operand.name)
             per = "element" if operand.per == "shared" else operand.per
-            set_meta(node, ValueMeta(per, operand.dtype, operand.group_size))
+            set_meta(node, ValueMeta(per, operand.dtype))
             taken.add(operand.name)
             self.operands[operand.name], self.nodes[operand.place] = operand, node
 
@@ -125,8 +112,7 @@ class _Composer(GraphBuilder):
         declare(Operand("grad", "element", signature.grad_dtype, "grad"))
         for key, codec in self.configuration.items():
             for part in codec.stored_parts:
-                size = codec.group_size or 0 if part.per == "group" else 0
-                declare(Operand(free(f"{key}_{part.name}"), part.per, part.dtype, "part", key, part, group_size=size))
+                declare(Operand(free(f"{key}_{part.name}"), part.per, part.dtype, "part", key, part))
             if codec.stochastic:
                 declare(Operand(free(f"{key}_clock"), "scalar", CLOCK_DTYPE, "clock", key))
                 declare(Operand(free(f"{key}_salt"), "scalar", CLOCK_DTYPE, "salt", key))
@@ -138,9 +124,7 @@ class _Composer(GraphBuilder):
         if signature.has_update_scale:
             declare(Operand(free("update_scale"), "scalar", torch.float64, "update_scale"))
         declare(Operand(free("index"), "element", torch.int32, "index"))
-        for size in sorted({codec.group_size or self.width for codec in self.configuration.values()}):
-            name = free(f"group_index_{size}")
-            declare(Operand(name, "group", torch.int32, "group_index", group_size=size))
+        declare(Operand(free("group_index"), "group", torch.int32, "group_index"))
 
     def _read(self, rule_input: RuleInput) -> fx.Node:
         """Return the value of a rule's input, decoded and in the type that the rule computes in."""
@@ -148,7 +132,7 @@ class _Composer(GraphBuilder):
         if key is not None:
             codec = self.configuration[key]
             parts = [self.nodes[self._place(key, part)] for part in codec.parts]
-            (value,) = self.inline_codec(codec, "decode", traced_decode, parts, key)
+            (value,) = self.inline_codec(codec, "decode", traced_decode(codec), parts, key)
             return self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
         is_number = rule_input.kind in ("counter", "scalar")
         node = self.nodes[rule_input.kind, rule_input.name if is_number else "", ""]
@@ -182,14 +166,13 @@ class _Composer(GraphBuilder):
         )
         words: list[Any] = [0, 0]
         if codec.stochastic:
-            size = codec.group_size or self.width
-            places = ("salt", key, ""), ("clock", key, ""), ("index", "", ""), ("group_index", str(size), "")
+            places = ("salt", key, ""), ("clock", key, ""), ("index", "", ""), ("group_index", "", "")
             inputs = [self.nodes[place] for place in places]
-            *words, clock = self.inline_codec(codec, "words", lambda _, width: traced_words(width), inputs, key)
+            *words, clock = self.inline_codec(codec, "words", traced_words(), inputs, key)
             self.written[self._name(("clock", key, ""))] = clock
         value = self.cast(value, stored_dtype, f"{name}_new")
         codebooks = [self.nodes[self._place(key, part)] for part in codec.parts if part.per == "codebook"]
-        stored = self.inline_codec(codec, "encode", traced_encode, [value, *words, *codebooks], key)
+        stored = self.inline_codec(codec, "encode", traced_encode(codec), [value, *words, *codebooks], key)
         for part, node in zip(encoded_parts(codec), stored, strict=True):
             self.written[self._name(self._place(key, part))] = node
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.profile import BlockStatistics
-from baoc_compile.kernels.codecs.catalogue import GROUP
 from baoc_compile.passes.risk.gradient_stream import GradientStream
 
 
@@ -22,7 +22,7 @@ def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:
     weights = torch.cat([s.weights for s in streams]).double()
     grads = torch.stack([torch.cat([*g]) for g in zip(*(s.grads for s in streams), strict=True)]).double()
     steps = len(grads)
-    by_group = (grads.square().mean(0) * weights).view(-1, GROUP).sum(1) / weights.view(-1, GROUP).sum(1)
+    by_group = (grads.square().mean(0) * weights).view(-1, GROUP_SIZE).sum(1) / weights.view(-1, GROUP_SIZE).sum(1)
     logs = by_group[by_group > 0.0].log() / 2
     squares = float((grads.square() * weights).sum())
     of_sum = float((grads.sum(0).square() * weights).sum())

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.kernels.codecs.catalogue import GROUP
 from baoc_compile.kernels.codecs.sharing import as_matrix
 from baoc_compile.kernels.launch.fused_update import BoundLaunch
 from baoc_compile.passes.risk.average_increments import IncrementMeans
@@ -40,7 +40,7 @@ def elements_per_block(numel: int, blocks: int, steps: int, slots: int, buffer_b
     """Return how many elements of a block of `numel` to sample, in whole groups, so that all blocks fit the buffer."""
     bytes_per_element = 4 * (3 * steps + 1 + 3 * slots) + 8  # per step a gradient and two means; the rest once
     fitting = buffer_bytes // (max(blocks, 1) * bytes_per_element)
-    return min(max(numel // ONE_OF, FEWEST), MOST, fitting, MOST_IN_ALL // max(blocks, 1)) // GROUP * GROUP
+    return min(max(numel // ONE_OF, FEWEST), MOST, fitting, MOST_IN_ALL // max(blocks, 1)) // GROUP_SIZE * GROUP_SIZE
 
 
 def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tensor:
@@ -49,12 +49,12 @@ def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tenso
     If the tensor has no more groups than that, all of its whole groups are chosen. A tensor smaller than a group gives
     one group that repeats its last element.
     """
-    whole = max(numel // GROUP, 1)
-    groups = min(max(round(count / GROUP), 1), whole)
+    whole = max(numel // GROUP_SIZE, 1)
+    groups = min(max(round(count / GROUP_SIZE), 1), whole)
     bounds = torch.arange(groups + 1) * whole // groups
     within = (torch.rand(groups, generator=generator, dtype=torch.float64) * bounds.diff()).long()
-    first = (bounds[:-1] + within) * GROUP
-    return (first[:, None] + torch.arange(GROUP)).clamp(max=numel - 1).view(-1)
+    first = (bounds[:-1] + within) * GROUP_SIZE
+    return (first[:, None] + torch.arange(GROUP_SIZE)).clamp(max=numel - 1).view(-1)
 
 
 class GradientSampler:

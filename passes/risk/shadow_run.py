@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Random
+from baoc_compile.core.codec import CLOCK_DTYPE, GROUP_SIZE, Codec, Random
 from baoc_compile.core.program_graph import Operand, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.kernels.codecs.catalogue import GROUP, full_precision
+from baoc_compile.kernels.codecs.catalogue import full_precision
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode, with_exact_roots
 from baoc_compile.passes.programs.compose_program import Place, compose_step
@@ -76,8 +76,7 @@ class ShadowRun:
         counters = tuple((i.name, torch.float32) for i in rule.inputs_of("counter"))
         self._signature = Signature("cpu", torch.float32, torch.float32, counters)
         self._programs: dict[UpdateRule, tuple[ProgramGraph, Any, list[Place]]] = {}
-        self.width = max((c.group_size or 0 for c in codecs.values()), default=0) or GROUP
-        self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, self.width)
+        self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, GROUP_SIZE)
         self.salts: dict[str, Tensor] = {}  # by slot
         #: The stored tensors, by `Operand.place`.
         self.stored: dict[tuple[str, str, str], Tensor] = {
@@ -105,14 +104,12 @@ class ShadowRun:
             return
         if codec.mechanism == "dropping":
             return
-        width = codec.group_size or self.width
-        index = self.lanes.view(-1, width)
         clock = torch.zeros((), dtype=CLOCK_DTYPE)
         self.salts[key] = torch.tensor(salt, dtype=CLOCK_DTYPE)
         word_key = step_key(self.salts[key], clock)
-        random = Random(element_words(word_key, index), group_words(word_key, index[:, :1]))
+        random = Random(element_words(word_key, self.lanes), group_words(word_key, self.lanes[:, :1]))
         codebooks = {p.name: codec.initial(p, torch.Size(), clock.device) for p in codec.parts if p.per == "codebook"}
-        encoded = exact_encode(codec, self.samples.slot(key).view(-1, width), random, codebooks)
+        encoded = exact_encode(codec, self.samples.slot(key).view(-1, GROUP_SIZE), random, codebooks)
         for part in encoded_parts(codec):
             shape = (-1, 1) if part.per == "group" else self.lanes.shape
             self.stored["part", key, part.name] = encoded[part.name].view(shape)
@@ -152,7 +149,7 @@ class ShadowRun:
         if operand.source == "index":
             return self.lanes
         if operand.source == "group_index":
-            return self.lanes.view(-1, min(operand.group_size, self.width))[:, :1]
+            return self.lanes[:, :1]
         if operand.source == "salt":
             return self.salts[operand.slot]
         if operand.source == "scalar":
