@@ -1,4 +1,4 @@
-"""The optimizers to time: AdamW by torch, baoc and its rivals, each over its own parameters with fixed gradients."""
+"""The optimizers to time, by torch, baoc and its rivals, each over its own parameters with fixed gradients."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ from torch import Tensor
 import baoc_compile
 
 LR = 1e-4
-BASELINE = "torch fused"
+BASELINE, SGD_BASELINE = "torch fused", "torch SGD fused"
 
 
 @dataclass(frozen=True)
 class Contender:
     """`make`: parameters -> optimizer. `backend`: torch.compile's for its step, none if empty.
 
-    `package`: the distribution it comes from, empty for torch and baoc.
+    `package`: the distribution it comes from, empty for torch and baoc. `baseline`: the contender to compare it with.
     """
 
     make: Callable[[list[Tensor]], Any]
     dtype: torch.dtype = torch.float32  # of parameters and gradients
     backend: str = ""
     package: str = ""
+    baseline: str = BASELINE
 
 
 def adamw(**options: Any) -> Callable[[list[Tensor]], Any]:
     return lambda parameters: torch.optim.AdamW(parameters, lr=LR, **options)
 
 
-def planned(plan: Any) -> Callable[[list[Tensor]], Any]:
-    """torch's AdamW, prepared by baoc."""
+def sgd(**options: Any) -> Callable[[list[Tensor]], Any]:
+    return lambda parameters: torch.optim.SGD(parameters, lr=LR, momentum=0.9, **options)
+
+
+def planned(plan: Any, optimizer_of: Callable[[list[Tensor]], Any] | None = None) -> Callable[[list[Tensor]], Any]:
+    """torch's AdamW, or another optimizer, prepared by baoc."""
 
     def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW(parameters, lr=LR)
+        optimizer = (optimizer_of or adamw())(parameters)
         baoc_compile.prepare(optimizer, plan=plan)
         return optimizer
 
@@ -49,7 +54,8 @@ def imported(module: str, name: str, **options: Any) -> Callable[[list[Tensor]],
     return lambda parameters: getattr(importlib.import_module(module), name)(parameters, lr=LR, **options)
 
 
-#: Every one has weights of fp32 unless its name says otherwise; "bf16+8" are bf16 weights with 8 bits kept beside them.
+#: Every one is AdamW and has weights of fp32 unless its name says otherwise; "bf16+8" are bf16 weights with 8 bits kept
+#: beside them.
 CONTENDERS: dict[str, Contender] = {
     BASELINE: Contender(adamw(fused=True)),
     "torch foreach": Contender(adamw(foreach=True)),
@@ -58,7 +64,12 @@ CONTENDERS: dict[str, Contender] = {
     "baoc bf16": Contender(planned("bf16")),
     "baoc 8bit": Contender(planned("8bit")),
     "baoc 4bit": Contender(planned("4bit")),
+    "baoc 8bit and factored": Contender(planned({"exp_avg": "8bit", "exp_avg_sq": "factored"})),
+    "baoc 8bit-learned": Contender(planned("8bit-learned")),
+    "baoc 4bit-learned": Contender(planned("4bit-learned")),
     "baoc 8bit, bf16+8": Contender(planned({"*": "8bit", "param": "24bit"}), torch.bfloat16),
+    SGD_BASELINE: Contender(sgd(fused=True), baseline=SGD_BASELINE),
+    "baoc SGD 8bit": Contender(planned("8bit", sgd()), baseline=SGD_BASELINE),
     "torchao 8bit": Contender(imported("torchao.optim", "AdamW8bit"), package="torchao"),
     "torchao 4bit": Contender(imported("torchao.optim", "AdamW4bit"), package="torchao"),
     "bitsandbytes 8bit": Contender(imported("bitsandbytes.optim", "AdamW8bit"), package="bitsandbytes"),

@@ -47,7 +47,7 @@ MATRIX, VECTOR = (8, 8), (8,)  # every other tensor
 #: What the matrices' state is stored as; the vectors' stays fp32.
 PLANS = {
     "fp32": {"exp_avg": "fp32", "exp_avg_sq": "fp32"},
-    "8bit": {"exp_avg": "softsign8", "exp_avg_sq": "sqrt8"},
+    "8bit": {"exp_avg": "e2m5", "exp_avg_sq": "e3m5"},
 }
 RIVALS: dict[str, dict[str, Any]] = {"torch foreach": {"foreach": True}, "torch fused": {"fused": True}}
 

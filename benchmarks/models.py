@@ -8,8 +8,8 @@ from collections.abc import Callable
 Shape = tuple[int, ...]
 
 
-def single_tensor(numel: int) -> list[Shape]:
-    return [(numel,)]
+def matrix(numel: int, columns: int = 1_024) -> list[Shape]:
+    return [(numel // columns, columns)]
 
 
 def gpt2(vocabulary: int = 50_257, context: int = 1_024, layers: int = 12, width: int = 768) -> list[Shape]:
@@ -52,9 +52,10 @@ def resnet(blocks: tuple[int, ...] = (3, 4, 23, 3), classes: int = 1_000) -> lis
     return [*shapes, (classes, inputs), (classes,)]
 
 
-#: Name -> shapes. The single tensor is a whole number of blocks of 256, which some rivals ask of what they quantize.
+#: Name -> shapes. The single matrices have a whole number of blocks of 256, which some rivals ask of what they quantize.
 MODELS: dict[str, Callable[[], list[Shape]]] = {
-    "10M": lambda: single_tensor(10 * 2**20),
+    "10M": lambda: matrix(10 * 2**20),
+    "100M": lambda: matrix(100 * 2**20),
     "transformer": gpt2,
     "convnet": resnet,
     "llama-1b": llama,

@@ -1,4 +1,4 @@
-"""Registers, spills and widths of memory accesses of Triton kernels, compiled here for GPUs that need not be present.
+"""Registers, spills, instructions and memory accesses of Triton kernels, compiled here for GPUs that need not be present.
 
 Every configuration is compiled for each target in a process of its own, at the launch shape that is used when nothing
 was measured. Writes the tables in docs/kernels.md.
@@ -65,13 +65,17 @@ CONFIGURATIONS: dict[str, tuple[Optimizer, dict[str, str], torch.dtype]] = {
 
 @dataclass
 class Row:
-    """A kernel as compiled. `wide_loads`, `wide_stores`: 128-bit accesses that whole tiles of its fp32 tensors take."""
+    """A kernel as compiled. `wide_loads`, `wide_stores`: 128-bit accesses that whole tiles of its fp32 tensors take.
+
+    `instructions`: of a whole tile over its elements; None on AMD GPUs and for averages.
+    """
 
     title: str
     tile: int
     warps: int
     registers: int
     spills: int
+    instructions: float | None
     loads: dict[str, int]
     stores: dict[str, int]
     wide_loads: int
@@ -96,7 +100,7 @@ def graphs(make: Optimizer, forms: dict[str, str], dtype: torch.dtype) -> list[P
 def measure(target: str) -> list[Row]:
     """Compiles all; not under TRITON_INTERPRET=1."""
     from baoc_compile.kernels.triton.compile_offline import TARGETS as KNOWN
-    from baoc_compile.kernels.triton.compile_offline import compile_offline
+    from baoc_compile.kernels.triton.compile_offline import compile_offline, instructions_per_element
     from baoc_compile.kernels.triton.program import TritonProgram, default_shape
 
     rows = []
@@ -104,6 +108,7 @@ def measure(target: str) -> list[Row]:
         for graph in graphs(*configuration):
             program = TritonProgram(graph, default_shape(graph, KNOWN[target].warp_size))
             found = compile_offline(program, target)
+            is_counted = not graph.averages and target.startswith("sm")
             lanes = [o for o in graph.operands if o.per == "element" and o.in_memory and o.dtype == torch.float32]
             rows.append(
                 Row(
@@ -112,6 +117,7 @@ def measure(target: str) -> list[Row]:
                     program.shape.warps,
                     found.registers,
                     found.spills,
+                    instructions_per_element(program, target) if is_counted else None,
                     {str(bits): found.loads[bits] for bits in sorted(found.loads)},
                     {str(bits): found.stores[bits] for bits in sorted(found.stores)},
                     0 if graph.averages else sum(o.read for o in lanes),
@@ -140,10 +146,14 @@ def widths(found: dict[str, int]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| kernel | tile, warps | registers | spills | loads | stores |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| kernel | tile, warps | registers | spills | instructions | loads | stores |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         shape = f"{row.tile}, {row.warps}"
-        cells = [row.title, shape, str(row.registers), str(row.spills), widths(row.loads), widths(row.stores)]
+        count = "–" if row.instructions is None else f"{row.instructions:.0f}"
+        cells = [row.title, shape, str(row.registers), str(row.spills), count, widths(row.loads), widths(row.stores)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""Step time of AdamW: baoc's configurations against torch's steps and other packages' compressed ones.
+"""Step time of AdamW and SGD: baoc's configurations against torch's steps and other packages' compressed ones.
 
-Every contender runs beside torch's fused step, several times, in processes of its own. The first process has empty
-compile caches. Every second one creates the two optimizers in the other order, since where memory lies moves a ratio by
-more than rounds do. The fused step also runs beside itself, which shows what difference the machine can resolve. Writes
-step_time.json and step_time.png (on a GPU step_time_cuda.*): hardware, releases and figures.
+Every contender runs beside torch's fused step of the same optimizer, several times, in processes of its own. The first
+process has empty compile caches. Every second one creates the two optimizers in the other order, since where memory lies
+moves a ratio by more than rounds do. The fused step also runs beside itself, which shows what difference the machine can
+resolve. Writes step_time.json and step_time.png (on a GPU step_time_cuda.*): hardware, releases and figures.
 
     python benchmarks/step_time.py [--models 10M convnet] [--threads 1 2] [--rounds 20] [--contenders "baoc 8bit"]
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import BASELINE, CONTENDERS, PACKAGES, Contender, Running, start
+from contenders import CONTENDERS, PACKAGES, Contender, Running, start
 from models import MODELS, Shape, count
 from paired import Timing, compare, copy_bandwidth, machine, measure, timed
 from paths import RESULTS, shown_at
@@ -53,7 +53,8 @@ def run(job: Job, rounds: int, contender_first: bool) -> tuple[dict[str, Any], d
     torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than time what is no longer compiled
     shapes = MODELS[job.model]()
-    roles = {"baseline": CONTENDERS[BASELINE], "contender": CONTENDERS[job.contender]}
+    contender = CONTENDERS[job.contender]
+    roles = {"baseline": CONTENDERS[contender.baseline], "contender": contender}
     order = reversed(roles) if contender_first else iter(roles)
     ready = {role: _warm(roles[role], shapes, job.device) for role in order}
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -119,7 +120,8 @@ def summary(entry: Mapping[str, Any]) -> str:
         return f"noisy: {entry['dropped']} of {entry['rounds']} rounds dropped, {entry['processors']:.2f} processors"
     if entry["status"] != "ran":
         return entry["status"]
-    return f"{1e3 * entry['seconds']['median']:.2f} ms, {entry['ratio']['median']:.2f} x {BASELINE}"
+    baseline = CONTENDERS[entry["contender"]].baseline
+    return f"{1e3 * entry['seconds']['median']:.2f} ms, {entry['ratio']['median']:.2f} x {baseline}"
 
 
 def row(entry: Mapping[str, Any], copies: Mapping[str, float]) -> list[str]:
@@ -150,7 +152,7 @@ def table(report: Mapping[str, Any]) -> Table:
     shown = Table()
     for heading in ("model", "contender", "threads"):
         shown.add_column(heading, no_wrap=True)
-    figures = ("ms", f"x {BASELINE}", "state B/param", "moved B/param", "GB/s (of a copy)")
+    figures = ("ms", "x torch fused", "state B/param", "moved B/param", "GB/s (of a copy)")
     for heading in (*figures, "peak B/param", "first call s", "rounds"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for entry in report["results"]:
@@ -176,7 +178,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
-    models = options.models or [name for name in MODELS if on_gpu or name != "llama-1b"]
+    models = options.models or [name for name in MODELS if on_gpu or name not in ("100M", "llama-1b")]
     counts = options.threads or ([1] if on_gpu else [1, 2])
 
     report: dict[str, Any] = {"machine": machine(PACKAGES), "copy_gb_per_second": {}, "results": []}

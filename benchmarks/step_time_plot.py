@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from contenders import BASELINE
 from matplotlib.figure import Figure
 
 
@@ -38,7 +37,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         axes.set_xlim(min(low, 0.5), max(high, 2.0))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(model)
-        axes.set_xlabel(f"step time / {BASELINE}")
+        axes.set_xlabel("step time / torch fused")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     labels = [f"{n} thread{'s' if n > 1 else ''}" for n in counts]
