@@ -70,6 +70,11 @@ class Rows:
         """Whether lanes and elements differ."""
         return self.count > 1 and self.columns % GROUP_SIZE != 0
 
+    @property
+    def lane_count(self) -> int:
+        """Lanes of the tensor: as many as elements if no row is padded."""
+        return self.count * (self.padded if self.are_padded else self.columns)
+
     def lanes(self, index: Tensor) -> Tensor:
         """Return the lanes of elements with these row-major indices."""
         if not self.are_padded:

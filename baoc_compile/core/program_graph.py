@@ -178,7 +178,7 @@ class TensorArguments:
     @property
     def lanes(self) -> int:
         """Elements, and what pads their rows."""
-        return self.numel if self.rows is None else self.rows.count * self.rows.padded
+        return self.numel if self.rows is None else self.rows.lane_count
 
 
 class Table(Protocol):

@@ -136,9 +136,8 @@ class StateTensor(EagerState):
         if self.codec.mechanism == "sharing":
             self._store_means(read)
             return
-        lanes = self.numel() if not self.rows.are_padded else self.rows.count * self.rows.padded
-        for first in range(0, lanes, CHUNK_ELEMENTS):
-            self._store_lanes(read, first, min(first + CHUNK_ELEMENTS, lanes))
+        for first in range(0, self.rows.lane_count, CHUNK_ELEMENTS):
+            self._store_lanes(read, first, min(first + CHUNK_ELEMENTS, self.rows.lane_count))
         if "clock" in self.parts:
             self.parts["clock"].add_(1)
 
@@ -273,10 +272,12 @@ def rebuild_state_tensor(
         known = codec_named(codec)
         wanted = {p.name: known.part_shape(p, shape) for p in known.stored_parts}
         is_flat = any(parts[name].shape != size for name, size in wanted.items())
-        parts |= {name: parts[name].view(size) for name, size in wanted.items()}
+        parts = parts | {name: parts[name].view(size) for name, size in wanted.items()}
         reason = "its groups cross rows" if is_flat and known.group_size and Rows.of(shape).are_padded else ""
-    except (PlanError, KeyError, RuntimeError):
+    except PlanError:
         reason = "the codec is no more"
+    except (KeyError, RuntimeError):
+        reason = "the codec stores other parts now"
     if reason:
         raise StateError(
             f"state of shape {tuple(shape)} was stored as {codec!r} by version 0.3 or earlier, and this version can't read it: "

@@ -58,12 +58,8 @@ class Weight(Codec):
         return self.parts[1:]
 
     def power_below(self, value: Tensor) -> Tensor:
-        """Return the bits of the largest power of 2 that is <= |value| and that has an inverse.
-
-        For subnormals of `dtype`, that is the smallest normal number; for values of 2^127 and more, 2^126.
-        """
-        exponent = torch.bitwise_and(bits_of(value), _EXPONENT)
-        return smaller(larger(exponent, _LOWEST_EXPONENT[self.dtype] << 23), 253 << 23)
+        """Return the bits of the largest power of 2 that is <= |value|; for subnormals of `dtype`, the smallest normal number."""
+        return larger(torch.bitwise_and(bits_of(value), _EXPONENT), _LOWEST_EXPONENT[self.dtype] << 23)
 
     def why_not(self, slot: Slot, shape: torch.Size) -> str:
         if slot.weight_dtype is None:
@@ -104,12 +100,16 @@ class SplitWeight(Weight):
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         weight = stored["weight"].to(torch.float32)
         unit = 2.0 ** -(self.mantissa_bits + 1) / self.steps
-        return weight + stored["residual"].to(torch.float32) * unit * from_bits(self.power_below(weight))
+        return weight + stored["residual"].to(torch.float32) * unit * from_bits(self.with_inverse(weight))
+
+    def with_inverse(self, value: Tensor) -> Tensor:
+        """Return the bits of `power_below(value)`, but at most those of 2^126, whose inverse is a normal number."""
+        return smaller(self.power_below(value), 253 << 23)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
         weight = value.to(self.dtype)
         near = weight.to(torch.float32)
-        inverse = from_bits((254 << 23) - self.power_below(near))
+        inverse = from_bits((254 << 23) - self.with_inverse(near))
         y = (value - near) * inverse * (2.0 ** (self.mantissa_bits + 1) * self.steps)
         y = torch.where(torch.abs(y) <= self.steps, y, 0.0)  # infinity, NaN and 2^127 and more have no residual
         if self.stochastic:
@@ -135,15 +135,10 @@ class StochasticWeight(Weight):
         return stored["weight"].to(torch.float32)
 
     def encode(self, value: Tensor, random: Random) -> dict[str, Tensor]:
-        power, magnitude = _power_below(value, self.dtype), torch.abs(value)
+        power, magnitude = from_bits(self.power_below(value)), torch.abs(value)
         units = magnitude / power * 2.0**self.mantissa_bits
         level = torch.floor(units)
         level = level + torch.where(uniform(random.element) < units - level, 1.0, 0.0)
         rounded = level * 2.0**-self.mantissa_bits * power
         rounded = torch.where(torch.isinf(value), magnitude, rounded)
         return {"weight": torch.where(value < 0.0, -rounded, rounded).to(self.dtype)}
-
-
-def _power_below(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the largest power of 2 that is <= |value|; for subnormals of `dtype`, the smallest normal number."""
-    return from_bits(larger(torch.bitwise_and(bits_of(value), _EXPONENT), _LOWEST_EXPONENT[dtype] << 23))

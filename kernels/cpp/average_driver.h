@@ -56,7 +56,8 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
       std::vector<double> means(cycle);
       for (int64_t c = first_chunk[t]; c < first_chunk[t + 1]; ++c)
         for (int64_t k = 0; k < chunks[c].count[s]; ++k) means[chunks[c].first_sum[s] + k] += chunks[c].sums[s][k];
-      for (double& mean : means) mean /= double(elements_before(lanes[t], columns[t]) / cycle);
+      const double each = double(elements_before(lanes[t], columns[t]) / cycle);
+      for (double& mean : means) mean /= each;
       finish(at + t * POINTERS, derived + t * DERIVED, s, means.data(), cycle);
     }
   }
