@@ -244,7 +244,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
                 continue
             state = StateTensor.empty(value.shape, FP32, value.device, codec, key, seed)
             if codec.mechanism == "weight":
-                state.store_weight(param.float() * (1 + 2.0**-12 * torch.rand(shape, generator=generator)))
+                state.store_weight(param.float() * (1 + 2.0**-12 * torch.rand(shape, generator=generator)), param)
             elif codec.mechanism != "dropping":
                 if isinstance(codec, Codebook):  # levels of the tensor's own
                     state.parts["levels"][1:-1] += 1

@@ -33,7 +33,7 @@ from program_cases import (
 from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.program_graph import TensorArguments
 from baoc_compile.kernels.codecs.catalogue import CODECS
-from baoc_compile.kernels.codecs.split_weight import NearestWeight
+from baoc_compile.kernels.codecs.weight import NearestWeight
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.kernels.triton import program as triton_program
 from baoc_compile.kernels.triton.program import LaunchShape, TritonProgram

@@ -100,15 +100,18 @@ class StateTensor(EagerState):
         first = self.codec.parts[0].name
         return self.codec.decode({**stored, first: weight.detach().reshape(-1)}).view(self.shape)
 
-    def store_weight(self, value: Tensor) -> None:
-        """Store what the weight, rounded to nearest, lacks of the fp32 `value`."""
-        flat = value.reshape(-1)
+    def store_weight(self, value: Tensor, weight: Tensor) -> None:
+        """Store the fp32 master weight `value`: its low-precision part in `weight`, the rest here."""
+        flat, rounded = value.reshape(-1), torch.empty_like(weight, memory_format=torch.contiguous_format)
+        stored = {part.name: self.parts[part.name] for part in self.codec.stored_parts}
+        stored[self.codec.parts[0].name] = rounded
         half = torch.full((), -(2**31), dtype=torch.int32, device=value.device)
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
             chunk = flat[start : start + CHUNK_ELEMENTS].view(-1, 1)
             encoded = exact_encode(self.codec, chunk, Random(half.expand_as(chunk), half.expand_as(chunk)))
-            for part in self.codec.stored_parts:
-                self.parts[part.name].view(-1)[start : start + len(chunk)] = encoded[part.name].view(-1)
+            for name, part in stored.items():
+                part.view(-1)[start : start + len(chunk)] = encoded[name].view(-1)
+        weight.copy_(rounded)
 
     def _refuse_weight(self) -> None:
         if self.codec.mechanism == "weight":
@@ -280,8 +283,9 @@ def rebuild_state_tensor(
         reason = "the codec stores other parts now"
     if reason:
         raise StateError(
-            f"state of shape {tuple(shape)} was stored as {codec!r} by version 0.3 or earlier, and this version can't read it: "
-            f"{reason}. Load the checkpoint with that version, replace each StateTensor by its .decode(), and save it again"
+            f"state of shape {tuple(shape)} was stored as {codec!r} by an earlier version, and this one can't read it: "
+            f"{reason}. Load the checkpoint with that version, replace each StateTensor by its .decode() (in place of those that "
+            "belong to bf16 weights, save baoc_compile.master_weights(optimizer)), and save it again"
         )
     return StateTensor(shape, dtype, known, salt, parts)
 

@@ -10,12 +10,14 @@ import torch
 from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot
 from baoc_compile.core.errors import PlanError
 from baoc_compile.kernels.codecs.bf16 import Bfloat16
+from baoc_compile.kernels.codecs.bf16_weight import SplitBfloat16, StochasticBfloat16
 from baoc_compile.kernels.codecs.codebook import Codebook
 from baoc_compile.kernels.codecs.dropped import Dropped
+from baoc_compile.kernels.codecs.fp16_weight import SplitFloat16, StochasticFloat16
 from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.kernels.codecs.minifloat import Minifloat
 from baoc_compile.kernels.codecs.sharing import Factored, Shared
-from baoc_compile.kernels.codecs.split_weight import NearestWeight, SplitWeight, StochasticWeight
+from baoc_compile.kernels.codecs.weight import NearestWeight
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
@@ -29,8 +31,9 @@ CODECS: dict[str, Codec] = {
         *(Shared(form) for form in ("row", "column", "tensor")),
         Dropped(),
         NearestWeight(),
-        *(SplitWeight(dtype, bits) for bits in (16, 8) for dtype in (torch.bfloat16, torch.float16)),
-        *(StochasticWeight(dtype) for dtype in (torch.bfloat16, torch.float16)),
+        *(split(bits) for bits in (16, 8) for split in (SplitBfloat16, SplitFloat16)),
+        StochasticBfloat16(),
+        StochasticFloat16(),
     )
 }
 

@@ -3,11 +3,17 @@
 
 // Each chunk is summed, and the chunks' sums are added in order. The bounds of chunks depend on the tensor alone, so
 // any number of threads gives the same bits. A chunk spans many cycles, so it has far fewer sums than elements.
+// SAME[s]: the first operand that averages the same value as s. The mean of all elements is then that of another's means.
 struct Chunk {
   int64_t tensor, first, last;
   double* sums[SHARED];
   int64_t first_sum[SHARED], count[SHARED];
 };
+static int finer(int s, const int64_t* sharing) {
+  for (int other = SAME[s]; other < SHARED && sharing[2 * s + 1] == 1; ++other)
+    if (SAME[other] == SAME[s] && sharing[2 * other + 1] > 1) return other;
+  return s;
+}
 // Sets shared values to decay * value + mean. The arguments are those of a step, see driver.h.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
                     double* derived, const int64_t* lanes, const int64_t* columns, const int64_t* first_tile,
@@ -32,6 +38,7 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
         chunk.first_sum[s] = whole ? 0 : elements_before(chunk.first * TILE, columns[t]) / set[0];
         const int64_t end = elements_before(std::min(lanes[t], chunk.last * TILE), columns[t]);
         chunk.count[s] = whole ? set[1] : (end - 1) / set[0] + 1 - chunk.first_sum[s];
+        if (finer(s, sharing + t * SHARED * 2) != s) chunk.count[s] = 0;
         total += chunk.count[s];
       }
       chunks.push_back(chunk);
@@ -41,7 +48,7 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
   std::vector<double> sums(total);
   double* next = sums.data();
   for (Chunk& chunk : chunks)
-    for (int s = 0; s < SHARED; ++s) chunk.sums[s] = next, next += chunk.count[s];
+    for (int s = 0; s < SHARED; ++s) chunk.sums[s] = chunk.count[s] ? next : nullptr, next += chunk.count[s];
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];
@@ -51,14 +58,22 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
   }
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t t = 0; t < tensors; ++t) {
+    std::vector<double> means[SHARED];
     for (int s = 0; s < SHARED && lanes[t] > 0; ++s) {
       const int64_t cycle = sharing[(t * SHARED + s) * 2 + 1];
-      std::vector<double> means(cycle);
+      means[s].resize(cycle);
       for (int64_t c = first_chunk[t]; c < first_chunk[t + 1]; ++c)
-        for (int64_t k = 0; k < chunks[c].count[s]; ++k) means[chunks[c].first_sum[s] + k] += chunks[c].sums[s][k];
+        for (int64_t k = 0; k < chunks[c].count[s]; ++k) means[s][chunks[c].first_sum[s] + k] += chunks[c].sums[s][k];
       const double each = double(elements_before(lanes[t], columns[t]) / cycle);
-      for (double& mean : means) mean /= each;
-      finish(at + t * POINTERS, derived + t * DERIVED, s, means.data(), cycle);
+      for (double& mean : means[s]) mean /= each;
+    }
+    for (int s = 0; s < SHARED && lanes[t] > 0; ++s) {
+      const int other = finer(s, sharing + t * SHARED * 2);
+      if (other != s) {
+        for (const double mean : means[other]) means[s][0] += mean;
+        means[s][0] /= double(means[other].size());
+      }
+      finish(at + t * POINTERS, derived + t * DERIVED, s, means[s].data(), int64_t(means[s].size()));
     }
   }
 }

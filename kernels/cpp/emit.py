@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import float64
 
 from baoc_compile.core.program_graph import Operand
-from baoc_compile.kernels.cpp.expressions import MEMORY, TYPES, argument, type_of
+from baoc_compile.kernels.cpp.expressions import LANES, MEMORY, TYPES, argument, type_of
 from baoc_compile.kernels.cpp.stages import CppStages
 from baoc_compile.kernels.cpp.text import AVERAGE_DRIVER, DRIVER, ENTRIES, PACKED, PRELUDE, SHARED
 from baoc_compile.kernels.dialect.nodes import is_small, is_taken_from, meta_of, per_of
@@ -45,6 +45,10 @@ class CppEmitter(CppStages):
             "TILE": self.tile,
         }
         constants = f"constexpr int {', '.join(f'{name} = {size}' for name, size in sizes.items())};\n"
+        if self.graph.averages:
+            same = {o: alike[0] for alike in self.averaged for o in alike}
+            numbers = [str(self.graph.shared.index(same.get(o, o))) for o in self.graph.shared]
+            constants += f"constexpr int SAME[SHARED] = {{{', '.join(numbers)}}};\n"
         functions = self._scalars() + self._elements() + (self._finish() if self.graph.averages else "")
         return self.variables.named(f"\n// {self.title}\n{constants}{functions}", self.before + self.after)
 
@@ -82,6 +86,13 @@ class CppEmitter(CppStages):
         ]
         out += [f"  {self.declared(n, f'{type_of(n)}(derived[{i}])')}" for i, n in enumerate(self.derived)]
         out += self._codebooks()
+        for o in self.graph.shared:
+            if o.read:
+                place = f"at[{self.pointer(o)}], sharing + {2 * self.graph.shared.index(o)}"
+                out.append(f"  Spread<TILE, {TYPES[o.dtype]}> {self.variable(o, 'spread')}({place});")
+        for alike in self.averaged:
+            sums = [f"{{sums[{s}], first_sum[{s}], sharing + {2 * s}}}" for s in map(self.graph.shared.index, alike)]
+            out.append(f"  const Sums {self.variable(alike[0], 'sums')}[] = {{{', '.join(sums)}}};")
         out += [
             "  for (int64_t number = first; number < last; ++number) {",
             "    const Tile<TILE> tile(number * TILE, lanes, columns);",
@@ -91,16 +102,27 @@ class CppEmitter(CppStages):
                 "    const int64_t index = first_index + tile.start;",
                 "    const int32_t low = int32_t(uint32_t(index)), page = int32_t(index >> 32) * int32_t(0x85EBCA6B);",
             ]
-        in_lanes = [o for o in self.graph.pointers if o.per in ("element", "shared")]
-        for o in in_lanes:
-            ctype = TYPES[o.dtype]
-            out.append(f"    {ctype} {self.variable(o, 'buffer')}[TILE];")
-            out.append(f"    {ctype}* const {self.variable(o, 'lanes')} = {self._load(o)};")
+        elements = [o for o in self.graph.pointers if o.per == "element"]
+        for o in elements:
+            lane = LANES[o.dtype]
+            out.append(f"    {lane} {self.variable(o, 'buffer')}[TILE];")
+            out.append(f"    {lane}* const {self.variable(o, 'lanes')} = {self._load(o)};")
+        for o in self.graph.shared:
+            if o.read:
+                lanes, spread = self.variable(o, "lanes"), self.variable(o, "spread")
+                out.append(f"    const {TYPES[o.dtype]}* const {lanes} = {spread}.lanes(tile);")
+        out += [f"    {TYPES[alike[0].dtype]} {self.variable(alike[0], 'new')}[TILE];" for alike in self.averaged]
         out += self.stage_lines()
         for o in self.graph.pointers:
             if o.per == "group" and o.written:
                 out.append(self._store_groups(o))
-        out += [f"    {self._store(o)};" for o in in_lanes if o.written]
+        out += [f"    {self._store(o)};" for o in elements if o.written]
+        if self.averaged:
+            out += [
+                f"    read_ahead({self.data(o)}, layouts[{self.pointer(o)}], tile);" for o in elements if o.bits != 4
+            ]
+        for alike in self.averaged:
+            out.append(f"    accumulate({self.variable(alike[0], 'new')}, {self.variable(alike[0], 'sums')}, tile);")
         return "\n".join([*out, "  }", "}", ""])
 
     def _codebooks(self) -> list[str]:
@@ -125,9 +147,6 @@ class CppEmitter(CppStages):
 
     def _load(self, o: Operand) -> str:
         buffer, k = self.variable(o, "buffer"), self.pointer(o)
-        if o.per == "shared":
-            sharing = f"sharing + {2 * self.graph.shared.index(o)}"
-            return f"spread({buffer}, at[{k}], {sharing}, tile)" if o.read else buffer
         if o.bits == 4:
             return f"load4({buffer}, {self.data(o)}, tile)" if o.read else buffer
         call = "load" if o.read else "destination"
@@ -135,9 +154,6 @@ class CppEmitter(CppStages):
 
     def _store(self, o: Operand) -> str:
         buffer, k = self.variable(o, "buffer"), self.pointer(o)
-        if o.per == "shared":
-            s = self.graph.shared.index(o)
-            return f"accumulate({buffer}, sums[{s}], first_sum[{s}], sharing + {2 * s}, tile)"
         if o.bits == 4:
             return f"store4({buffer}, {self.data(o)}, tile)"
         return f"store({self.variable(o, 'lanes')}, {buffer}, {self.data(o)}, layouts[{k}], tile)"

@@ -26,6 +26,9 @@ MEMORY = {
 }
 #: Types in computations. Small types take 32 bits, so that vectors of all types have the same number of lanes.
 TYPES = MEMORY | {torch.bfloat16: "bf16"} | dict.fromkeys((torch.int16, torch.int8, torch.uint8), "int32_t")
+#: Types of the lanes of a tile in memory or in arrays. Bytes are widened beforehand: in a loop over bytes and floats, g++ takes
+#: 64 lanes at a time, which are more than a group has.
+LANES = MEMORY | dict.fromkeys((torch.int8, torch.uint8), "int32_t")
 _POWERS = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "__builtin_sqrt{f}({0})", -1: "({t}(1) / {0})"}
 
 

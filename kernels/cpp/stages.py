@@ -6,11 +6,13 @@ where a reduction over a whole group is needed. Lanes that a later stage reads a
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import fx
 
 from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.program_graph import Operand, ProgramGraph
-from baoc_compile.kernels.cpp.expressions import MEMORY, TYPES, argument, expression, type_of
+from baoc_compile.kernels.cpp.expressions import LANES, MEMORY, TYPES, argument, expression, type_of
 from baoc_compile.kernels.cpp.text import KEYWORDS
 from baoc_compile.kernels.dialect.emitter import Emitter
 from baoc_compile.kernels.dialect.nodes import is_in_lanes, is_truth, logical_shift, per_of, reduces
@@ -36,9 +38,14 @@ class CppStages(Emitter):
         super().__init__(graph)
         self.stage = self._stages()
         self.stages = range(max(self.stage.values(), default=0) + 1)
-        lanes = [o for o in graph.pointers if o.per in ("element", "shared")]
-        buffers = sum(o.per == "shared" or TYPES[o.dtype] != MEMORY[o.dtype] or o.bits == 4 for o in lanes)
-        arrays = buffers + len(self._carried()) + sum(map(reduces, self.nodes))
+        buffers = sum(o.per == "element" and (LANES[o.dtype] != MEMORY[o.dtype] or o.bits == 4) for o in graph.pointers)
+        arrays = (
+            buffers
+            + sum(o.read for o in graph.shared)
+            + len(self.averaged)
+            + len(self._carried())
+            + sum(map(reduces, self.nodes))
+        )
         self.tile = next((n for n in TILES if 4 * n * arrays <= ARRAY_BYTES), TILES[-1])
         self.groups = self.tile // GROUP_SIZE
 
@@ -54,7 +61,10 @@ class CppStages(Emitter):
             return f"{type_of(node)}(numbers[{self.graph.numbers.index(operand)}])"
         if operand.per == "scalar":
             return f"{type_of(node)}(*{self.data(operand)})"
-        return f"{self.variables(node, 'of')}[i]" if operand.per == "group" else f"{self.variables(node, 'lanes')}[j]"
+        if operand.per == "group":
+            return f"{self.variables(node, 'of')}[i]"
+        lane = f"{self.variables(node, 'lanes')}[j]"
+        return lane if LANES[operand.dtype] == type_of(node) else f"{type_of(node)}({lane})"
 
     def pointer(self, operand: Operand) -> int:
         return self.graph.pointers.index(operand)
@@ -124,7 +134,7 @@ class CppStages(Emitter):
         """Return the element values of a stage: one loop over runs of lanes that lie in the same groups."""
         body: list[str] = []
         carried, recalled = self._carried(), self._recalled(stage)
-        here = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage]
+        here = [n for n in self.nodes if per_of(n) == "element" and self.stage[n] == stage and not self._is_unread(n)]
         for n in recalled:
             body.append(self.declared(n, self.value(n) if _is_free(n) else f"{self.variables(n, 'kept')}[j]"))
         for n in here:
@@ -135,12 +145,12 @@ class CppStages(Emitter):
         for n in reductions:
             body.append(f"{self.variables(n, 'lanes')}[j] = {self.variables(n.args[0])};")
         stored: list[fx.Node] = []
-        for name, value in self.new_value.items():
-            operand = self.operand[name]
-            if operand.per in ("element", "shared") and stage == self.stages[-1]:
-                text = argument(value, operand.dtype, self.variables)
-                body.append(f"{self.variable(operand, 'lanes')}[j] = {text};")
-                stored.append(value)
+        for operand, role in self._stored_lanes() if stage == self.stages[-1] else ():
+            value = self.new_value[operand.name]
+            lane = argument(value, operand.dtype, self.variables)
+            lane = lane if LANES[operand.dtype] == TYPES[operand.dtype] else f"{LANES[operand.dtype]}({lane})"
+            body.append(f"{self.variable(operand, role)}[j] = {lane};")
+            stored.append(value)
         if not body:
             return []
         read = [i for n in (*recalled, *here) for i in n.all_input_nodes] + stored
@@ -157,6 +167,24 @@ class CppStages(Emitter):
         for n in reductions:
             lines.append(f"    most_of_groups({self.variables(n, 'lanes')}, {self.variables(n, 'of')}, tile);")
         return lines
+
+    @cached_property
+    def averaged(self) -> list[list[Operand]]:
+        """The shared operands that the program averages; those that average the same value are together."""
+        found: dict[fx.Node, list[Operand]] = {}
+        for operand in self.graph.shared:
+            if operand.written:
+                found.setdefault(self.new_value[operand.name], []).append(operand)
+        return list(found.values())
+
+    def _stored_lanes(self) -> list[tuple[Operand, str]]:
+        """Return the operands whose new lanes are stored, with the role of the array that takes them."""
+        elements = [(o, "lanes") for o in self.graph.pointers if o.per == "element" and o.written]
+        return elements + [(alike[0], "new") for alike in self.averaged]
+
+    def _is_unread(self, node: fx.Node) -> bool:
+        operand = self.operand_of(node)
+        return operand is not None and not operand.read
 
     def _recalled(self, stage: int) -> list[fx.Node]:
         """Return the element values of earlier stages that `stage` reads, in order.

@@ -65,7 +65,7 @@ def migrate_weights(storage: Storage, table: ParameterTable) -> int:
         if codec.stored_parts or codec.stochastic:
             new = StateTensor.empty(parameter.shape, parameter.dtype, parameter.device, codec, WEIGHT_KEY, storage.seed)
             if isinstance(old, StateTensor):
-                new.store_weight(old.decode_weight(parameter))
+                new.store_weight(old.decode_weight(parameter), parameter)
             table.optimizer.state[parameter][WEIGHT_KEY] = new
             changed += 1
         elif old is not None:
