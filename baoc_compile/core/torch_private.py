@@ -211,6 +211,11 @@ def base_of(tensor: Tensor) -> Tensor | None:
     return tensor._base
 
 
+def holders_of_memory(tensor: Tensor) -> int:
+    """Return how many tensors and storages refer to a tensor's memory, itself included."""
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)) - 1  # the storage object here is one
+
+
 def code_of_caller(depth: int) -> Any:
     """Return the code object of a calling function, `depth` calls above the caller's own."""
     return sys._getframe(depth + 1).f_code

@@ -7,7 +7,6 @@ step and ours on copies of a few parameters, once, before ours touches the real 
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import group_numbers
-from baoc_compile.passes.capture.leaves import is_hooks, is_left_out, is_of_weight, is_way_to_compute
 from baoc_compile.passes.capture.record_step import record_step
 from baoc_compile.passes.capture.surroundings import undisturbed
 from baoc_compile.passes.rules.read_step import Reading, difference
 from baoc_compile.runtime.bound_step import BoundStep
+from baoc_compile.runtime.copies import copied
 from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
@@ -93,7 +92,7 @@ def audit_numbers(
 def _audit(
     reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], chosen: list[int]
 ) -> str:
-    theirs, ours = (_copied(table, chosen, decoded=decoded) for decoded in (True, False))
+    theirs, ours = (copied(table, chosen, decoded=decoded) for decoded in (True, False))
     before = {i: theirs.parameters[i].detach().clone() for i in chosen}
     with torch.no_grad(), undisturbed(function, table.optimizer):
         function(theirs.optimizer, *([lambda: None] if reading.has_closure else []))
@@ -118,57 +117,6 @@ def _chosen(reading: Reading, table: ParameterTable, present: frozenset[int]) ->
         if able:
             found.append(min(able, key=lambda i: table.parameters[i].numel()))
     return found
-
-
-def _copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> ParameterTable:
-    """Return copies of the chosen parameters under an optimizer of the same class; all others have no gradient.
-
-    decoded: whether the state is decoded, for the user's own step.
-    """
-    real = table.optimizer
-    memo: dict[int, Any] = {}
-    parameters: list[Tensor] = []
-    for i, p in enumerate(table.parameters):
-        if i in chosen:
-            made: Tensor = p.detach().clone(memory_format=torch.preserve_format)
-            made = torch.nn.Parameter(made, p.requires_grad) if isinstance(p, torch.nn.Parameter) else made
-            vars(made).update(vars(p))
-            made.grad = None if p.grad is None else p.grad.clone(memory_format=torch.preserve_format)
-        else:
-            made = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
-        memo[id(p)] = made
-        parameters.append(made)
-    optimizer = object.__new__(type(real))
-    memo[id(real)] = optimizer
-    attributes = vars(optimizer)
-    attributes["param_groups"] = [
-        {
-            key: [memo[id(p)] for p in value]
-            if key == "params"
-            else (value and False if is_way_to_compute(real, key) else copy.deepcopy(value, memo))
-            for key, value in group.items()
-        }
-        for group in real.param_groups
-    ]
-    state: Any = type(real.state)(dict) if hasattr(real.state, "default_factory") else {}
-    for i in chosen:
-        entries = {}
-        for key, value in real.state.get(table.parameters[i], {}).items():
-            if decoded and is_of_weight(value):
-                continue
-            if decoded and isinstance(value, StateTensor):
-                value = value.decode()
-            entries[key] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value, memo)
-        state[parameters[i]] = entries
-    attributes["state"] = state
-    for name, value in vars(real).items():
-        if is_hooks(name):
-            attributes[name] = type(value)()
-        elif not is_left_out(name):
-            attributes[name] = copy.deepcopy(value, memo)
-    copied = ParameterTable(optimizer, parameters, table.names, table.groups)
-    copied.kept = optimizer  # type: ignore[attr-defined]  # a table refers to its optimizer weakly
-    return copied
 
 
 def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterTable, storage: Storage) -> str:

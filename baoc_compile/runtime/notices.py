@@ -26,7 +26,12 @@ _REFUSED = {
 
 
 def notice(optimizer: Any, reason: str) -> None:
-    """Warn, once per optimizer, that its state stays as it is, and why."""
+    """Warn, once per optimizer, that its step runs as written, and why."""
     if optimizer not in _NOTICED:
         _NOTICED.add(optimizer)
-        warnings.warn(f"the state of {type(optimizer).__name__} stays as it is: {reason}", BaocWarning, stacklevel=2)
+        warnings.warn(
+            f"the step of {type(optimizer).__name__} runs as written, on state that is decoded before and encoded after it: "
+            f"{reason}",
+            BaocWarning,
+            stacklevel=2,
+        )

@@ -29,6 +29,7 @@ from baoc_compile.runtime.audit import Schedule, audit_recording
 from baoc_compile.runtime.bound_step import BoundStep
 from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.notices import notice
+from baoc_compile.runtime.opened_state import opened_state
 from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
 from baoc_compile.runtime.step_reader import FirstAsWritten, StepReader
@@ -78,11 +79,11 @@ class OwnStep(StepReader):
         """
         with self._lock:
             if self.refused:
-                return as_written(closure)
+                return self._run_as_written(closure, as_written)
             loss = None
             if closure is not None:
                 if not self._can_be_called_first(closure):
-                    return as_written(closure)
+                    return self._run_as_written(closure, as_written)
                 with torch.enable_grad():
                     loss = closure()
             if _found_inf(optimizer):
@@ -95,7 +96,7 @@ class OwnStep(StepReader):
                     return as_written(None if closure is None else _Known(loss, closure))
                 except UnsupportedStep as reason:
                     self._postpone_or_refuse(str(reason))
-                    return as_written(None if closure is None else _Known(loss, closure))
+                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 self._run(bound, optimizer)
             return loss if bound.reading.recording.returns == "loss" else None
 
@@ -118,6 +119,15 @@ class OwnStep(StepReader):
         self.release()
         self.unborn.take_back(self.session.table())
         decode_state(self.session.optimizer())
+
+    def _run_as_written(self, closure: Any, as_written: Callable[[Any], Any]) -> Any:
+        """Run the user's own step on decoded state. What it makes is compressed once the step is refused for good."""
+        with opened_state(self.session.optimizer()):
+            loss = as_written(closure)
+        if self.refused:
+            with torch.no_grad(), compile_lock():
+                self.compress_found(closure is not None)
+        return loss
 
     def _run(self, bound: BoundStep, optimizer: Any) -> None:
         configurator = self.session.configurator
@@ -156,11 +166,16 @@ class OwnStep(StepReader):
             log.info("%s converts its state after its first step: %s", type(self.session.optimizer()).__name__, reason)
 
     def refuse(self, reason: str) -> None:
-        """Run the step as its user wrote it from now on, with its state in full precision, and say why."""
-        optimizer = self.session.optimizer()
+        """Run the step as its user wrote it from now on, on decoded state, and say why.
+
+        State that no codec rounds value by value is converted to full precision first, and decided on again.
+        """
+        session, optimizer = self.session, self.session.optimizer()
         self.refused = reason
-        self._prepare_for_written()
-        self.session.store(replace(self.session.storage, parameters={}))
+        self.release()
+        self.unborn.take_back(session.table())
+        decode_state(optimizer, but_rounded=True)
+        session.store(replace(session.storage, parameters={}))
         notice(optimizer, reason)
 
     # readings

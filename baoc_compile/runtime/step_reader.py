@@ -19,7 +19,7 @@ from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.migrate_state import migrate_state, migrate_weights
 from baoc_compile.passes.numbers.number_function import GuardFailed
-from baoc_compile.passes.plan.choose_storage import choose_storage, suits
+from baoc_compile.passes.plan.choose_storage import suits
 from baoc_compile.passes.rewrite.bound_group import OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
 from baoc_compile.passes.rules.read_step import Reading, StepReading, read_step, slots_of
@@ -28,7 +28,9 @@ from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
 from baoc_compile.runtime.bound_step import BoundStep
 from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.configurator import start_configurator
+from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import bytes_left
+from baoc_compile.runtime.find_slots import find_slots
 from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import state_bytes
@@ -58,6 +60,7 @@ class StepReader:
         self.readings: list[Reading] = []
         self.bound: BoundStep | None = None
         self.unborn = Unborn()
+        self.choice = StorageChoice(session, function)
         self._audited: set[str] = set()
         self._kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
         self._others: list[BoundStep] = []  # readings of the same tensors, bound
@@ -69,6 +72,7 @@ class StepReader:
             found = read_step(table, self.function, present, has_closure=has_closure)
         for reading in (found.first, found.warm):
             if reading is not None:
+                self.choice.apply(reading, table)
                 self.readings.insert(0, reading)
         del self.readings[MOST_READINGS:]
         return found
@@ -120,6 +124,7 @@ class StepReader:
                 bounds[out.position] = joined([bounds[out.position]], [bounds_of(float(out.value))])[0]
                 with compile_lock():
                     reading.widen(self.session.table(), {out.signature: bounds})
+                    self.choice.apply(reading, self.session.table())
                 break
         self._drop(reading)
 
@@ -231,9 +236,17 @@ class StepReader:
         """Return how state is stored, after deciding on slots for which that is open or does not suit the rule any more."""
         session, storage = self.session, self.session.storage
         if not all(suits(storage, table, i, slot) for i, rule in reading.rules.items() for slot in rule.slots):
-            slots = slots_of(StepReading(None, reading), table)
-            storage = choose_storage(session.request, storage, table, slots)
+            storage = self._choose(StepReading(None, reading), table)
             session.store(storage)
+        return storage
+
+    def _choose(self, found: StepReading, table: ParameterTable) -> Storage:
+        """Choose how the slots of a reading are stored. Raises BudgetError and PlanError."""
+        slots = slots_of(found, table)
+        to_come = bytes_to_come(found.warm, table, slots)
+        storage = self.choice.choose(slots, table, to_come, found.warm.has_closure)
+        for reading in filter(None, (found.first, found.warm)):
+            self.choice.apply(reading, table)
         return storage
 
     def prepare_state(self, found: StepReading, table: ParameterTable) -> None:
@@ -242,14 +255,8 @@ class StepReader:
         Raises BudgetError and PlanError; nothing has changed then.
         """
         session = self.session
-        budget = session.request.budget
-        if budget is not None and budget.is_deferred:
-            device = table.parameters[0].device if table.parameters else torch.device("cpu")
-            left = budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
-            session.request = replace(session.request, memory_budget=left)
-        slots = slots_of(found, table)
-        to_come = bytes_to_come(found.warm, table, slots)
-        storage = choose_storage(session.request, session.storage, table, slots, to_come)
+        self._resolve_budget(table)
+        storage = self._choose(found, table)
         session.store(storage)
         start_configurator(session)
         migrate_state(storage, table)
@@ -257,6 +264,25 @@ class StepReader:
         migrate_weights(storage, table)
         if found.warm.beginnings:
             found.warm.recording.constants = constants_of(table)
+
+    def _resolve_budget(self, table: ParameterTable) -> None:
+        """Find out how much the device has left, if that is the budget."""
+        session, budget = self.session, self.session.request.budget
+        if budget is not None and budget.is_deferred:
+            device = table.parameters[0].device if table.parameters else torch.device("cpu")
+            left = budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
+            session.request = replace(session.request, memory_budget=left)
+
+    def compress_found(self, has_closure: bool) -> None:
+        """Compress the state that a step made whose rules are not known. Raises BudgetError and PlanError."""
+        session, table = self.session, self.session.table()
+        slots = find_slots(table)
+        if all(suits(session.storage, table, i, slot) for i, of in slots.items() for slot in of):
+            return
+        self._resolve_budget(table)
+        session.store(self.choice.choose(slots, table, has_closure=has_closure))
+        with paused_gc():
+            migrate_state(session.storage, table)
 
     def release(self) -> None:
         """Drop everything that is bound to tensors; the next step binds again."""

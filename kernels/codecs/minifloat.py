@@ -90,7 +90,7 @@ class Minifloat(Codec):
             sign = torch.bitwise_and(torch.bitwise_right_shift(bits, 32 - self.bits), self.top_code + 1)
             code = torch.bitwise_or(code, sign)
         else:
-            code = larger(code, smaller(bits, 1))
+            code = torch.where(value > 0.0, larger(code, 1), 0)
         code = torch.where(torch.isnan(value), self.top_code, code)  # whatever its sign and bits
         return {"codes": code.to(self.parts[0].dtype), "exponents": exponent.to(torch.uint8)}
 

@@ -104,15 +104,18 @@ def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) 
 
 
 @torch.no_grad()
-def decode_state(optimizer: Any) -> None:
-    """Store all state in full precision; what weight codecs keep is dropped."""
+def decode_state(optimizer: Any, *, but_rounded: bool = False) -> None:
+    """Store all state in full precision; what weight codecs keep is dropped.
+
+    but_rounded: leave state as it is that is stored value by value.
+    """
     for entries in optimizer.state.values():
         if isinstance(entries, dict):
             for key, value in list(entries.items()):
                 if isinstance(value, StateTensor):
                     if value.codec.mechanism == "weight":
                         del entries[key]
-                    else:
+                    elif not (but_rounded and value.codec.mechanism == "rounding"):
                         entries[key] = value.decode()
 
 

@@ -1,0 +1,38 @@
+"""Find the slots of an optimizer whose step is not read: state tensors of their parameter's shape that nobody else holds."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import Slot
+from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.torch_private import base_of, holders_of_memory
+from baoc_compile.state.state_tensor import StateTensor
+
+
+def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
+    """Return the slots by parameter index. Nothing is known of their updates."""
+    found = {}
+    for index, parameter in enumerate(table.parameters):
+        entries = table.state(index)
+        keys = [key for key in entries if isinstance(key, str) and _is_slot(entries, key, parameter)]
+        if keys:
+            found[index] = tuple(Slot(key) for key in keys)
+    return found
+
+
+def _is_slot(entries: dict[Any, Any], key: str, parameter: Tensor) -> bool:
+    value = entries[key]
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or not value.ndim:
+        return False
+    if isinstance(value, StateTensor):
+        return value.codec.mechanism == "rounding"
+    is_plain = type(value) is Tensor and value.layout == torch.strided and value.device == parameter.device
+    if not is_plain or not value.is_floating_point() or value.requires_grad or base_of(value) is not None:
+        return False
+    is_own = sys.getrefcount(value) <= 3 and holders_of_memory(value) <= 1  # the dictionary, `value`, the argument
+    return is_own and value.untyped_storage().nbytes() == value.numel() * value.element_size()

@@ -1,0 +1,126 @@
+"""Run a step as its user wrote it on compressed state: decode, step, encode.
+
+While such a step runs, the entries of `optimizer.state` are dictionaries that decode a state tensor when the step asks for
+it. The step computes on full-precision tensors, so nothing is rounded inside of it. A tensor is encoded once: at the end of
+the step, or as soon as the step holds it no more and asks for another parameter's. A step that goes through its parameters
+one by one has those of one or two in full precision; one that collects them first has all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.torch_private import holders_of_memory
+from baoc_compile.passes.programs.transcode import decoded, encode
+from baoc_compile.state.state_tensor import StateTensor
+
+
+@dataclass(eq=False)
+class _Open:
+    """A decoded entry: where it is from, its values, and their version when they were decoded."""
+
+    entries: _Entries
+    key: Any
+    state: StateTensor
+    plain: Tensor
+    version: int
+
+    def is_held(self) -> bool:
+        """Return whether anyone but the dictionary and this object refers to the tensor, or to its memory."""
+        return sys.getrefcount(self.plain) > 3 or holders_of_memory(self.plain) > 1  # 3: the argument is one, too
+
+    def close(self) -> None:
+        """Put the state tensor back, with the values that are there now."""
+        now = dict.get(self.entries, self.key)
+        if now is self.plain and self.plain._version == self.version:
+            dict.__setitem__(self.entries, self.key, self.state)
+        elif isinstance(now, Tensor) and now.shape == self.state.shape and now.dtype == self.state.dtype:
+            with torch.no_grad():
+                encode(self.state, now)
+            dict.__setitem__(self.entries, self.key, self.state)
+        # else the step has put something else in its place, or removed it
+
+
+class _Entries(dict[Any, Any]):
+    """The state of one parameter, which decodes what it is asked for."""
+
+    def __init__(self, entries: dict[Any, Any], opened: list[_Open]):
+        super().__init__(entries)
+        self._opened = opened
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        return self._open(key, value) if isinstance(value, StateTensor) and _has_values(value) else value
+
+    def _open(self, key: Any, state: StateTensor) -> Tensor:
+        kept = []
+        for other in self._opened:
+            if other.entries is self or other.is_held():
+                kept.append(other)
+            else:
+                other.close()
+        self._opened[:] = kept
+        plain = decoded(state)
+        super().__setitem__(key, plain)
+        self._opened.append(_Open(self, key, state, plain, plain._version))
+        return plain
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            super().__setitem__(key, default)
+        return self[key]
+
+    def values(self) -> Any:
+        self._open_all()
+        return super().values()
+
+    def items(self) -> Any:
+        self._open_all()
+        return super().items()
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        value = self[key] if key in self else None
+        super().pop(key, *default)
+        return value if value is not None or not default else default[0]
+
+    def copy(self) -> dict[Any, Any]:
+        return dict(self.items())
+
+    def _open_all(self) -> None:
+        for key in self:
+            self[key]
+
+
+def _has_values(state: StateTensor) -> bool:
+    return state.codec.mechanism not in ("weight", "dropping")
+
+
+@contextmanager
+def opened_state(optimizer: Any) -> Iterator[None]:
+    """Let the user's own step see `optimizer.state` decoded. The state is compressed again after it, also if it raises."""
+    opened: list[_Open] = []
+    before: dict[Any, tuple[dict[Any, Any], _Entries]] = {}
+    for owner, entries in list(optimizer.state.items()):
+        if isinstance(entries, dict) and any(isinstance(value, StateTensor) for value in entries.values()):
+            before[owner] = entries, _Entries(entries, opened)
+            optimizer.state[owner] = before[owner][1]
+    try:
+        yield
+    finally:
+        for entry in opened:
+            entry.close()
+        for owner, (entries, shown) in before.items():
+            if dict.get(optimizer.state, owner) is shown:
+                entries.clear()
+                entries.update(dict.items(shown))
+                optimizer.state[owner] = entries
