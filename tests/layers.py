@@ -33,6 +33,7 @@ ROOMS = {
         "solve",
         "plan",
         "migrate",
+        "trials",
         "rewrite",
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import baoc_compile
 from baoc_compile import BudgetError, OptionError, StateTensor, state_bytes
+from baoc_compile.core import errors
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.options import Options
 
@@ -103,12 +105,22 @@ OPTIMIZERS = {
 def test_state_never_exceeds_the_budget_or_the_error_names_one_that_is_accepted(shapes, share, unit, kind):
     optimizer, options = OPTIMIZERS[kind]
     made, full = model(shapes, optimizer, **options), full_bytes(shapes, optimizer, **options)
-    size = {"%": full / 100, " B/param": made.numel, "": 1, " KiB": 1024}[unit]
+    counters = 4 * len(shapes)  # one for each parameter, which a percentage leaves as it is
+    size = {"%": (full - counters) / 100, " B/param": made.numel, "": 1, " KiB": 1024}[unit]
     amount = f"{share * full / size:.6f}"
+    errors._TOLD.clear()
     try:
-        baoc_compile.prepare(made.optimizer, memory_budget=amount + unit)
-        limit = float(amount) * size
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            baoc_compile.prepare(made.optimizer, memory_budget=amount + unit)
+        limit = float(amount) * size + counters * (unit == "%")
+        for warning in caught:
+            limit = int(re.search(r"out of reach.* is taken, (\d+) bytes", str(warning.message))[1])
+            assert unit == "%" and limit > float(amount) * size + counters - 1
+            with pytest.raises(BudgetError):
+                baoc_compile.prepare(model(shapes, optimizer, **options).optimizer, memory_budget=limit - 1)
     except BudgetError as error:
+        assert unit != "%"
         limit = int(re.search(r"takes (\d+) bytes", str(error))[1])
         assert limit > float(amount) * size - 1
         assert not made.optimizer.state

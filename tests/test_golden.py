@@ -38,7 +38,7 @@ def test_bits(name):
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_a_checkpoint_whose_codecs_are_no_more_is_refused_with_a_way_out(weights_only):
     """Written by the release whose modules lay elsewhere, too: its pickle names these modules."""
-    with pytest.raises(StateError, match=r"softsign8.*0\.3 or earlier.*decode") as refused:
+    with pytest.raises(StateError, match=r"softsign8.*earlier version.*decode") as refused:
         torch.load(FOLDER / "checkpoint_0.1.pt", weights_only=weights_only)
     assert len(str(refused.value)) < 400
 

@@ -94,7 +94,8 @@ def test_profiling_changes_nothing():
 @pytest.mark.parametrize("budget", ["60%", "20%", "5%", "1 B/param"])
 def test_a_solved_plan_fits_and_can_be_prepared(profiled, budget):
     plan = baoc_compile.solve(profiled, budget, seed=3)
-    limit = MemoryBudget.parse(budget).in_bytes(profiled.full_bytes, profiled.numel)
+    fixed = profiled.fixed_bytes
+    limit = MemoryBudget.parse(budget).in_bytes(profiled.full_bytes - fixed, profiled.numel, fixed)
     solution = solve_profile(profiled, MemoryBudget.parse(budget))
     assert plan.certificate == solution.allocation.certificate == "optimal"
     uniform = [risk for _, size, risk in uniform_points(profiled) if size <= limit]

@@ -64,14 +64,15 @@ class MemoryBudget:
         """Return the same budget as a number of bytes, now that `left_bytes` are known to be left."""
         return MemoryBudget(self.text, left_bytes, "B")
 
-    def in_bytes(self, full_state_bytes: int, parameter_numel: int) -> int:
+    def in_bytes(self, full_state_bytes: int, parameter_numel: int, other_bytes: int = 0) -> int:
         """Return the limit in bytes.
 
-        full_state_bytes: bytes of the state in full precision.
+        full_state_bytes: bytes, in full precision, of the state that can be compressed. A percentage refers to them.
         parameter_numel: elements of all parameters that are stepped.
+        other_bytes: bytes of state that can't be compressed, which a percentage leaves as it is.
         """
         if self.unit == "%":
-            return int(full_state_bytes * self.amount / 100)
+            return int(full_state_bytes * self.amount / 100) + other_bytes
         return int(parameter_numel * self.amount if self.unit == "B/param" else self.amount)
 
 

@@ -211,6 +211,11 @@ def base_of(tensor: Tensor) -> Tensor | None:
     return tensor._base
 
 
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor's memory was changed in place."""
+    return int(tensor._version)
+
+
 def holders_of_memory(tensor: Tensor) -> int:
     """Return how many tensors and storages refer to a tensor's memory, itself included."""
     return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)) - 1  # the storage object here is one

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,8 @@ from baoc_compile.passes.capture.group_numbers import group_numbers
 from baoc_compile.passes.capture.record_step import record_step
 from baoc_compile.passes.capture.surroundings import undisturbed
 from baoc_compile.passes.rules.read_step import Reading, difference
+from baoc_compile.passes.trials import copies
 from baoc_compile.runtime.bound_step import BoundStep
-from baoc_compile.runtime.copies import copied
 from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
@@ -34,8 +34,6 @@ LONGEST_INTERVAL = 500
 #: How far the two may differ, relative to the largest value, before it is no rounding: a thousand units in the last place of
 #: float32 are lost where a step subtracts nearly equal numbers. Types with fewer digits are allowed 8 units in theirs.
 CLOSE = 1e-3
-#: Larger parameters are not copied for an audit: their full-precision state is what the user wants to save.
-MOST_ELEMENTS = 1 << 16
 #: The share of the time that audits may take, from the fourth on.
 MOST_TIME = 0.01
 
@@ -78,29 +76,19 @@ def audit_recording(reading: Reading, table: ParameterTable, function: Callable[
 def audit_numbers(
     reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], present: frozenset[int]
 ) -> str:
-    """Run the user's step and ours on copies of one parameter of each rule; return what differs, or an empty text."""
+    """Run the user's step and ours on copies of one piece of each kind; return what differs, or an empty text."""
     chosen = _chosen(reading, table, present)
     if not chosen or reading.recording.reads_gradients:
         return ""
     try:
-        return _audit(reading, table, storage, function, chosen)
+        theirs, before = _stepped(reading, table, function, chosen)
     except Exception as error:  # the step needs more than a few parameters
         log.debug("the numbers of this step can't be audited: %r", error)
         return ""
-
-
-def _audit(
-    reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], chosen: list[int]
-) -> str:
-    theirs, ours = (copied(table, chosen, decoded=decoded) for decoded in (True, False))
-    before = {i: theirs.parameters[i].detach().clone() for i in chosen}
-    with torch.no_grad(), undisturbed(function, table.optimizer):
-        function(theirs.optimizer, *([lambda: None] if reading.has_closure else []))
-    bound = BoundStep(reading.restricted(frozenset(chosen)), ours, storage, function)
-    bound.look()
-    bound.numbers.compute(ours.optimizer, bound.parameters)
-    bound.run(lambda: ours)
-    bound.numbers.commit(ours.optimizer)
+    try:
+        ours = _stepped_by_us(reading, table, storage, function, chosen)
+    except Exception as error:
+        return f"its recording can't be run ({type(error).__name__}: {error})"
     for i in chosen:
         what = _difference(i, before[i], theirs, ours, storage)
         if what:
@@ -108,14 +96,48 @@ def _audit(
     return ""
 
 
+def _stepped(
+    reading: Reading, table: ParameterTable, function: Callable[..., Any], chosen: list[int]
+) -> tuple[ParameterTable, dict[int, Tensor]]:
+    """Run the user's step on copies; return them, and the parameters as they were before."""
+    theirs = copies.copied(table, chosen, decoded=True)
+    before = {i: theirs.parameters[i].detach().clone() for i in chosen}
+    with torch.no_grad(), undisturbed(function, table.optimizer):
+        function(theirs.optimizer, *([lambda: None] if reading.has_closure else []))
+    return theirs, before
+
+
+def _stepped_by_us(
+    reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], chosen: list[int]
+) -> ParameterTable:
+    """Run our step on copies, and return them."""
+    ours = copies.copied(table, chosen, decoded=False)
+    bound = BoundStep(reading.restricted(frozenset(chosen)), ours, storage, function)
+    bound.look()
+    bound.numbers.compute(ours.optimizer, bound.parameters)
+    bound.run(lambda: ours)
+    bound.numbers.commit(ours.optimizer)
+    return ours
+
+
 def _chosen(reading: Reading, table: ParameterTable, present: frozenset[int]) -> list[int]:
-    """Return the smallest parameter of each rule that has elements and a gradient, if it is not large."""
-    found = []
+    """Return the parameters of the smallest piece of each kind that has elements and gradients, if it is not large.
+
+    A prelude may need all parameters: then these are taken, unless they are many or large.
+    """
+
+    def size(parameters: Iterable[int]) -> int:
+        return sum(table.parameters[i].numel() for i in parameters)
+
+    if reading.recording.prelude:
+        return sorted(present) if 0 < size(present) <= copies.MOST_ELEMENTS and present == reading.present else []
+    found: list[int] = []
     for rule_class in reading.classes:
-        able = [p.parameters[0] for p in rule_class.members if rule_class.rule is not None]
-        able = [i for i in able if i in present and 0 < table.parameters[i].numel() <= MOST_ELEMENTS]
-        if able:
-            found.append(min(able, key=lambda i: table.parameters[i].numel()))
+        able = [p.parameters for p in rule_class.members if present.issuperset(p.parameters)]
+        able = [
+            of for of in able if 0 < size(of) <= copies.MOST_ELEMENTS and all(table.parameters[i].numel() for i in of)
+        ]
+        found += min(able, key=size, default=())
     return found
 
 

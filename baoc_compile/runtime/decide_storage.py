@@ -15,18 +15,18 @@ from typing import Any
 from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.errors import warn_once
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.passes.plan.choose_storage import choose_storage
 from baoc_compile.passes.rules.read_step import Reading
+from baoc_compile.passes.trials import copies
+from baoc_compile.passes.trials.trials import TrialFailed, Trials
 from baoc_compile.runtime.session import Session
-from baoc_compile.runtime.trial import TrialFailed, Trials
 
 log = logging.getLogger("baoc")
 
 SlotsOf = Mapping[int, tuple[Slot, ...]]
-#: Larger parameters are not copied for a trial.
-MOST_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,43 @@ class StorageChoice:
     _facts: dict[Any, dict[str, _Fact]] = field(default_factory=dict)
     _tried: set[Any] = field(default_factory=set)
 
-    def choose(self, slots: SlotsOf, table: ParameterTable, bytes_to_come: int = 0, has_closure: bool = False) -> Storage:
-        """Return the session's storage with a codec for every slot. Raises BudgetError and PlanError."""
-        trials = Trials(table, self.function, has_closure)
-        self._find_signs(slots, table, trials)
-        session = self.session
+    def choose(
+        self,
+        slots: SlotsOf,
+        table: ParameterTable,
+        rules: Mapping[int, UpdateRule],
+        bytes_to_come: int = 0,
+        has_closure: bool = False,
+    ) -> Storage:
+        """Return the session's storage with a codec for every slot. Raises BudgetError and PlanError.
+
+        A plan that the user has named is taken as it is; what a trial shows of it is a warning.
+        """
+        trials, session = Trials(table, self.function, has_closure), self.session
+        kinds = _kinds(table, slots, rules)
+        self._find_signs(kinds, slots, table, trials)
         while True:
-            known = self.with_facts(slots, table)
+            known = dict(slots)
+            for kind, members in kinds.items():
+                known |= {i: _refined(slots[i], self._facts.get(kind, {})) for i in members}
             storage = choose_storage(session.request, session.storage, table, known, bytes_to_come)
-            if session.request.plan is not None or not self._find_unfit(storage, known, table, trials):
+            if not self._find_unfit(kinds, storage, table, trials) or session.request.plan is not None:
                 return storage
 
-    def with_facts(self, slots: SlotsOf, table: ParameterTable) -> SlotsOf:
-        """Return the slots with what trials have shown of them."""
-        return {i: _refined(of, self._facts.get(_kind(table, i, of), {})) for i, of in slots.items()}
-
-    def apply(self, reading: Reading, table: ParameterTable) -> None:
+    def apply(self, reading: Reading) -> None:
         """Let the rules of a reading know what trials have shown of their slots."""
         for rule_class in reading.classes:
             rule = rule_class.rule
             if rule is not None:
-                facts = self._facts.get(_kind(table, rule_class.members[0].parameters[0], rule.slots), {})
-                slots = _refined(rule.slots, facts)
+                slots = _refined(rule.slots, self._facts.get(_kind_of(rule), {}))
                 if slots != rule.slots:
                     rule_class.rule = replace(rule, slots=slots)
 
-    def _find_signs(self, slots: SlotsOf, table: ParameterTable, trials: Trials) -> None:
-        for kind, members in _kinds(table, slots).items():
+    def _find_signs(self, kinds: _Kinds, slots: SlotsOf, table: ParameterTable, trials: Trials) -> None:
+        for kind, members in kinds.items():
             first = members[0]
             unknown = [s.key for s in slots[first] if not s.nonnegative and s.weight_dtype is None and not s.why_exact]
-            if kind in self._facts or not unknown or table.parameters[first].numel() > MOST_ELEMENTS:
+            if kind in self._facts or not unknown or table.parameters[first].numel() > copies.MOST_ELEMENTS:
                 continue
             self._facts[kind] = {}
             try:
@@ -89,23 +96,26 @@ class StorageChoice:
                 continue
             self._facts[kind] = {key: _Fact(True) for key in unknown if key in proven}
 
-    def _find_unfit(self, storage: Storage, slots: SlotsOf, table: ParameterTable, trials: Trials) -> bool:
+    def _find_unfit(self, kinds: _Kinds, storage: Storage, table: ParameterTable, trials: Trials) -> bool:
         """Try a storage; return whether slots were found that do not bear their codecs."""
-        found = False
-        for kind, members in _kinds(table, slots).items():
-            first = members[0]
+        found, is_asked = False, self.session.request.plan is not None
+        for kind, members in kinds.items():
+            first = next((i for i in members if _rounding(storage.of(i).codecs)), members[0])
             codecs = _rounding(storage.of(first).codecs)
-            if not codecs or table.parameters[first].numel() > MOST_ELEMENTS or self._was_tried(kind, codecs):
+            if not codecs or table.parameters[first].numel() > copies.MOST_ELEMENTS or self._was_tried(kind, codecs):
                 continue
             try:
                 reasons = trials.why_exact(first, codecs, storage.seed)
             except TrialFailed as reason:
                 log.info("the plan for %s can't be tried: %s", table.names[first], reason)
                 continue
-            facts = self._facts.setdefault(kind, {})
+            facts, name = self._facts.setdefault(kind, {}), table.names[first]
             for key, why in reasons.items():
-                facts[key] = replace(facts.get(key, _Fact()), why_exact=why)
-                warn_once(f"baoc keeps state {key!r} of {table.names[first]} and the like in full precision: {why}")
+                if is_asked:
+                    warn_once(f"state {key!r} of {name} and the like does not bear the plan that was asked for: {why}")
+                else:
+                    facts[key] = replace(facts.get(key, _Fact()), why_exact=why)
+                    warn_once(f"baoc keeps state {key!r} of {name} and the like in full precision: {why}")
             found = found or bool(reasons)
         return found
 
@@ -116,20 +126,24 @@ class StorageChoice:
         return is_known
 
 
-def _kind(table: ParameterTable, index: int, slots: tuple[Slot, ...]) -> Any:
-    """Return what parameters have in common that the step treats alike, as far as can be seen."""
-    parameter = table.parameters[index]
-    keys = tuple(s.key for s in slots if s.weight_dtype is None)
-    return keys, parameter.ndim, parameter.dtype, table.groups[index]
+#: Parameters by kind, the smallest first.
+_Kinds = Mapping[Any, list[int]]
 
 
-def _kinds(table: ParameterTable, slots: SlotsOf) -> dict[Any, list[int]]:
-    """Return the parameters that can be tried, by kind, the smallest first."""
+def _kinds(table: ParameterTable, slots: SlotsOf, rules: Mapping[int, UpdateRule]) -> _Kinds:
+    """Return the parameters that can be tried: those of one rule, or those alike as far as can be seen."""
     found: dict[Any, list[int]] = defaultdict(list)
     for i, of in slots.items():
-        if table.parameters[i].requires_grad and table.parameters[i].numel():
-            found[_kind(table, i, of)].append(i)
+        parameter = table.parameters[i]
+        if parameter.requires_grad and parameter.numel():
+            keys = tuple(s.key for s in of if s.weight_dtype is None)
+            alike = keys, parameter.ndim, parameter.dtype, table.groups[i]
+            found[_kind_of(rules[i]) if i in rules else alike].append(i)
     return {kind: sorted(members, key=lambda i: table.parameters[i].numel()) for kind, members in found.items()}
+
+
+def _kind_of(rule: UpdateRule) -> Any:
+    return rule.gm.code, rule.inputs, rule.outputs
 
 
 def _refined(slots: tuple[Slot, ...], facts: Mapping[str, _Fact]) -> tuple[Slot, ...]:

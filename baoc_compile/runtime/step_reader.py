@@ -17,6 +17,7 @@ from baoc_compile.passes.capture.group_numbers import same_numbers
 from baoc_compile.passes.capture.leaves import constants_of
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.surroundings import Surroundings
+from baoc_compile.passes.migrate.find_slots import find_slots
 from baoc_compile.passes.migrate.migrate_state import migrate_state, migrate_weights
 from baoc_compile.passes.numbers.number_function import GuardFailed
 from baoc_compile.passes.plan.choose_storage import suits
@@ -30,7 +31,6 @@ from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import bytes_left
-from baoc_compile.runtime.find_slots import find_slots
 from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import state_bytes
@@ -72,7 +72,7 @@ class StepReader:
             found = read_step(table, self.function, present, has_closure=has_closure)
         for reading in (found.first, found.warm):
             if reading is not None:
-                self.choice.apply(reading, table)
+                self.choice.apply(reading)
                 self.readings.insert(0, reading)
         del self.readings[MOST_READINGS:]
         return found
@@ -124,7 +124,7 @@ class StepReader:
                 bounds[out.position] = joined([bounds[out.position]], [bounds_of(float(out.value))])[0]
                 with compile_lock():
                     reading.widen(self.session.table(), {out.signature: bounds})
-                    self.choice.apply(reading, self.session.table())
+                    self.choice.apply(reading)
                 break
         self._drop(reading)
 
@@ -213,6 +213,7 @@ class StepReader:
     def _audit_numbers(self, bound: BoundStep, table: ParameterTable) -> None:
         """Audit the numbers of rules that were not audited before. Raises UnsupportedStep if they are wrong."""
         keys = {rule.key for rule in bound.rules.values()}
+        keys |= {repr(hash(p.signature)) for c in bound.reading.classes if c.rule is None for p in c.members}
         if keys <= self._audited:
             return
         found = audit_numbers(bound.reading, table, self.session.storage, self.function, bound.present)
@@ -244,9 +245,9 @@ class StepReader:
         """Choose how the slots of a reading are stored. Raises BudgetError and PlanError."""
         slots = slots_of(found, table)
         to_come = bytes_to_come(found.warm, table, slots)
-        storage = self.choice.choose(slots, table, to_come, found.warm.has_closure)
+        storage = self.choice.choose(slots, table, found.warm.rules, to_come, found.warm.has_closure)
         for reading in filter(None, (found.first, found.warm)):
-            self.choice.apply(reading, table)
+            self.choice.apply(reading)
         return storage
 
     def prepare_state(self, found: StepReading, table: ParameterTable) -> None:
@@ -280,7 +281,7 @@ class StepReader:
         if all(suits(session.storage, table, i, slot) for i, of in slots.items() for slot in of):
             return
         self._resolve_budget(table)
-        session.store(self.choice.choose(slots, table, has_closure=has_closure))
+        session.store(self.choice.choose(slots, table, {}, has_closure=has_closure))
         with paused_gc():
             migrate_state(session.storage, table)
 

@@ -19,7 +19,16 @@ from typing import Any
 import torch
 
 #: Options that choose an implementation, not another computation, or that belong to training on several machines.
-IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable", "maximize", "use_triton", "triton", "gradient_release"}
+IMPLEMENTATION = {
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "use_triton",
+    "triton",
+    "gradient_release",
+}
 IMPLEMENTATION |= {"verbose", "use_buckets", "bf16_params_format", "ddp", "distributed", "use_distributed"}
 NUMBERS = {"weight_decay": 0.1, "momentum": 0.9}
 

@@ -54,7 +54,7 @@ def measure(variant: Any) -> dict[str, Any]:
     for way in WAYS:
         try:
             began = time.process_time()
-            optimizer, problem, reference = train(variant.make, way, STEPS)
+            optimizer, _, reference = train(variant.make, way, STEPS)
             result.seconds = time.process_time() - began
             break
         except Exception as error:
@@ -91,7 +91,7 @@ def _beside(reference: list[Tensor], variant: Any, way: Way, options: dict[str, 
 
         try:
             began = time.process_time()
-            optimizer, problem, updates = train(variant.make, way, STEPS, prepare, after)
+            optimizer, _, updates = train(variant.make, way, STEPS, prepare, after)
             run.cosine, run.error = compare(updates[-1], reference[-1])
             run.seconds = spent[-1] - spent[STEPS // 2]
             run.bytes = sum(_bytes(value) for _, _, value in float_state(optimizer))

@@ -64,8 +64,7 @@ def _add_created(stand_in: StandIn, pieces: dict[ValueGroup, Piece]) -> None:
             seen.add(root)
             if value.role is not None or _changes_in_place(value, index, key):
                 continue
-            assert value.group is not None
-            piece = pieces.get(value.group.root())
+            piece = None if value.group is None else pieces.get(value.group.root())
             if piece is None:
                 raise UnsupportedStep(f"it makes state {key!r} of nothing that belongs to a parameter")
             piece.created.append((InputRole("state", index, key), value))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.core.codec import Slot
+from baoc_compile.core.errors import BudgetError, warn_once
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage, StoredParameter, StoredSlot
 from baoc_compile.kernels.codecs.catalogue import AUTOMATIC, full_precision
@@ -144,21 +145,36 @@ class _Fit:
         if fitting:
             return replace(ranked[min(fitting)], memory_budget=budget.text)
         base = replace(plans[0], memory_budget=budget.text)
-        return start_by_block(base, self.table, self.new, fixed + self._weight_bytes(base), limit)
+        fixed += self._weight_bytes(base)
+        try:
+            return start_by_block(base, self.table, self.new, fixed, limit)
+        except BudgetError as error:
+            if budget.unit != "%" or error.smallest_bytes is None:
+                raise
+            share = (error.smallest_bytes - self._counter_bytes()) / self._full_and_numel()[0]
+            warn_once(
+                f"memory_budget: {budget.text} is out of reach for this optimizer; the smallest plan is taken, "
+                f"{error.smallest_bytes} bytes or {share:.0%} of full precision"
+            )
+            return start_by_block(base, self.table, self.new, fixed, error.smallest_bytes)
 
     def _limit(self, budget: MemoryBudget) -> int:
         """Return the budget in bytes.
 
-        A percentage refers to all slots, old and new, in full precision, and to counters.
+        A percentage refers to all slots, old and new, in full precision.
         """
-        full, numel = self._counter_bytes(), 0
+        return budget.in_bytes(*self._full_and_numel(), self._counter_bytes())
+
+    def _full_and_numel(self) -> tuple[int, int]:
+        """Return the bytes of all slots in full precision, and the elements of their parameters."""
+        full, numel = 0, 0
         for index in {*self.new, *self.storage.parameters}:
             parameter = self.table.parameters[index]
             planned = [s for s in self.new.get(index, ()) if s.weight_dtype is None]
             count = len(planned) + len(self.storage.of(index).slots)
             full += full_precision(parameter.dtype).storage_bytes(parameter.shape) * count
             numel += parameter.numel()
-        return budget.in_bytes(full, numel)
+        return full, numel
 
     def _settled_bytes(self) -> int:
         """Return the bytes of the slots that were decided before."""

@@ -99,7 +99,7 @@ def solve_profile(profile: Profile, memory_budget: MemoryBudget, time_budget: Ti
 
     Raises BudgetError that names the smallest budget that can be met.
     """
-    budget_bytes = memory_budget.in_bytes(profile.full_bytes, profile.numel)
+    budget_bytes = memory_budget.in_bytes(profile.full_bytes - profile.fixed_bytes, profile.numel, profile.fixed_bytes)
     budget_ns = time_budget.in_ns(profile.full_ns) if time_budget is not None else None
     allowed = [[c for c in candidates if _is_allowed(c)] for candidates in profile.candidates]
 

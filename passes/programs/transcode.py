@@ -5,7 +5,6 @@ They give the same bits as `StateTensor.decode` and `StateTensor.store`, which t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import torch

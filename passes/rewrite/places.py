@@ -13,12 +13,15 @@ from baoc_compile.passes.recorder.recording import Write
 
 
 def object_at(optimizer: Any, source: Any) -> Any:
-    """Return what an optimizer keeps at a place outside of its parameters' state."""
+    """Return what an optimizer keeps at a place."""
     first, *path = source.path
-    found = optimizer.param_groups[first] if source.kind == "group" else vars(optimizer)[first]
     parameters: list[Tensor] = []
-    if any(map(is_parameter, path)):
+    if source.kind == "state" or any(map(is_parameter, path)):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if source.kind == "state":
+        found = optimizer.state[parameters[source.parameter]][first]
+    else:
+        found = optimizer.param_groups[first] if source.kind == "group" else vars(optimizer)[first]
     for key in path:
         found = entry_of(found, parameters[key[1]] if is_parameter(key) else key)
     return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.programs.transcode import decoded, encode
 from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.rewrite.places import object_at
 from baoc_compile.passes.rewrite.run_calls import run_calls
@@ -45,25 +46,25 @@ class Replay:
         Returns (parameter index, state key) -> the tensor, for state that is made or replaced.
         """
         values: dict[Any, Any] = dict(known)
-        decoded: list[tuple[StateTensor, Tensor]] = []
+        opened: list[tuple[StateTensor, Tensor]] = []
         for value in self.piece.inputs:
             real = tensor_of(value, table)
             if isinstance(real, StateTensor):
-                plain = real.decode()
-                decoded.append((real, plain))
+                plain = decoded(real)
+                opened.append((real, plain))
                 real = plain
             values[value] = real
         for scalar, number in zip(self.piece.scalars, self.numbers, strict=True):
             if isinstance(scalar, Expression):
                 values[scalar] = number
         run_calls(self.piece.calls, values)
-        for state, plain in decoded:
-            state.store(plain)
+        for state, plain in opened:
+            encode(state, plain)
         made = {}
         for role, value in self.piece.created:
             old = table.state(role.parameter).get(role.key)
             if isinstance(old, StateTensor):
-                old.store(values[value])
+                encode(old, values[value])
             else:
                 made[role.parameter, role.key] = values[value]
         return made

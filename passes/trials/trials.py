@@ -23,7 +23,7 @@ from baoc_compile.core.codec import Codec
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.capture.surroundings import undisturbed
-from baoc_compile.runtime.copies import copied
+from baoc_compile.passes.trials.copies import copied
 from baoc_compile.state.state_tensor import StateTensor
 
 #: Steps before the state counts as warm, and steps of a trial.
@@ -98,7 +98,10 @@ class Trials:
 
     def _bench(self, chosen: tuple[int, ...], seed: int = 0) -> _Bench:
         generator = torch.Generator().manual_seed(seed)
-        copies = copied(self.table, list(chosen), decoded=True)
+        try:
+            copies = copied(self.table, list(chosen), decoded=True)
+        except Exception as error:
+            raise TrialFailed(repr(error)) from error
         means = {i: torch.randn(copies.parameters[i].shape, generator=generator) for i in chosen}
         return _Bench(copies, chosen, self.function, self.has_closure, generator, means)
 

@@ -12,6 +12,9 @@ from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.capture.leaves import is_hooks, is_left_out, is_of_weight, is_way_to_compute
 from baoc_compile.state.state_tensor import StateTensor
 
+#: Larger parameters are not copied: their full-precision state is what the user wants to save.
+MOST_ELEMENTS = 1 << 22
+
 
 def copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> ParameterTable:
     """Return copies of the chosen parameters under an optimizer of the same class; all others have no gradient.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.torch_private import holders_of_memory
+from baoc_compile.core.torch_private import holders_of_memory, version_of
 from baoc_compile.passes.programs.transcode import decoded, encode
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -39,7 +39,7 @@ class _Open:
     def close(self) -> None:
         """Put the state tensor back, with the values that are there now."""
         now = dict.get(self.entries, self.key)
-        if now is self.plain and self.plain._version == self.version:
+        if now is self.plain and version_of(self.plain) == self.version:
             dict.__setitem__(self.entries, self.key, self.state)
         elif isinstance(now, Tensor) and now.shape == self.state.shape and now.dtype == self.state.dtype:
             with torch.no_grad():
@@ -69,16 +69,16 @@ class _Entries(dict[Any, Any]):
         self._opened[:] = kept
         plain = decoded(state)
         super().__setitem__(key, plain)
-        self._opened.append(_Open(self, key, state, plain, plain._version))
+        self._opened.append(_Open(self, key, state, plain, version_of(plain)))
         return plain
 
     def get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        self._open_if_there(key)
+        return super().get(key, default)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        if key not in self:
-            super().__setitem__(key, default)
-        return self[key]
+        self._open_if_there(key)
+        return super().setdefault(key, default)
 
     def values(self) -> Any:
         self._open_all()
@@ -89,15 +89,18 @@ class _Entries(dict[Any, Any]):
         return super().items()
 
     def pop(self, key: Any, *default: Any) -> Any:
-        value = self[key] if key in self else None
-        super().pop(key, *default)
-        return value if value is not None or not default else default[0]
+        self._open_if_there(key)
+        return super().pop(key, *default)
 
     def copy(self) -> dict[Any, Any]:
         return dict(self.items())
 
     def _open_all(self) -> None:
         for key in self:
+            self._open_if_there(key)
+
+    def _open_if_there(self, key: Any) -> None:
+        if key in self:
             self[key]
 
 
