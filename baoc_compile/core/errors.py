@@ -15,14 +15,7 @@ class OptionError(BaocError, ValueError):
 
 
 class BudgetError(BaocError, ValueError):
-    """Nothing fits the memory or time budget; the message names a budget that can be met.
-
-    smallest_bytes: the smallest memory budget that can be met, if time is no matter.
-    """
-
-    def __init__(self, message: str, smallest_bytes: int | None = None):
-        super().__init__(message)
-        self.smallest_bytes = smallest_bytes
+    """Nothing fits the memory or time budget; the message names a budget that can be met."""
 
 
 class PlanError(BaocError, ValueError):

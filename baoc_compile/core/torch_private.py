@@ -211,14 +211,13 @@ def base_of(tensor: Tensor) -> Tensor | None:
     return tensor._base
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor's memory was changed in place."""
-    return int(tensor._version)
-
-
 def holders_of_memory(tensor: Tensor) -> int:
-    """Return how many tensors and storages refer to a tensor's memory, itself included."""
-    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)) - 1  # the storage object here is one
+    """Return how many tensors and storage objects refer to a tensor's memory, the tensor included."""
+    storage = tensor.untyped_storage()
+    others = (
+        sys.getrefcount(storage) - 3
+    )  # Python code shares one object, which the tensor, `storage` and the argument have
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1 + others
 
 
 def code_of_caller(depth: int) -> Any:

@@ -31,9 +31,15 @@ SlotsOf = Mapping[int, tuple[Slot, ...]]
 
 @dataclass(frozen=True)
 class _Fact:
-    """What trials have shown of a slot."""
+    """What trials have shown of a slot.
+
+    nonnegative: it stays >= 0.
+    is_robust: no values of its sign make the step give NaN.
+    why_exact: why it must stay exact all the same.
+    """
 
     nonnegative: bool = False
+    is_robust: bool = False
     why_exact: str = ""
 
 
@@ -85,16 +91,16 @@ class StorageChoice:
     def _find_signs(self, kinds: _Kinds, slots: SlotsOf, table: ParameterTable, trials: Trials) -> None:
         for kind, members in kinds.items():
             first = members[0]
-            unknown = [s.key for s in slots[first] if not s.nonnegative and s.weight_dtype is None and not s.why_exact]
+            unknown = [s.key for s in slots[first] if s.weight_dtype is None and (not s.nonnegative or s.why_exact)]
             if kind in self._facts or not unknown or table.parameters[first].numel() > copies.MOST_ELEMENTS:
                 continue
             self._facts[kind] = {}
             try:
-                proven = trials.nonnegative(first)
+                proven, is_robust = trials.signs(first)
             except TrialFailed as reason:
                 log.info("the signs of the state of %s can't be tried: %s", table.names[first], reason)
                 continue
-            self._facts[kind] = {key: _Fact(True) for key in unknown if key in proven}
+            self._facts[kind] = {key: _Fact(key in proven, is_robust) for key in unknown}
 
     def _find_unfit(self, kinds: _Kinds, storage: Storage, table: ParameterTable, trials: Trials) -> bool:
         """Try a storage; return whether slots were found that do not bear their codecs."""
@@ -147,10 +153,11 @@ def _kind_of(rule: UpdateRule) -> Any:
 
 
 def _refined(slots: tuple[Slot, ...], facts: Mapping[str, _Fact]) -> tuple[Slot, ...]:
-    known = ((s, facts.get(s.key, _Fact())) for s in slots)
-    return tuple(
-        replace(s, nonnegative=s.nonnegative or f.nonnegative, why_exact=s.why_exact or f.why_exact) for s, f in known
-    )
+    def refined(slot: Slot, fact: _Fact) -> Slot:
+        by_rule = "" if fact.is_robust else slot.why_exact
+        return replace(slot, nonnegative=slot.nonnegative or fact.nonnegative, why_exact=fact.why_exact or by_rule)
+
+    return tuple(refined(s, facts.get(s.key, _Fact())) for s in slots)
 
 
 def _rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec]:

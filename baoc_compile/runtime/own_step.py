@@ -66,6 +66,7 @@ class OwnStep(StepReader):
         self.postponed = False
         self.audits = Schedule()
         self._lock = threading.RLock()
+        self._is_written_running = False  # whoever calls the step now is the user's step, which has `super().step()`
 
     # ways in
 
@@ -78,6 +79,8 @@ class OwnStep(StepReader):
         as_written: runs the user's own step, given a closure or None.
         """
         with self._lock:
+            if self._is_written_running:
+                return as_written(closure)
             if self.refused:
                 return self._run_as_written(closure, as_written)
             loss = None
@@ -93,7 +96,7 @@ class OwnStep(StepReader):
                     bound = self.ready(optimizer, closure is not None)
                 except FirstAsWritten:
                     self._prepare_for_written()
-                    return as_written(None if closure is None else _Known(loss, closure))
+                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 except UnsupportedStep as reason:
                     self._postpone_or_refuse(str(reason))
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
@@ -122,8 +125,12 @@ class OwnStep(StepReader):
 
     def _run_as_written(self, closure: Any, as_written: Callable[[Any], Any]) -> Any:
         """Run the user's own step on decoded state. What it makes is compressed once the step is refused for good."""
-        with opened_state(self.session.optimizer()):
-            loss = as_written(closure)
+        self._is_written_running = True
+        try:
+            with opened_state(self.session.optimizer()):
+                loss = as_written(closure)
+        finally:
+            self._is_written_running = False
         if self.refused:
             with torch.no_grad(), compile_lock():
                 self.compress_found(closure is not None)

@@ -17,31 +17,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.torch_private import holders_of_memory, version_of
+from baoc_compile.core.torch_private import holders_of_memory
 from baoc_compile.passes.programs.transcode import decoded, encode
 from baoc_compile.state.state_tensor import StateTensor
 
 
 @dataclass(eq=False)
 class _Open:
-    """A decoded entry: where it is from, its values, and their version when they were decoded."""
+    """A decoded entry: where it is, and the state tensor that it is from."""
 
     entries: _Entries
     key: Any
     state: StateTensor
-    plain: Tensor
-    version: int
 
     def is_held(self) -> bool:
-        """Return whether anyone but the dictionary and this object refers to the tensor, or to its memory."""
-        return sys.getrefcount(self.plain) > 3 or holders_of_memory(self.plain) > 1  # 3: the argument is one, too
+        """Return whether anyone but the dictionary refers to the tensor that is there now, or to its memory."""
+        now = dict.get(self.entries, self.key)
+        if not isinstance(now, Tensor):
+            return False
+        return sys.getrefcount(now) > 3 or holders_of_memory(now) > 1  # 3: the dictionary, `now`, the argument
 
     def close(self) -> None:
-        """Put the state tensor back, with the values that are there now."""
+        """Put the state tensor back, with the values that are there now.
+
+        They are encoded even if nothing seems to have changed: `.data`, for one, is written without a trace, and what was
+        decoded encodes to itself.
+        """
         now = dict.get(self.entries, self.key)
-        if now is self.plain and version_of(self.plain) == self.version:
-            dict.__setitem__(self.entries, self.key, self.state)
-        elif isinstance(now, Tensor) and now.shape == self.state.shape and now.dtype == self.state.dtype:
+        if isinstance(now, Tensor) and now.shape == self.state.shape and now.dtype == self.state.dtype:
             with torch.no_grad():
                 encode(self.state, now)
             dict.__setitem__(self.entries, self.key, self.state)
@@ -57,9 +60,22 @@ class _Entries(dict[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
-        return self._open(key, value) if isinstance(value, StateTensor) and _has_values(value) else value
+        if not _is_closed(value):
+            return value
+        self._close_others()
+        self._opened.append(_Open(self, key, value))
+        plain = decoded(value)
+        super().__setitem__(key, plain)
+        return plain
 
-    def _open(self, key: Any, state: StateTensor) -> Tensor:
+    def __setitem__(self, key: Any, value: Any) -> None:
+        old = super().get(key)
+        if _is_closed(old):
+            self._opened.append(_Open(self, key, old))
+        super().__setitem__(key, value)
+
+    def _close_others(self) -> None:
+        """Encode what belongs to other parameters, and what nobody holds any more."""
         kept = []
         for other in self._opened:
             if other.entries is self or other.is_held():
@@ -67,10 +83,6 @@ class _Entries(dict[Any, Any]):
             else:
                 other.close()
         self._opened[:] = kept
-        plain = decoded(state)
-        super().__setitem__(key, plain)
-        self._opened.append(_Open(self, key, state, plain, version_of(plain)))
-        return plain
 
     def get(self, key: Any, default: Any = None) -> Any:
         self._open_if_there(key)
@@ -104,8 +116,9 @@ class _Entries(dict[Any, Any]):
             self[key]
 
 
-def _has_values(state: StateTensor) -> bool:
-    return state.codec.mechanism not in ("weight", "dropping")
+def _is_closed(value: Any) -> bool:
+    """Return whether an entry is a state tensor that has values to decode."""
+    return isinstance(value, StateTensor) and value.codec.mechanism not in ("weight", "dropping")
 
 
 @contextmanager

@@ -99,6 +99,14 @@ def _with_loaded(storage: Storage, table: ParameterTable, slots_of: SlotsOf) -> 
     return storage.with_parameters(changed) if changed else storage
 
 
+#: What is taken where a percentage can't be reached: nothing that changes what the step computes, and 8 bits at least.
+_GENTLE = {"fp32", "bf16", "8bit"}
+
+
+def _size(rank: tuple[bool, float, int, int]) -> int:
+    return rank[2]
+
+
 @dataclass(frozen=True)
 class _Fit:
     """The search for a plan within a budget.
@@ -149,14 +157,15 @@ class _Fit:
         try:
             return start_by_block(base, self.table, self.new, fixed, limit)
         except BudgetError as error:
-            if budget.unit != "%" or error.smallest_bytes is None:
+            if budget.unit != "%":
                 raise
-            share = (error.smallest_bytes - self._counter_bytes()) / self._full_and_numel()[0]
+            rank = min((rank for rank, plan in ranked.items() if _GENTLE.issuperset(plan.default.values())), key=_size)
+            share = (rank[2] - self._counter_bytes()) / self._full_and_numel()[0]
             warn_once(
-                f"memory_budget: {budget.text} is out of reach for this optimizer; the smallest plan is taken, "
-                f"{error.smallest_bytes} bytes or {share:.0%} of full precision"
+                f"memory_budget: {budget.text} is out of reach for this optimizer ({error}). Its state is stored in 8 bits "
+                f"where it may be, which takes {rank[2]} bytes or {share:.0%} of full precision"
             )
-            return start_by_block(base, self.table, self.new, fixed, error.smallest_bytes)
+            return replace(ranked[rank], memory_budget=budget.text)
 
     def _limit(self, budget: MemoryBudget) -> int:
         """Return the budget in bytes.

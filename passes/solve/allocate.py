@@ -140,10 +140,7 @@ def _refusal(
     if budget_ns is None:
         assert smallest is not None
         size = table.bytes_of(smallest)
-        return BudgetError(
-            f"{memory} is too small, the smallest allocation takes {size} bytes: raise it to {size}",
-            smallest_bytes=size,
-        )
+        return BudgetError(f"{memory} is too small, the smallest allocation takes {size} bytes: raise it to {size}")
     time = f"time_budget: {budget_ns!r} ns"
     if smallest is None and fastest is None:  # neither can be met by itself
         least = np.lexsort((table.time_ns, table.size_bytes, ~table.exists))[:, 0]
