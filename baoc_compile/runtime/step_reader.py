@@ -236,8 +236,9 @@ class StepReader:
     def _storage_for(self, reading: Reading, table: ParameterTable) -> Storage:
         """Return how state is stored, after deciding on slots for which that is open or does not suit the rule any more."""
         session, storage = self.session, self.session.storage
-        if not all(suits(storage, table, i, slot) for i, rule in reading.rules.items() for slot in rule.slots):
-            storage = self._choose(StepReading(None, reading), table)
+        found = StepReading(None, reading)
+        if not all(suits(storage, table, i, s) for i, slots in slots_of(found, table).items() for s in slots):
+            storage = self._choose(found, table)
             session.store(storage)
         return storage
 
