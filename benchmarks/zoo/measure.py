@@ -20,6 +20,20 @@ COSINE, ERROR = 0.995, 0.1
 ROUNDING = 1e-3  # relative, of the plan fp32: numbers are eager's, but rounding may turn a sign
 
 
+class Clock:
+    """Processor seconds of the second half of a training, losses and gradients included."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, optimizer: Any, problem: Any) -> None:
+        self.times.append(time.process_time())
+
+    @property
+    def seconds(self) -> float:
+        return self.times[-1] - self.times[len(self.times) // 2]
+
+
 @dataclass
 class Run:
     """One training beside eager's. `error`: of the whole update, relative. `bytes`: of float state of parameters' shapes."""
@@ -50,18 +64,18 @@ def measure(variant: Any) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     result = Result(str(variant))
-    way, reference = None, []
+    reference: list[Tensor] = []
     for way in WAYS:
+        clock = Clock()
         try:
-            began = time.process_time()
-            optimizer, _, reference = train(variant.make, way, STEPS)
-            result.seconds = time.process_time() - began
+            optimizer, _, reference = train(variant.make, way, STEPS, after=clock)
+            result.eager = ""
             break
         except Exception as error:
             result.eager = result.eager or f"{type(error).__name__}: {error}"[:200]
-    else:
+    if result.eager:
         return asdict(result)
-    result.eager = ""
+    result.seconds = clock.seconds
     _, _, again = train(variant.make, way, STEPS)
     if not all(map(torch.equal, reference, again)):
         result.eager = "draws random numbers"
@@ -76,30 +90,22 @@ def measure(variant: Any) -> dict[str, Any]:
 
 
 def _beside(reference: list[Tensor], variant: Any, way: Way, options: dict[str, Any]) -> Run:
-    run = Run()
+    run, clock = Run(), Clock()
+
+    def prepare(optimizer: Any) -> None:
+        baoc_compile.prepare(optimizer, **options)
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        began = 0.0
-
-        def prepare(optimizer: Any) -> None:
-            baoc_compile.prepare(optimizer, **options)
-
-        spent: list[float] = []
-
-        def after(optimizer: Any, problem: Any) -> None:
-            spent.append(time.process_time())
-
         try:
-            began = time.process_time()
-            optimizer, _, updates = train(variant.make, way, STEPS, prepare, after)
+            optimizer, _, updates = train(variant.make, way, STEPS, prepare, clock)
             run.cosine, run.error = compare(updates[-1], reference[-1])
-            run.seconds = spent[-1] - spent[STEPS // 2]
+            run.seconds = clock.seconds
             run.bytes = sum(_bytes(value) for _, _, value in float_state(optimizer))
             _describe(run, optimizer)
         except Exception as error:
             run.raised = f"{type(error).__name__}: {error}"[:300]
-            run.seconds = time.process_time() - began
-    run.notices = [str(w.message)[:300] for w in caught if issubclass(w.category, baoc_compile.BaocWarning)]
+    run.notices += [str(w.message)[:300] for w in caught if issubclass(w.category, baoc_compile.BaocWarning)]
     return run
 
 

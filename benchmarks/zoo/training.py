@@ -53,7 +53,7 @@ class Problem:
             p.grad = None
         with torch.enable_grad():
             terms = zip(self.parameters, self.targets, self.curvatures, self.noise, strict=True)
-            loss = sum((0.5 * h * (p - t) ** 2 + n * p).sum() for p, t, h, n in terms)
+            loss = torch.stack([(0.5 * h * (p - t) ** 2 + n * p).sum() for p, t, h, n in terms]).sum()
             loss.backward(create_graph=self.create_graph)
         return loss.detach()
 
