@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-all test-oldest lint bench fidelity registers learning decisions clean
+.PHONY: demo test test-all test-oldest lint bench fidelity registers zoo learning decisions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_language_model.py
@@ -46,6 +46,12 @@ fidelity: $(INSTALLED)
 # Registers and spills of the Triton kernels for four GPUs, none of which is needed (a minute).
 registers: $(INSTALLED)
 	$(BIN)/python benchmarks/registers.py
+
+# Public optimizers, with and without a budget (some 20 minutes on 2 cores); goes on where it was stopped.
+zoo: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[zoo]'
+	$(BIN)/python benchmarks/zoo/run.py
+	$(BIN)/python benchmarks/zoo/language.py
 
 learning: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'

@@ -225,7 +225,7 @@ class _Momentum(OneByOne):
         p.sub_(state["m"], alpha=group["lr"])
 
 
-@misleads("right", "refused")
+@misleads("right", "late")
 class CallsItsBase(torch.optim.SGD):
     """The base class's step, then a decay."""
 

@@ -34,6 +34,8 @@ LONGEST_INTERVAL = 500
 #: How far the two may differ, relative to the largest value, before it is no rounding: a thousand units in the last place of
 #: float32 are lost where a step subtracts nearly equal numbers. Types with fewer digits are allowed 8 units in theirs.
 CLOSE = 1e-3
+#: Larger parameters with a rule are not audited: their state never is in full precision, not even in a copy.
+MOST_ELEMENTS_OF_A_RULE = 1 << 16
 #: The share of the time that audits may take, from the fourth on.
 MOST_TIME = 0.01
 
@@ -134,9 +136,8 @@ def _chosen(reading: Reading, table: ParameterTable, present: frozenset[int]) ->
     found: list[int] = []
     for rule_class in reading.classes:
         able = [p.parameters for p in rule_class.members if present.issuperset(p.parameters)]
-        able = [
-            of for of in able if 0 < size(of) <= copies.MOST_ELEMENTS and all(table.parameters[i].numel() for i in of)
-        ]
+        most = copies.MOST_ELEMENTS if rule_class.rule is None else MOST_ELEMENTS_OF_A_RULE
+        able = [of for of in able if 0 < size(of) <= most and all(table.parameters[i].numel() for i in of)]
         found += min(able, key=size, default=())
     return found
 

@@ -21,7 +21,8 @@ from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.passes.plan.choose_storage import choose_storage
 from baoc_compile.passes.rules.read_step import Reading
 from baoc_compile.passes.trials import copies
-from baoc_compile.passes.trials.trials import TrialFailed, Trials
+from baoc_compile.passes.trials.bench import Bench, CopyBench, RuleBench, TrialFailed
+from baoc_compile.passes.trials.trials import signs, why_exact
 from baoc_compile.runtime.session import Session
 
 log = logging.getLogger("baoc")
@@ -60,23 +61,26 @@ class StorageChoice:
         self,
         slots: SlotsOf,
         table: ParameterTable,
-        rules: Mapping[int, UpdateRule],
+        reading: Reading | None,
         bytes_to_come: int = 0,
         has_closure: bool = False,
     ) -> Storage:
         """Return the session's storage with a codec for every slot. Raises BudgetError and PlanError.
 
+        reading: the step's rules; None if it can't be read.
+
         A plan that the user has named is taken as it is; what a trial shows of it is a warning.
         """
-        trials, session = Trials(table, self.function, has_closure), self.session
+        session, rules = self.session, {} if reading is None else reading.rules
         kinds = _kinds(table, slots, rules)
-        self._find_signs(kinds, slots, table, trials)
+        benches = _Benches(table, reading, self.function, has_closure)
+        self._find_signs(kinds, slots, benches)
         while True:
             known = dict(slots)
             for kind, members in kinds.items():
                 known |= {i: _refined(slots[i], self._facts.get(kind, {})) for i in members}
             storage = choose_storage(session.request, session.storage, table, known, bytes_to_come)
-            if not self._find_unfit(kinds, storage, table, trials) or session.request.plan is not None:
+            if not self._find_unfit(kinds, storage, benches) or session.request.plan is not None:
                 return storage
 
     def apply(self, reading: Reading) -> None:
@@ -88,34 +92,35 @@ class StorageChoice:
                 if slots != rule.slots:
                     rule_class.rule = replace(rule, slots=slots)
 
-    def _find_signs(self, kinds: _Kinds, slots: SlotsOf, table: ParameterTable, trials: Trials) -> None:
+    def _find_signs(self, kinds: _Kinds, slots: SlotsOf, benches: _Benches) -> None:
         for kind, members in kinds.items():
             first = members[0]
             unknown = [s.key for s in slots[first] if s.weight_dtype is None and (not s.nonnegative or s.why_exact)]
-            if kind in self._facts or not unknown or table.parameters[first].numel() > copies.MOST_ELEMENTS:
+            if kind in self._facts or not unknown:
                 continue
             self._facts[kind] = {}
             try:
-                proven, is_robust = trials.signs(first)
+                proven, is_robust = signs(benches.maker(members))
             except TrialFailed as reason:
-                log.info("the signs of the state of %s can't be tried: %s", table.names[first], reason)
+                log.info("the signs of the state of %s can't be tried: %s", benches.table.names[first], reason)
                 continue
             self._facts[kind] = {key: _Fact(key in proven, is_robust) for key in unknown}
 
-    def _find_unfit(self, kinds: _Kinds, storage: Storage, table: ParameterTable, trials: Trials) -> bool:
+    def _find_unfit(self, kinds: _Kinds, storage: Storage, benches: _Benches) -> bool:
         """Try a storage; return whether slots were found that do not bear their codecs."""
         found, is_asked = False, self.session.request.plan is not None
         for kind, members in kinds.items():
             first = next((i for i in members if _rounding(storage.of(i).codecs)), members[0])
             codecs = _rounding(storage.of(first).codecs)
-            if not codecs or table.parameters[first].numel() > copies.MOST_ELEMENTS or self._was_tried(kind, codecs):
+            if not codecs or self._was_tried(kind, codecs):
                 continue
+            name = benches.table.names[first]
             try:
-                reasons = trials.why_exact(first, codecs, storage.seed)
+                reasons = why_exact(benches.maker(members), codecs, storage.seed)
             except TrialFailed as reason:
-                log.info("the plan for %s can't be tried: %s", table.names[first], reason)
+                log.info("the plan for %s can't be tried: %s", name, reason)
                 continue
-            facts, name = self._facts.setdefault(kind, {}), table.names[first]
+            facts = self._facts.setdefault(kind, {})
             for key, why in reasons.items():
                 if is_asked:
                     warn_once(f"state {key!r} of {name} and the like does not bear the plan that was asked for: {why}")
@@ -131,6 +136,34 @@ class StorageChoice:
         self._tried.add(asked)
         return is_known
 
+
+@dataclass
+class _Benches:
+    """Where an optimizer's parameters are tried; see `passes/trials/bench.py`."""
+
+    table: ParameterTable
+    reading: Reading | None
+    function: Callable[..., Any]
+    has_closure: bool
+
+    def maker(self, members: list[int]) -> Callable[[], Bench]:
+        """Return what makes benches for parameters of one kind. Raises TrialFailed."""
+        reading, first = self.reading, members[0]
+        if reading is not None and not reading.has_other_steps:  # which may have other rules
+            begun = reading.beginnings.get(first, {})
+            for rule_class in reading.classes:
+                rule, pieces = rule_class.rule, [p for p in rule_class.members if first in p.parameters]
+                if rule is not None and pieces:
+                    return lambda: RuleBench(rule, pieces[0], self.table.parameters[first], begun)
+        able = [i for i in members if self.table.parameters[i].numel() <= copies.MOST_ELEMENTS]
+        if not able:
+            raise TrialFailed("its parameters are too large to be copied")
+        chosen = next((i for i in able if self.table.parameters[i].numel() >= ENOUGH_ELEMENTS), able[-1])
+        return lambda: CopyBench(self.table, chosen, self.function, self.has_closure)
+
+
+#: Elements with which a trial shows what it should: signs that are random, errors that are not one element's.
+ENOUGH_ELEMENTS = 256
 
 #: Parameters by kind, the smallest first.
 _Kinds = Mapping[Any, list[int]]

@@ -246,7 +246,7 @@ class StepReader:
         """Choose how the slots of a reading are stored. Raises BudgetError and PlanError."""
         slots = slots_of(found, table)
         to_come = bytes_to_come(found.warm, table, slots)
-        storage = self.choice.choose(slots, table, found.warm.rules, to_come, found.warm.has_closure)
+        storage = self.choice.choose(slots, table, found.warm, to_come, found.warm.has_closure)
         for reading in filter(None, (found.first, found.warm)):
             self.choice.apply(reading)
         return storage
@@ -282,7 +282,7 @@ class StepReader:
         if all(suits(session.storage, table, i, slot) for i, of in slots.items() for slot in of):
             return
         self._resolve_budget(table)
-        session.store(self.choice.choose(slots, table, {}, has_closure=has_closure))
+        session.store(self.choice.choose(slots, table, None, has_closure=has_closure))
         with paused_gc():
             migrate_state(session.storage, table)
 

@@ -107,8 +107,8 @@ def _of_module(name: str) -> dict[str, Any]:
 
 def _of_timm() -> dict[str, Any]:
     """Return the optimizers of timm. The package itself imports torchvision, which its optimizers do not need."""
-    spec = find_spec("timm")
-    if spec is not None and "timm" not in sys.modules:
+    spec = None if "timm" in sys.modules else find_spec("timm")
+    if spec is not None:
         sys.modules["timm"] = package = ModuleType("timm")
         package.__path__ = list(spec.submodule_search_locations or ())
         sys.modules["timm.models"] = models = ModuleType("timm.models")

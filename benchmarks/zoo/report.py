@@ -15,6 +15,7 @@ from paths import DOCS
 from training import SHAPES
 
 MARK = "<!-- Written by benchmarks/zoo/run.py from here -->\n"
+LEARNING = "<!-- Written by benchmarks/zoo/language.py from here -->\n"
 
 
 def is_right(run: Mapping[str, Any]) -> bool:
@@ -44,7 +45,17 @@ def way(result: Mapping[str, Any]) -> str:
     return "as written" if run["refused"] else "replay" if run["replays"] else "programs"
 
 
-ORDER = ("right", "no state", "right, larger", "off, as simulated", "wrong", "wrong in fp32", "raises", "crashed", "not run")
+ORDER = (
+    "right",
+    "no state",
+    "right, larger",
+    "off, as simulated",
+    "wrong",
+    "wrong in fp32",
+    "raises",
+    "crashed",
+    "not run",
+)
 
 
 def write_report(known: Mapping[str, Any]) -> None:
@@ -65,7 +76,9 @@ def write_report(known: Mapping[str, Any]) -> None:
     lines += ["", "How the steps ran under the budget: " + ", ".join(f"{n} {w}" for w, n in ways.most_common()) + "."]
     for name in ways:
         ratios = [r["runs"][BUDGET]["seconds"] / max(r["seconds"], 1e-6) for r in ran if way(r) == name]
-        lines.append(f"Time of a training step, over eager's, {name}: median {median(ratios):.2f}, largest {max(ratios):.2f}.")
+        lines.append(
+            f"Time of a training step, over eager's, {name}: median {median(ratios):.2f}, largest {max(ratios):.2f}."
+        )
     lines += ["", "## What is not right, or larger than the budget", ""]
     lines += ["Variants that differ by an option only are counted together.", ""]
     lines += ["| optimizer | variants | verdict | cosine | error | bytes | why |", "|---|---|---|---|---|---|---|"]
@@ -75,8 +88,31 @@ def write_report(known: Mapping[str, Any]) -> None:
             groups[re.sub(r"\[.*", "", name), verdict(result)].append(result)
     for (name, what), results in sorted(groups.items(), key=lambda item: (ORDER.index(item[0][1]), item[0][0])):
         lines.append(_row(name, what, results))
-    text = (DOCS / "zoo.md").read_text() if (DOCS / "zoo.md").exists() else MARK
-    (DOCS / "zoo.md").write_text(text.split(MARK)[0] + MARK + "\n" + "\n".join(lines) + "\n")
+    before, _, _ = _page().partition(MARK)
+    (DOCS / "zoo.md").write_text(before + MARK + "\n" + "\n".join(lines) + "\n")
+
+
+def write_learning(results: list[dict[str, Any]]) -> None:
+    """Write the table of losses, which stands before the others."""
+    lines = ["| optimizer | eager | under the budget | difference |", "|---|---|---|---|"]
+    for name in dict.fromkeys(r["name"] for r in results):
+        runs = [r for r in results if r["name"] == name]
+        failed = next((r["error"] for r in runs if "error" in r), "")
+        if failed:
+            lines.append(f"| {name} | | | {failed} |")
+            continue
+        eager, ours = ([r["loss"] for r in runs if r["prepared"] is prepared] for prepared in (False, True))
+        shown = [", ".join(f"{loss:.4f}" for loss in losses) for losses in (eager, ours)]
+        differences = ", ".join(f"{b - a:+.4f}" for a, b in zip(eager, ours, strict=True))
+        lines.append(f"| {name} | {shown[0]} | {shown[1]} | {differences} |")
+    before, _, rest = _page().partition(LEARNING)
+    _, mark, after = rest.partition(MARK)
+    table = "\n".join(lines)
+    (DOCS / "zoo.md").write_text(f"{before}{LEARNING}\n{table}\n\n{mark or MARK}{after}")
+
+
+def _page() -> str:
+    return (DOCS / "zoo.md").read_text() if (DOCS / "zoo.md").exists() else LEARNING + MARK
 
 
 def _row(name: str, what: str, results: list[Any]) -> str:

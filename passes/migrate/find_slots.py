@@ -15,9 +15,14 @@ from baoc_compile.state.state_tensor import StateTensor
 
 
 def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
-    """Return the slots by parameter index. Nothing is known of their updates."""
+    """Return the slots by parameter index. Nothing is known of their updates.
+
+    A step on sparse gradients changes a few rows: to decode and encode all of them would cost more than it saves.
+    """
     found = {}
     for index, parameter in enumerate(table.parameters):
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+            continue
         entries = table.state(index)
         keys = [key for key in entries if isinstance(key, str) and _is_slot(entries, key, parameter)]
         if keys:

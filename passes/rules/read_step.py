@@ -71,6 +71,20 @@ class Reading:
         return Reading(recording, group_numbers(recording), classes, present, self.has_closure)
 
     @property
+    def has_other_steps(self) -> bool:
+        """Whether a condition depends on a number that the step itself changes: later steps may be other ones."""
+        changed = {(w.source.kind, w.source.path, w.source.parameter) for w in self.recording.writes}
+
+        def changes(value: Any) -> bool:
+            if not isinstance(value, Expression):
+                return False
+            if value.source is not None:
+                return (value.source.kind, value.source.path, value.source.parameter) in changed
+            return any(map(changes, value.arguments))
+
+        return any(changes(guard.expression) for guard in self.recording.guards)
+
+    @property
     def creates(self) -> bool:
         """Whether the step makes state."""
         return any(piece.created and not _replaces(piece) for piece in self.recording.pieces)
