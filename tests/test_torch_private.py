@@ -268,3 +268,20 @@ def test_a_library_with_pythons_lock():
 def test_a_dictionary_has_a_tag_before_python_3_13():
     """Otherwise the entries themselves are compared, which takes longer."""
     assert (private.dictionary_tag() >= 0) == (sys.version_info < (3, 13))
+
+
+def test_the_holders_of_a_tensors_memory_are_counted():
+    tensor = torch.zeros(4)
+    assert private.holders_of_memory(tensor) == private.holders_of_memory(tensor) == 1
+    for show in (
+        lambda t: t.view(2, 2),
+        lambda t: t[1:],
+        lambda t: t.data,
+        Tensor.detach,
+        Tensor.numpy,
+        Tensor.untyped_storage,
+    ):
+        shown = show(tensor)
+        assert private.holders_of_memory(tensor) == 2, show
+        del shown
+        assert private.holders_of_memory(tensor) == 1, show

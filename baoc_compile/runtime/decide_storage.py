@@ -77,8 +77,8 @@ class StorageChoice:
         self._find_signs(kinds, slots, benches)
         while True:
             known = dict(slots)
-            for kind, members in kinds.items():
-                known |= {i: _refined(slots[i], self._facts.get(kind, {})) for i in members}
+            for kind, facts in self._facts.items():
+                known |= {i: _refined(slots[i], facts) for i in kinds.get(kind, ())}
             storage = choose_storage(session.request, session.storage, table, known, bytes_to_come)
             if not self._find_unfit(kinds, storage, benches) or session.request.plan is not None:
                 return storage
