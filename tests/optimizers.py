@@ -15,7 +15,8 @@ import baoc_compile
 from baoc_compile import StateTensor
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.passes.rules.read_step import Reading, read_step
+from baoc_compile.passes.rules.read_step import read_step
+from baoc_compile.passes.rules.reading import Reading
 from baoc_compile.runtime.lead_steps import own_function
 
 

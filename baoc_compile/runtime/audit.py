@@ -22,7 +22,8 @@ from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import group_numbers
 from baoc_compile.passes.capture.record_step import record_step
 from baoc_compile.passes.capture.surroundings import undisturbed
-from baoc_compile.passes.rules.read_step import Reading, difference
+from baoc_compile.passes.rules.read_step import difference
+from baoc_compile.passes.rules.reading import Reading
 from baoc_compile.passes.trials import copies
 from baoc_compile.runtime.bound_step import BoundStep
 from baoc_compile.state.state_tensor import StateTensor

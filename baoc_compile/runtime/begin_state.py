@@ -21,7 +21,7 @@ from baoc_compile.passes.numbers.expressions import Expression, Source
 from baoc_compile.passes.numbers.number_function import compile_numbers
 from baoc_compile.passes.recorder.recording import Beginning
 from baoc_compile.passes.rewrite.places import object_at
-from baoc_compile.passes.rules.read_step import Reading, StepReading
+from baoc_compile.passes.rules.reading import Reading, StepReading
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import fresh
 from baoc_compile.state.state_tensor import StateTensor

@@ -24,7 +24,7 @@ from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
 from baoc_compile.passes.rewrite.replay import tensor_of
 from baoc_compile.passes.rewrite.run_calls import run_calls
-from baoc_compile.passes.rules.read_step import Reading
+from baoc_compile.passes.rules.reading import Reading
 from baoc_compile.state.entries import state_tensors
 
 

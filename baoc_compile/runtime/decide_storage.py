@@ -19,7 +19,7 @@ from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.passes.plan.choose_storage import choose_storage
-from baoc_compile.passes.rules.read_step import Reading
+from baoc_compile.passes.rules.reading import Reading
 from baoc_compile.passes.trials import copies
 from baoc_compile.passes.trials.bench import Bench, CopyBench, RuleBench, TrialFailed
 from baoc_compile.passes.trials.trials import signs, why_exact

@@ -23,7 +23,8 @@ from baoc_compile.passes.numbers.number_function import GuardFailed
 from baoc_compile.passes.plan.choose_storage import suits
 from baoc_compile.passes.rewrite.bound_group import OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
-from baoc_compile.passes.rules.read_step import Reading, StepReading, read_step, slots_of
+from baoc_compile.passes.rules.read_step import read_step, slots_of
+from baoc_compile.passes.rules.reading import Reading, StepReading
 from baoc_compile.runtime.audit import audit_numbers
 from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
 from baoc_compile.runtime.bound_step import BoundStep
