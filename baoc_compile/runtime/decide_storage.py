@@ -147,23 +147,39 @@ class _Benches:
     has_closure: bool
 
     def maker(self, members: list[int]) -> Callable[[], Bench]:
-        """Return what makes benches for parameters of one kind. Raises TrialFailed."""
-        reading, first = self.reading, members[0]
-        if reading is not None and not reading.has_other_steps:  # which may have other rules
-            begun = reading.beginnings.get(first, {})
-            for rule_class in reading.classes:
-                rule, pieces = rule_class.rule, [p for p in rule_class.members if first in p.parameters]
-                if rule is not None and pieces:
-                    return lambda: RuleBench(rule, pieces[0], self.table.parameters[first], begun)
-        able = [i for i in members if self.table.parameters[i].numel() <= copies.MOST_ELEMENTS]
+        """Return what makes benches for parameters of one kind. Raises TrialFailed.
+
+        The user's own step on a copy shows most, since its numbers go on from step to step: it is taken where the copy is
+        small, and where there is no rule.
+        """
+        sizes = {i: self.table.parameters[i].numel() for i in members}
+        small = [i for i in members if ENOUGH_ELEMENTS <= sizes[i] <= FEW_ELEMENTS]
+        by_rule = None if small else self._by_rule(members[0])
+        if by_rule is not None:
+            return by_rule
+        able = small or [i for i in members if sizes[i] <= copies.MOST_ELEMENTS]
         if not able:
             raise TrialFailed("its parameters are too large to be copied")
-        chosen = next((i for i in able if self.table.parameters[i].numel() >= ENOUGH_ELEMENTS), able[-1])
+        chosen = next((i for i in able if sizes[i] >= ENOUGH_ELEMENTS), able[-1])
         return lambda: CopyBench(self.table, chosen, self.function, self.has_closure)
+
+    def _by_rule(self, index: int) -> Callable[[], Bench] | None:
+        """Return what makes benches with the parameter's rule; None if it has none, or if later steps may have another."""
+        reading = self.reading
+        if reading is None or reading.has_other_steps:
+            return None
+        for rule_class in reading.classes:
+            rule, pieces = rule_class.rule, [p for p in rule_class.members if index in p.parameters]
+            if rule is not None and pieces:
+                begun = reading.beginnings.get(index, {})
+                return lambda: RuleBench(rule, pieces[0], self.table.parameters[index], begun)
+        return None
 
 
 #: Elements with which a trial shows what it should: signs that are random, errors that are not one element's.
 ENOUGH_ELEMENTS = 256
+#: Elements of a parameter that may be copied although it has a rule, and state that never is in full precision.
+FEW_ELEMENTS = 1 << 16
 
 #: Parameters by kind, the smallest first.
 _Kinds = Mapping[Any, list[int]]

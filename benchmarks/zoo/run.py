@@ -28,7 +28,7 @@ from measure import measure
 from paths import RESULTS
 from report import write_report
 
-SECONDS = 180  # for one variant
+SECONDS = 60  # for one variant
 FILE = RESULTS / "zoo.json"
 
 

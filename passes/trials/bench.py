@@ -125,7 +125,7 @@ class RuleBench(Bench):
                 self.parameter = value.float().expand(ELEMENTS).clone()
             elif replaced.kind == "slot":
                 self._state[replaced.key].copy_(value)
-            else:
+            elif replaced.kind == "counter":
                 self._numbers[replaced.name] = float(value)
         for i in self.rule.inputs:
             if i.counts_steps:
