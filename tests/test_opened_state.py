@@ -93,7 +93,7 @@ def test_what_is_only_read_keeps_its_bits():
 
 @pytest.mark.parametrize("how", ["view", "data", "numpy", "list", "storage"])
 def test_writes_through_what_the_step_keeps_count(how):
-    """Whatever shows the memory of a decoded tensor keeps it open until the step ends."""
+    """Whatever shows the memory of a decoded tensor keeps it open until the step ends, and after it."""
     optimizer, entries = odd()
     kept: list[Any] = []
     with torch.no_grad(), opened_state(optimizer):
@@ -114,7 +114,8 @@ def test_writes_through_what_the_step_keeps_count(how):
                 shown.fill_(0)
             else:
                 shown[...] = 0.0
-    assert all(torch.equal(e["m"].decode(), torch.zeros(8, 40)) for e in entries)
+    values = [e["m"].decode() if isinstance(e["m"], StateTensor) else e["m"] for e in entries]
+    assert all(torch.equal(value, torch.zeros(8, 40)) for value in values)
 
 
 def test_entries_that_are_replaced_removed_or_made():
@@ -254,3 +255,35 @@ def test_state_that_something_else_holds_stays_as_it_is():
     assert type(optimizer.state[parameters[0]]["m"]) is Tensor is type(optimizer.held[0])
     assert optimizer.state[parameters[0]]["m"] is optimizer.held[0]
     assert isinstance(optimizer.state[parameters[0]]["v"], StateTensor)
+
+
+def test_state_that_is_held_later_is_left_alone_from_then_on():
+    """What the step holds outside of its state is the state: writes through it count."""
+
+    class HoldingLate(Branching):
+        def step(self, closure: Any = None) -> None:
+            super().step()
+            for p in self.param_groups[0]["params"]:
+                self.count = getattr(self, "count", 0) + 1
+                if self.count == 4:
+                    self.held = self.state[p]["m"]
+                if self.count > 4:
+                    self.held.mul_(0.5)
+
+    results = []
+    for prepared in (False, True):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(64, 96))
+        optimizer = HoldingLate([parameter])
+        if prepared:
+            baoc_compile.prepare(optimizer, memory_budget="30%")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for t in range(8):
+                parameter.grad = torch.randn(64, 96)
+                optimizer.step()
+                if prepared and t == 2:
+                    assert isinstance(optimizer.state[parameter]["m"], StateTensor)
+        results.append(optimizer.state[parameter]["m"].clone())
+        assert optimizer.held is optimizer.state[parameter]["m"]
+    assert (results[1] - results[0]).norm() <= 0.05 * results[0].norm()

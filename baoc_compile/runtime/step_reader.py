@@ -280,12 +280,13 @@ class StepReader:
         """Compress the state that a step made whose rules are not known. Raises BudgetError and PlanError."""
         session, table = self.session, self.session.table()
         slots = find_slots(table)
-        if all(suits(session.storage, table, i, slot) for i, of in slots.items() for slot in of):
-            return
-        self._resolve_budget(table)
-        session.store(self.choice.choose(slots, table, None, has_closure=has_closure))
+        if not all(suits(session.storage, table, i, slot) for i, of in slots.items() for slot in of):
+            self._resolve_budget(table)
+            session.store(self.choice.choose(slots, table, None, has_closure=has_closure))
+        here = {i: {s.key: session.storage.of(i).slots[s.key] for s in of} for i, of in slots.items()}
+        found = {i: replace(session.storage.of(i), slots=kept) for i, kept in here.items()}
         with paused_gc():
-            migrate_state(session.storage, table)
+            migrate_state(replace(session.storage, parameters=found), table)
 
     def release(self) -> None:
         """Drop everything that is bound to tensors; the next step binds again."""

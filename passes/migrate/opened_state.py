@@ -123,18 +123,25 @@ def _is_closed(value: Any) -> bool:
 
 @contextmanager
 def opened_state(optimizer: Any) -> Iterator[None]:
-    """Let the user's own step see `optimizer.state` decoded. The state is compressed again after it, also if it raises."""
+    """Let the user's own step see `optimizer.state` decoded.
+
+    The state is compressed again after it, also if it raises, but for what something besides the state still holds.
+    """
     opened: list[_Open] = []
     before: dict[Any, tuple[dict[Any, Any], _Entries]] = {}
     for owner, entries in list(optimizer.state.items()):
         if isinstance(entries, dict) and any(isinstance(value, StateTensor) for value in entries.values()):
             before[owner] = entries, _Entries(entries, opened)
             optimizer.state[owner] = before[owner][1]
+    is_over = False
     try:
         yield
+        is_over = True
     finally:
         for entry in opened:
-            entry.close()
+            # what is held when the step is over may be written outside of it; after an error, frames hold everything
+            if not (is_over and entry.is_held()):
+                entry.close()
         for owner, (entries, shown) in before.items():
             if dict.get(optimizer.state, owner) is shown:
                 entries.clear()
