@@ -208,3 +208,35 @@ def test_any_of_them_is_right_or_stays_exact(options):
         assert ours @ eager >= 0.995 * ours.norm() * eager.norm()
         if request.get("memory_budget") and "exact" in codecs(optimizer).values():
             assert told, "what stays exact is told"
+
+
+class Twins(torch.optim.Optimizer):
+    """Two averages of one gradient, signed and equal; the root of what they differ by, which only exact state keeps >= 0."""
+
+    def __init__(self, parameters: Any):
+        super().__init__(parameters, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["m"], state["n"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["m"].lerp_(p.grad, 0.1)
+                state["n"].lerp_(p.grad, 0.1)
+                p.addcdiv_(state["m"], (state["m"] - state["n"] + 1e-12).sqrt() + 1.0, value=-group["lr"])
+
+
+def test_signed_state_under_a_root_stays_exact():
+    """No slot is a candidate for >= 0, and yet random values of any sign have to be tried before exactness is given up."""
+    parameter = nn.Parameter(torch.randn(SHAPE))
+    optimizer = Twins([parameter])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        baoc_compile.prepare(optimizer, memory_budget="30%")
+    parameter.grad = torch.randn(SHAPE)
+    optimizer.step()
+    (rule,) = set(optimizer._baoc_session.own.rules.values())
+    assert all("root" in slot.why_exact for slot in rule.slots)
+    assert all(type(optimizer.state[parameter][key]) is Tensor for key in ("m", "n"))

@@ -214,9 +214,8 @@ def base_of(tensor: Tensor) -> Tensor | None:
 def holders_of_memory(tensor: Tensor) -> int:
     """Return how many tensors and storage objects refer to a tensor's memory, the tensor included."""
     storage = tensor.untyped_storage()
-    others = (
-        sys.getrefcount(storage) - 3
-    )  # Python code shares one object, which the tensor, `storage` and the argument have
+    # all Python code shares one storage object, which the tensor, `storage` and the argument refer to
+    others = sys.getrefcount(storage) - 3
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1 + others
 
 

@@ -188,12 +188,13 @@ _Kinds = Mapping[Any, list[int]]
 def _kinds(table: ParameterTable, slots: SlotsOf, rules: Mapping[int, UpdateRule]) -> _Kinds:
     """Return the parameters that can be tried: those of one rule, or those alike as far as can be seen."""
     found: dict[Any, list[int]] = defaultdict(list)
+    of_rule = {rule: _kind_of(rule) for rule in set(rules.values())}
     for i, of in slots.items():
         parameter = table.parameters[i]
         if parameter.requires_grad and parameter.numel():
             keys = tuple(s.key for s in of if s.weight_dtype is None)
             alike = keys, parameter.ndim, parameter.dtype, table.groups[i]
-            found[_kind_of(rules[i]) if i in rules else alike].append(i)
+            found[of_rule[rules[i]] if i in rules else alike].append(i)
     return {kind: sorted(members, key=lambda i: table.parameters[i].numel()) for kind, members in found.items()}
 
 

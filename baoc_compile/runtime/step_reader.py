@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,7 @@ class StepReader:
         self.bound: BoundStep | None = None
         self.unborn = Unborn()
         self.choice = StorageChoice(session, function)
-        self._audited: set[str] = set()
+        self._audited: set[Hashable] = set()
         self._kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
         self._others: list[BoundStep] = []  # readings of the same tensors, bound
         self._by_mask = False
@@ -213,8 +213,8 @@ class StepReader:
 
     def _audit_numbers(self, bound: BoundStep, table: ParameterTable) -> None:
         """Audit the numbers of rules that were not audited before. Raises UnsupportedStep if they are wrong."""
-        keys = {rule.key for rule in bound.rules.values()}
-        keys |= {repr(hash(p.signature)) for c in bound.reading.classes if c.rule is None for p in c.members}
+        keys: set[Hashable] = {rule.key for rule in bound.rules.values()}
+        keys |= {p.signature for c in bound.reading.classes if c.rule is None for p in c.members}
         if keys <= self._audited:
             return
         found = audit_numbers(bound.reading, table, self.session.storage, self.function, bound.present)

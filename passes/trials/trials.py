@@ -45,7 +45,7 @@ def signs(make: Make) -> tuple[set[Any], bool]:
         bench.step()
     candidates = {key for key, value in bench.state.items() if bool(value.any()) and bool((value >= 0).all())}
     passed, written, is_finite = 0, set(), True
-    while candidates and passed < ROUNDS:
+    while passed < ROUNDS:
         filled = _fill(bench, candidates)
         bench.step_anywhere()
         stepped = {key: value for key, value in bench.state.items() if key in candidates}
