@@ -28,9 +28,9 @@ def step_text(gm: fx.GraphModule) -> str:
 
 def _launch_lines(launch: Launch) -> Iterator[str]:
     graph = launch.graph
-    verb = "fused_average" if graph.averages else "fused_update"
+    verb = "fused_average" if graph.folds else "fused_update"
     yield f"{verb}[rule {graph.rule.key}](  # one launch over {len(launch.parameters)} parameters"
-    stored = {k: c for k, c in graph.configuration.items() if not graph.averages or k in graph.rule.averaged}
+    stored = {k: c for k, c in graph.configuration.items() if not graph.folds or k in graph.rule.averaged}
     for key, codec in stored.items():
         numel = sum(shape.numel() for shape in launch.shapes)
         per_element = sum(codec.storage_bytes(shape) for shape in launch.shapes) / max(numel, 1)

@@ -108,11 +108,11 @@ def measure(target: str) -> list[Row]:
         for graph in graphs(*configuration):
             program = TritonProgram(graph, default_shape(graph, KNOWN[target].warp_size))
             found = compile_offline(program, target)
-            is_counted = not graph.averages and target.startswith("sm")
+            is_counted = not graph.folds and target.startswith("sm")
             lanes = [o for o in graph.operands if o.per == "element" and o.in_memory and o.dtype == torch.float32]
             rows.append(
                 Row(
-                    f"{title}: averages" if graph.averages else title,
+                    f"{title}: averages" if graph.folds else title,
                     program.shape.tile,
                     program.shape.warps,
                     found.registers,
@@ -120,8 +120,8 @@ def measure(target: str) -> list[Row]:
                     instructions_per_element(program, target) if is_counted else None,
                     {str(bits): found.loads[bits] for bits in sorted(found.loads)},
                     {str(bits): found.stores[bits] for bits in sorted(found.stores)},
-                    0 if graph.averages else sum(o.read for o in lanes),
-                    0 if graph.averages else sum(o.written for o in lanes),
+                    0 if graph.folds else sum(o.read for o in lanes),
+                    0 if graph.folds else sum(o.written for o in lanes),
                 )
             )
     return rows

@@ -104,7 +104,7 @@ def golden_texts(case: GoldenCase) -> Iterator[tuple[str, str]]:
     launches = session_of(optimizer).own.bound.bound.launches
     graphs = list({launch.launch.graph.title: launch.launch.graph for launch in launches}.values())
     yield "programs_cpp.txt", "\n".join(CppEmitter(graph).body for graph in graphs)
-    emitters = [(TritonAverageEmitter if graph.averages else TritonEmitter)(graph) for graph in graphs]
+    emitters = [(TritonAverageEmitter if graph.folds else TritonEmitter)(graph) for graph in graphs]
     yield "programs_triton.txt", "\n".join(emitter.body for emitter in emitters)
 
 

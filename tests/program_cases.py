@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from optimizers import CASES
 
-from baoc_compile.core.codec import WEIGHT_KEY, Codec, Rows
+from baoc_compile.core.codec import WEIGHT_KEY, Codec, Rows, Sharing
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
@@ -64,8 +64,29 @@ class Counts(torch.optim.Optimizer):
                 p.sub_(group["lr"] * state["trend"] / (1 - 0.9 ** state["count"]))
 
 
+class Reduces(torch.optim.Optimizer):
+    """Updates are scaled by norms and a maximum of the whole tensor, and then by a mean of what that gives."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["trend"], state["power"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["trend"].mul_(0.9).add_(p.grad, alpha=0.1)
+                state["power"].mul_(0.99).addcmul_(p.grad, p.grad, value=0.01)
+                update = state["trend"] / (state["power"].sqrt() + 1e-3)
+                update = update * (p.norm() / (update.norm() + 1e-3)) / (1 + p.grad.abs().max())
+                p.sub_(update / update.square().mean().sqrt().clamp(min=1.0), alpha=group["lr"])
+
+
 OPTIMIZERS = {
     "ReadsOld": ReadsOld,
+    "Reduces": Reduces,
     "Counts": Counts,
     "AdamW": lambda p: torch.optim.AdamW(p, amsgrad=True),
     "SGD": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True),
@@ -97,6 +118,8 @@ SHARING = [
     Which("AdamW", "exp_avg=column exp_avg_sq=factored *=8bit", FP32, FP32),
     Which("AdamW", "exp_avg=tensor exp_avg_sq=run:4 *=fp32", BF16, BF16),
     Which("AdamW", "exp_avg=dropped exp_avg_sq=column_head:3 *=4bit param=bf16+8", BF16, BF16, True),
+    Which("Reduces", "8bit", FP32, FP32),
+    Which("Reduces", "power=factored *=4bit", BF16, FP32),
 ]
 PROGRAMS = [
     Which("ReadsOld", "trend=fp32 power=8bit", FP32, FP32),
@@ -196,13 +219,17 @@ def step(which: Which, batch: list[TensorArguments], program: Program = cpp) -> 
 def step_both(
     which: Which, ours: list[TensorArguments], theirs: list[TensorArguments], program: Program = TorchProgram
 ) -> None:
-    """One step by C++ and by another program, the latter with the former's shared values."""
+    """One step by C++ and by another program, the latter with the former's shared and reduced values."""
     for graph in graphs_of(which):
         cpp(graph)(ours)
         program(graph)(theirs)
         for a, b in zip(ours, theirs, strict=True):
-            for name in graph.decays:
-                assert_almost_same_bits(a.tensors[name], b.tensors[name])
+            for operand in graph.shared if graph.folds else ():
+                name = operand.name
+                if operand.fold == "average":
+                    assert_almost_same_bits(a.tensors[name], b.tensors[name])
+                elif operand.fold:  # summed up in double, in another order
+                    torch.testing.assert_close(a.tensors[name], b.tensors[name], rtol=1e-12, atol=0, equal_nan=True)
                 b.tensors[name].copy_(a.tensors[name])
 
 
@@ -256,7 +283,13 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
         for operand in graphs_of(which)[-1].operands:
             if operand.source == "counter":
                 tensors[operand.name] = torch.tensor(seed % 100, dtype=operand.dtype)
+        for operand in (o for graph in graphs_of(which) for o in graph.operands if o.source == "reduced"):
+            tensors[operand.name] = torch.zeros((), dtype=operand.dtype)
+            sharing[operand.name] = Sharing(max(param.numel(), 1), 1)
         for rule_input in rule.inputs_of("scalar"):
+            if rule_input.origin == "numel":
+                numbers[rule_input.name] = float(param.numel())
+                continue
             low, high = (min(max(bound, -2.0), 2.0) for bound in rule_input.bounds)
             numbers[rule_input.name] = low + (high - low) * float(torch.rand((), generator=generator))
         batch.append(

@@ -45,7 +45,7 @@ def test_decisions_sit_on_the_nodes_of_the_rewritten_graph():
     training = Training(memory_budget="20%", **SOON)
     training.step(8)
     graph = baoc_compile.inspect(training.optimizer).graphs["rewritten"].graph
-    launches = [n.meta["baoc"] for n in graph.nodes if "baoc" in n.meta and not n.meta["baoc"].graph.averages]
+    launches = [n.meta["baoc"] for n in graph.nodes if "baoc" in n.meta and not n.meta["baoc"].graph.folds]
     names = [name for launch in launches for name in launch.parameters]
     assert sorted(names) == sorted(training.plan())
     for launch in launches:

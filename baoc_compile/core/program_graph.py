@@ -15,7 +15,7 @@ from baoc_compile.core.rule import RuleInput, UpdateRule
 
 OperandPer = Literal["element", "group", "scalar", "codebook", "shared"]
 OperandSource = Literal[
-    "param", "grad", "part", "clock", "salt", "counter", "scalar", "update_scale", "index", "group_index"
+    "param", "grad", "part", "clock", "salt", "counter", "scalar", "reduced", "update_scale", "index", "group_index"
 ]
 
 
@@ -26,17 +26,19 @@ class Operand:
     name: an identifier, unique in the program. The rule's inputs keep their names.
     per: what has one value: each "element", each "group", each set of elements that share a value ("shared"), the whole
         launch or tensor ("scalar"), or each entry of a "codebook". A "shared" operand is read spread over the elements;
-        one that is written is averaged: stored = decay * stored + mean of the new values.
+        one that is written is folded.
     dtype: the type in memory.
     source: where the value comes from: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
-        ("part"), a slot's "clock" or "salt", a "counter" or "scalar" of the rule, the parameter's "update_scale", or
-        the lane's number. "index" and "group_index" are the folded 32-bit number of an element's lane and of a group's first
+        ("part"), a slot's "clock" or "salt", a "counter", "scalar" or "reduced" input of the rule, the parameter's
+        "update_scale", or the lane's number. "index" and "group_index" are the folded 32-bit number of an element's lane and of a group's first
         lane (see `Rows`).
     slot: key of the slot, for parts, clocks and salts.
     part: part of the slot's codec, for parts.
-    input: input of the rule, for counters and scalars.
+    input: input of the rule, for counters, scalars and what is reduced.
     written: whether the program writes it.
     read: whether the program reads it.
+    fold: how the new values of elements make a stored one: "average" is decay * stored + mean; "mean"; "most" is the maximum.
+        Empty unless it is written and "shared".
     """
 
     name: str
@@ -48,6 +50,7 @@ class Operand:
     input: RuleInput | None = None
     written: bool = False
     read: bool = True
+    fold: Literal["average", "mean", "most", ""] = ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -63,7 +66,7 @@ class Operand:
     @property
     def in_memory(self) -> bool:
         """Whether it is a tensor, as opposed to a number handed to the program."""
-        return self.source in ("param", "grad", "part", "clock", "counter")
+        return self.source in ("param", "grad", "part", "clock", "counter", "reduced")
 
 
 @dataclass(frozen=True)
@@ -143,15 +146,15 @@ class ProgramGraph:
         return any(o.per == "group" or o.source == "index" for o in self.operands)
 
     @property
-    def averages(self) -> bool:
-        """Whether the program computes shared values rather than a step."""
-        return bool(self.decays)
+    def folds(self) -> bool:
+        """Whether the program computes shared or reduced values rather than a step."""
+        return any(o.fold for o in self.operands)
 
     @property
     def title(self) -> str:
         """Rule, storage and parameter type as one line."""
         stored = ", ".join(f"{key}: {codec.name}" for key, codec in self.configuration.items()) or "no state"
-        verb = "averages for rule" if self.averages else "rule"
+        verb = "averages for rule" if self.decays else "reductions for rule" if self.folds else "rule"
         update_scale = ", update_scale" if self.signature.has_update_scale else ""
         return f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')}{update_scale})"
 

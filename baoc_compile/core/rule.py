@@ -12,7 +12,7 @@ from torch import fx
 
 from baoc_compile.core.codec import Slot
 
-InputKind = Literal["param", "grad", "slot", "counter", "scalar"]
+InputKind = Literal["param", "grad", "slot", "counter", "scalar", "reduced"]
 
 
 def bounds_of(value: float) -> tuple[float, float]:
@@ -29,10 +29,11 @@ class RuleInput:
     name: an identifier, unique in the rule; "param" and "grad" are always the parameter and its gradient.
     kind: "param", "grad" and "slot" are elementwise, of the parameter's shape. "counter" is a 0-dim state tensor on the
         parameter's device, such as a step count. "scalar" is a number that the host computes, or a result of the step's
-        prelude.
+        prelude. "reduced" is a mean or maximum of the whole tensor, which another rule has computed before.
     key: the state key of a slot or counter, exactly as the optimizer has it.
-    origin: whether a scalar is one of the piece's "scalars" or one of its "constants".
-    position: which of these it is.
+    origin: whether a scalar is one of the piece's "scalars", one of its "constants", or the parameter's number of elements
+        ("numel").
+    position: which of the scalars or constants it is.
     counts_steps: whether a scalar is the number of steps before this one.
     varies: whether a scalar changes with the number of steps.
     bounds: the interval in which a scalar is known to stay. It serves proofs and is no part of the rule.
@@ -41,7 +42,7 @@ class RuleInput:
     name: str
     kind: InputKind
     key: str = ""
-    origin: Literal["scalars", "constants", ""] = ""
+    origin: Literal["scalars", "constants", "numel", ""] = ""
     position: int = 0
     counts_steps: bool = False
     varies: bool = False
@@ -53,16 +54,19 @@ class RuleOutput:
     """One value that a rule returns.
 
     kind: "new" replaces an input; "created" is the first value of a slot that the step makes; "increment" and "decay"
-        belong to a shared slot, whose values become decay * value + mean of the increments.
-    name: name of the input that is replaced.
+        belong to a shared slot, whose values become decay * value + mean of the increments; of a "mean" or "most" another
+        rule reads the mean or the maximum over all elements, as its "reduced" input `name`.
+    name: name of the input that is replaced or reduced.
     key: key of the slot that is created or shared.
     """
 
-    kind: Literal["new", "created", "increment", "decay"]
+    kind: Literal["new", "created", "increment", "decay", "mean", "most"]
     name: str = ""
     key: str = ""
 
     def __str__(self) -> str:
+        if self.kind in ("mean", "most"):
+            return f"{self.name} ({self.kind})"
         return f"new {self.name or self.key}" if self.kind in ("new", "created") else f"{self.kind} of {self.key}"
 
 
@@ -108,6 +112,11 @@ class UpdateRule:
     def averaged(self) -> tuple[str, ...]:
         """Keys of the shared slots whose increments are averaged."""
         return tuple(o.key for o in self.outputs if o.kind == "increment")
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it computes what another rule reads as "reduced" inputs, and nothing else."""
+        return any(o.kind in ("mean", "most") for o in self.outputs)
 
     def slot(self, key: str) -> Slot:
         """Return the slot of this key."""

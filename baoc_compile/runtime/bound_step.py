@@ -176,6 +176,8 @@ class BoundStep:
         for i in rule.inputs_of("scalar"):
             if i.origin == "constants":
                 found[i.name] = piece.constants[i.position]
+            elif i.origin == "numel":
+                found[i.name] = float(self.parameters.tensors[index].numel())
             elif i.position in numbers:
                 found[i.name] = float(numbers[i.position])
             else:

@@ -14,7 +14,7 @@ static int finer(int s, const int64_t* sharing) {
     if (SAME[other] == SAME[s] && sharing[2 * other + 1] > 1) return other;
   return s;
 }
-// Sets shared values to decay * value + mean. The arguments are those of a step, see driver.h.
+// Folds values into shared ones: decay * shared + mean, a mean, or a maximum. The arguments are those of a step, see driver.h.
 extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layouts, const double* numbers,
                     double* derived, const int64_t* lanes, const int64_t* columns, const int64_t* first_tile,
                     const int64_t* first_index, const int64_t* sharing, int threads) {
@@ -48,7 +48,10 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
   std::vector<double> sums(total);
   double* next = sums.data();
   for (Chunk& chunk : chunks)
-    for (int s = 0; s < SHARED; ++s) chunk.sums[s] = chunk.count[s] ? next : nullptr, next += chunk.count[s];
+    for (int s = 0; s < SHARED; ++s) {
+      chunk.sums[s] = chunk.count[s] ? next : nullptr, next += chunk.count[s];
+      if (MOST[s]) std::fill_n(chunk.sums[s], chunk.count[s], -__builtin_inf());
+    }
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];
@@ -61,9 +64,13 @@ extern "C" void run(int64_t tensors, void* const* at, const int64_t* const* layo
     std::vector<double> means[SHARED];
     for (int s = 0; s < SHARED && lanes[t] > 0; ++s) {
       const int64_t cycle = sharing[(t * SHARED + s) * 2 + 1];
-      means[s].resize(cycle);
+      means[s].assign(cycle, MOST[s] ? -__builtin_inf() : 0.0);
       for (int64_t c = first_chunk[t]; c < first_chunk[t + 1]; ++c)
-        for (int64_t k = 0; k < chunks[c].count[s]; ++k) means[s][chunks[c].first_sum[s] + k] += chunks[c].sums[s][k];
+        for (int64_t k = 0; k < chunks[c].count[s]; ++k) {
+          double& mean = means[s][chunks[c].first_sum[s] + k];
+          mean = MOST[s] ? more(chunks[c].sums[s][k], mean) : mean + chunks[c].sums[s][k];
+        }
+      if (MOST[s]) continue;
       const double each = double(elements_before(lanes[t], columns[t]) / cycle);
       for (double& mean : means[s]) mean /= each;
     }

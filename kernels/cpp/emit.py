@@ -4,7 +4,7 @@ A tile is a run of consecutive elements that holds whole groups of every codec. 
 (`CppStages`), then stores. Scalars are computed once per tensor, in double precision, before the parallel part. Tensors
 that are not contiguous are gathered into a buffer of one tile and scattered from it.
 
-A program that averages stores nothing per element: lanes are added to the sums of their sets, see `average_driver.h`.
+A program that folds stores nothing per element: lanes are added to the sums of their sets, see `average_driver.h`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CppEmitter(CppStages):
 
     @property
     def after(self) -> str:
-        return "\n" + (AVERAGE_DRIVER if self.graph.averages else DRIVER)
+        return "\n" + (AVERAGE_DRIVER if self.graph.folds else DRIVER)
 
     @cached_property
     def body(self) -> str:
@@ -45,11 +45,13 @@ class CppEmitter(CppStages):
             "TILE": self.tile,
         }
         constants = f"constexpr int {', '.join(f'{name} = {size}' for name, size in sizes.items())};\n"
-        if self.graph.averages:
-            same = {o: alike[0] for alike in self.averaged for o in alike}
+        if self.graph.folds:
+            same = {o: alike[0] for alike in self.folded for o in alike}
             numbers = [str(self.graph.shared.index(same.get(o, o))) for o in self.graph.shared]
+            most = [str(o.fold == "most").lower() for o in self.graph.shared]
             constants += f"constexpr int SAME[SHARED] = {{{', '.join(numbers)}}};\n"
-        functions = self._scalars() + self._elements() + (self._finish() if self.graph.averages else "")
+            constants += f"constexpr bool MOST[SHARED] = {{{', '.join(most)}}};\n"
+        functions = self._scalars() + self._elements() + (self._finish() if self.graph.folds else "")
         return self.variables.named(f"\n// {self.title}\n{constants}{functions}", self.before + self.after)
 
     def _scalars(self) -> str:
@@ -61,8 +63,12 @@ class CppEmitter(CppStages):
         return f"\nstatic void scalars(void* const* at, const double* numbers, double* derived) {{\n{body}\n}}\n"
 
     def _finish(self) -> str:
-        """Return the function that folds the means of shared operand number s into its values."""
-        lines = []
+        """Return the function that stores the means, or maxima, of shared operand number s."""
+        lines = [
+            f"  if (s == {s}) static_cast<double*>(at[{self.pointer(operand)}])[0] = folded[0];"
+            for s, operand in enumerate(self.graph.shared)
+            if operand.fold in ("mean", "most")
+        ]
         for s, operand in enumerate(self.graph.shared):
             if operand.name in self.decays:
                 decay = self.decays[operand.name]
@@ -72,9 +78,9 @@ class CppEmitter(CppStages):
                 lines.append(f"  if (s == {s}) values = {values}, decay = {text};")
         body = "\n".join(lines)
         return (
-            "\nstatic void finish(void* const* at, const double* derived, int s, const double* means, int64_t cycle) {\n"
+            "\nstatic void finish(void* const* at, const double* derived, int s, const double* folded, int64_t cycle) {\n"
             f"  float* values = nullptr;\n  double decay = 0.0;\n{body}\n"
-            "  for (int64_t k = 0; values && k < cycle; ++k) values[k] = float(decay * double(values[k]) + means[k]);\n}\n"
+            "  for (int64_t k = 0; values && k < cycle; ++k) values[k] = float(decay * double(values[k]) + folded[k]);\n}\n"
         )
 
     def _elements(self) -> str:
@@ -90,7 +96,7 @@ class CppEmitter(CppStages):
             if o.read:
                 place = f"at[{self.pointer(o)}], sharing + {2 * self.graph.shared.index(o)}"
                 out.append(f"  Spread<TILE, {TYPES[o.dtype]}> {self.variable(o, 'spread')}({place});")
-        for alike in self.averaged:
+        for alike in self.folded:
             sums = [f"{{sums[{s}], first_sum[{s}], sharing + {2 * s}}}" for s in map(self.graph.shared.index, alike)]
             out.append(f"  const Sums {self.variable(alike[0], 'sums')}[] = {{{', '.join(sums)}}};")
         out += [
@@ -111,18 +117,19 @@ class CppEmitter(CppStages):
             if o.read:
                 lanes, spread = self.variable(o, "lanes"), self.variable(o, "spread")
                 out.append(f"    const {TYPES[o.dtype]}* const {lanes} = {spread}.lanes(tile);")
-        out += [f"    {TYPES[alike[0].dtype]} {self.variable(alike[0], 'new')}[TILE];" for alike in self.averaged]
+        out += [f"    {LANES[self.lane_dtype(o)]} {self.variable(o, 'new')}[TILE];" for o, *_ in self.folded]
         out += self.stage_lines()
         for o in self.graph.pointers:
             if o.per == "group" and o.written:
                 out.append(self._store_groups(o))
         out += [f"    {self._store(o)};" for o in elements if o.written]
-        if self.averaged:
+        if self.folded:
             out += [
                 f"    read_ahead({self.data(o)}, layouts[{self.pointer(o)}], tile);" for o in elements if o.bits != 4
             ]
-        for alike in self.averaged:
-            out.append(f"    accumulate({self.variable(alike[0], 'new')}, {self.variable(alike[0], 'sums')}, tile);")
+        for o, *_ in self.folded:
+            verb = "keep_most" if o.fold == "most" else "accumulate"
+            out.append(f"    {verb}({self.variable(o, 'new')}, {self.variable(o, 'sums')}, tile);")
         return "\n".join([*out, "  }", "}", ""])
 
     def _codebooks(self) -> list[str]:

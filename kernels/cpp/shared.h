@@ -98,6 +98,18 @@ template <int N, class T> static void accumulate(const T* lanes, const Sums (&su
     for (int i = 1; i <= neighbours; ++i) add_neighbours(lanes, set[N - i], n);
   }
 }
+// The larger of two numbers; NaN if one is.
+template <class T> INLINE T more(T a, T b) { return a != a || a > b ? a : b; }
+// Raises the only value to the largest of `count` lanes.
+template <class T> static void keep_most(const T* lanes, double* most, int count) {
+  T found = lanes[0];
+  for (int i = 1; i < count; ++i) found = more(found, lanes[i]);
+  *most = more(*most, double(found));
+}
+template <int WIDTH, class T> static void keep_most(const T* lanes, const Sums (&sums)[1], const Tile<WIDTH>& tile) {
+  if (!tile.is_padded) return keep_most(lanes, sums[0].sums, tile.count);
+  for (int g = 0; g < tile.count / GROUP; ++g) keep_most(lanes + g * GROUP, sums[0].sums, tile.size[g]);
+}
 template <int WIDTH, int N, class T>
 static void accumulate(const T* lanes, const Sums (&sums)[N], const Tile<WIDTH>& tile) {
   if (!tile.is_padded) return accumulate(lanes, sums, tile.start, tile.count);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
 from torch import fx
 
 from baoc_compile.core.codec import GROUP_SIZE
@@ -15,7 +16,7 @@ from baoc_compile.core.program_graph import Operand, ProgramGraph
 from baoc_compile.kernels.cpp.expressions import LANES, MEMORY, TYPES, argument, expression, type_of
 from baoc_compile.kernels.cpp.text import KEYWORDS
 from baoc_compile.kernels.dialect.emitter import Emitter
-from baoc_compile.kernels.dialect.nodes import is_in_lanes, is_truth, logical_shift, per_of, reduces
+from baoc_compile.kernels.dialect.nodes import is_in_lanes, is_truth, logical_shift, meta_of, per_of, reduces
 from baoc_compile.kernels.dialect.operations import name_of
 
 #: Elements that are loaded, computed and stored together: enough to fill vectors of group values, too. A tile has fewer if
@@ -42,7 +43,7 @@ class CppStages(Emitter):
         arrays = (
             buffers
             + sum(o.read for o in graph.shared)
-            + len(self.averaged)
+            + len(self.folded)
             + len(self._carried())
             + sum(map(reduces, self.nodes))
         )
@@ -146,9 +147,9 @@ class CppStages(Emitter):
             body.append(f"{self.variables(n, 'lanes')}[j] = {self.variables(n.args[0])};")
         stored: list[fx.Node] = []
         for operand, role in self._stored_lanes() if stage == self.stages[-1] else ():
-            value = self.new_value[operand.name]
-            lane = argument(value, operand.dtype, self.variables)
-            lane = lane if LANES[operand.dtype] == TYPES[operand.dtype] else f"{LANES[operand.dtype]}({lane})"
+            value, dtype = self.new_value[operand.name], self.lane_dtype(operand)
+            lane = argument(value, dtype, self.variables)
+            lane = lane if LANES[dtype] == TYPES[dtype] else f"{LANES[dtype]}({lane})"
             body.append(f"{self.variable(operand, role)}[j] = {lane};")
             stored.append(value)
         if not body:
@@ -169,18 +170,22 @@ class CppStages(Emitter):
         return lines
 
     @cached_property
-    def averaged(self) -> list[list[Operand]]:
-        """The shared operands that the program averages; those that average the same value are together."""
-        found: dict[fx.Node, list[Operand]] = {}
+    def folded(self) -> list[list[Operand]]:
+        """The shared operands that the program folds values into; those that take means of the same value are together."""
+        found: dict[tuple[fx.Node, bool], list[Operand]] = {}
         for operand in self.graph.shared:
-            if operand.written:
-                found.setdefault(self.new_value[operand.name], []).append(operand)
+            if operand.fold:
+                found.setdefault((self.new_value[operand.name], operand.fold == "most"), []).append(operand)
         return list(found.values())
+
+    def lane_dtype(self, operand: Operand) -> torch.dtype:
+        """Return the type of an operand's new lanes: folded ones are those of the value, others those in memory."""
+        return meta_of(self.new_value[operand.name]).dtype if operand.fold else operand.dtype
 
     def _stored_lanes(self) -> list[tuple[Operand, str]]:
         """Return the operands whose new lanes are stored, with the role of the array that takes them."""
         elements = [(o, "lanes") for o in self.graph.pointers if o.per == "element" and o.written]
-        return elements + [(alike[0], "new") for alike in self.averaged]
+        return elements + [(alike[0], "new") for alike in self.folded]
 
     def _is_unread(self, node: fx.Node) -> bool:
         operand = self.operand_of(node)

@@ -92,16 +92,24 @@ class TorchProgram:
             for start in range(0, max(arguments.lanes, 1), self.chunk_elements):
                 new_scalars = self._chunk(arguments, scalars, start, sums)
             for name, value in new_scalars.items():
-                if name in sums and arguments.numel:  # `value` is the decay
-                    shared = arguments.tensors[name]
-                    mean = sums[name] / (arguments.numel // arguments.sharing[name].cycle)
-                    shared.copy_(value * shared.to(torch.float64) + mean)
-                elif name not in sums:
+                if name not in sums:
                     arguments.tensors[name].copy_(value)
+            for operand in self.graph.shared if arguments.numel else ():
+                if operand.fold:
+                    self._fold(arguments, operand, sums[operand.name], new_scalars.get(operand.name))
+
+    @staticmethod
+    def _fold(arguments: TensorArguments, operand: Operand, found: Tensor, decay: Tensor | None) -> None:
+        """Store means or maxima."""
+        stored = arguments.tensors[operand.name]
+        if operand.fold != "most":
+            found = found / (arguments.numel // arguments.sharing[operand.name].cycle)
+        stored.view(-1).copy_(found if decay is None else decay * stored.to(torch.float64) + found)
 
     @staticmethod
     def _sums(arguments: TensorArguments, operand: Operand) -> Tensor:
-        return torch.zeros_like(arguments.tensors[operand.name], dtype=torch.float64)
+        start = -float("inf") if operand.fold == "most" else 0.0
+        return torch.full_like(arguments.tensors[operand.name].view(-1), start, dtype=torch.float64)
 
     def _scalars(self, arguments: TensorArguments) -> dict[str, Tensor]:
         device = arguments.tensors["param"].device
@@ -159,7 +167,9 @@ class TorchProgram:
                 tensor.view(-1)[start // GROUP_SIZE : start // GROUP_SIZE + groups] = value.reshape(-1)
                 continue
             value = value.to(operand.dtype).expand(size).reshape(-1)[exist]
-            if operand.per == "shared":
+            if operand.fold == "most" and value.numel():
+                torch.maximum(sums[operand.name], value.double().max(), out=sums[operand.name])
+            elif operand.per == "shared":
                 sums[operand.name].index_add_(0, arguments.sharing[operand.name].of(elements[exist]), value.double())
             elif operand.bits == 4:
                 pack_into(tensor, elements[exist], value, rows)

@@ -76,7 +76,7 @@ def instructions_per_element(program: TritonProgram, target: str) -> float:
         r"\1",
         program.source,
     )
-    if program.graph.averages or whole == program.source:
+    if program.graph.folds or whole == program.source:
         raise ValueError("only steps have tiles that are whole")
     built = _built(program, load_module(whole).step_tensors, target, aligned=True, strided=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def _longest_loop(disassembly: str) -> int:
 
 def _built(program: TritonProgram, kernel: Any, target: str, aligned: bool, strided: bool) -> Any:
     constants = program.constants(aligned, strided)
-    types = _AVERAGE_TYPES if program.graph.averages else _TYPES
+    types = _AVERAGE_TYPES if program.graph.folds else _TYPES
     signature = types | dict.fromkeys(constants, "constexpr")
     names = list(signature)
     source = ASTSource(

@@ -1,14 +1,14 @@
-"""Program graph -> source of a Triton kernel that averages the increments of shared slots of any number of tensors.
+"""Program graph -> source of a Triton kernel that folds elements of any number of tensors: averages, means, maxima.
 
 A program instance sums some sets of elements that share a value, or a piece of one long set, in double. Element j of
 set k is number j // run * run * cycle + k * run + j % run of the tensor. Of the program instances that work on the same
-sets, the last one adds up the pieces in order and stores decay * value + mean. Every run gives the same bits. Other
+sets, the last one adds up the pieces in order and stores decay * value + mean, the mean, or the maximum. Every run gives the same bits. Other
 lowerings add in another order, so the last place of fp32 may differ.
 """
 
 from __future__ import annotations
 
-from torch import float32, float64
+from torch import dtype, float32, float64
 
 from baoc_compile.core.errors import CannotEmit
 from baoc_compile.core.program_graph import Operand
@@ -35,18 +35,35 @@ class TritonAverageEmitter(TritonEmitter):
             arguments=", ".join(self._tile_arguments()),
             loads=indented(self._loaded_lanes(), 2),
             body=indented(self._lanes(), 2),
-            value=self._choice([argument(self.new_value[o.name], float32, self.variables) for o in self._averaged]),
-            pointer=self._choice([self.variable(o, "ptr") for o in self._averaged]),
-            decay=self._choice([argument(self.decays[o.name], float64, self.variables) for o in self._averaged]),
+            value=self._choice([argument(self.new_value[o.name], self._dtype, self.variables) for o in self._folded]),
+            most=self._most(),
+            finish=self._finish(),
         )
 
     @property
-    def _averaged(self) -> list[Operand]:
-        return [o for o in self.graph.shared if o.name in self.decays]
+    def _folded(self) -> list[Operand]:
+        return [o for o in self.graph.shared if o.fold]
+
+    @property
+    def _dtype(self) -> dtype:
+        return float32 if self.decays else self.graph.signature.compute_dtype
+
+    def _finish(self) -> str:
+        """Return the call that stores what the program instance has folded."""
+        pointer = self._choice([self.variable(o, "ptr") for o in self._folded])
+        if not self.decays:
+            return f"store_fold({pointer}, sets, total, numel, {self._most()})"
+        decay = self._choice([argument(self.decays[o.name], float64, self.variables) for o in self._folded])
+        return f"store_average({pointer}, {decay}, sets, total, numel, cycle)"
+
+    def _most(self) -> str:
+        """Return whether the program instance takes a maximum."""
+        known = {o.fold == "most" for o in self._folded}
+        return str(known.pop()) if len(known) == 1 else self._choice([str(o.fold == "most") for o in self._folded])
 
     def _choice(self, texts: list[str]) -> str:
         """Choose among `texts` by `operand`, the number of the shared operand that the program instance works on."""
-        *others, last = [(self.graph.shared.index(o), text) for o, text in zip(self._averaged, texts, strict=True)]
+        *others, last = [(self.graph.shared.index(o), text) for o, text in zip(self._folded, texts, strict=True)]
         return "".join(f"{text} if operand == {k} else " for k, text in others) + last[1]
 
     def _load(self, o: Operand) -> str:

@@ -46,7 +46,7 @@ def default_shape(graph: ProgramGraph, warp_size: int | None = None) -> LaunchSh
     Steps that look values up need more registers per thread; fewer and larger program instances leave them more.
     `warp_size`: threads of a warp, by default those of the GPUs that torch was built for.
     """
-    looks_up = not graph.averages and any(o.per in ("codebook", "shared") for o in graph.operands)
+    looks_up = not graph.folds and any(o.per in ("codebook", "shared") for o in graph.operands)
     threads = 512 if looks_up else 128
     return LaunchShape(4 * threads, 8192 // (4 * threads), threads // (warp_size or (64 if torch.version.hip else 32)))
 
@@ -202,7 +202,7 @@ class AverageTable(TritonTable):
         tasks, partials, tickets = [], 0, 0
         for tensor, arguments in enumerate(batch):
             for operand, (run, cycle) in enumerate(self.sharing[tensor] if arguments.numel else ()):
-                if emitter.graph.shared[operand].name not in emitter.graph.decays:
+                if not emitter.graph.shared[operand].fold:
                     continue
                 sets = tile if run == 1 else 16 if run < tile else 1
                 each = arguments.numel // cycle
@@ -225,14 +225,14 @@ class TritonProgram:
 
     def __init__(self, graph: ProgramGraph, shape: LaunchShape | None = None):
         self.graph = graph
-        self.emitter = TritonAverageEmitter(graph) if graph.averages else TritonEmitter(graph)
+        self.emitter = TritonAverageEmitter(graph) if graph.folds else TritonEmitter(graph)
         self.source = self.emitter.source
         self.shape = shape or default_shape(graph)
         module = load_module(self.source)
-        self.kernel = module.average_tensors if graph.averages else module.step_tensors
+        self.kernel = module.average_tensors if graph.folds else module.step_tensors
 
     def table(self, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()) -> TritonTable:
-        if self.graph.averages:
+        if self.graph.folds:
             return AverageTable(self.emitter, batch, varying, self.shape.tile)
         return TritonTable(self.emitter, batch, varying, self.shape)
 
@@ -253,7 +253,7 @@ class TritonProgram:
     def constants(self, aligned: bool, strided: bool) -> dict[str, int | bool]:
         """Return the compile-time constants of the kernel."""
         layouts = {"ALIGNED": aligned, "STRIDED": strided}
-        if self.graph.averages:
+        if self.graph.folds:
             return {"BLOCK_SIZE": self.shape.tile, **layouts}
         return {"ROWS": max(1, self.shape.tile // GROUP_SIZE), "TILES": self.shape.tiles, **layouts}
 

@@ -60,7 +60,7 @@ def average(
     columns, padded, layout, SETS: tl.constexpr, ELEMENTS: tl.constexpr, STRIDED: tl.constexpr,
 ):
     sets = first_set + tl.arange(0, SETS)[:, None].to(tl.int64)
-    total = tl.zeros((SETS, 1), tl.float64)
+    total = nothing(SETS, {most})
     for start in range(first, last, ELEMENTS):
         element = start + tl.arange(0, ELEMENTS)[None, :].to(tl.int64)
         mask = (sets < cycle) & (element < last)
@@ -68,24 +68,44 @@ def average(
 {loads}
 {body}
         value = {value}
-        total += tl.sum(tl.where(mask, value.to(tl.float64), 0.0), axis=1, keep_dims=True)
+        total = with_lanes(total, value.to(tl.float64), mask, {most})
     lanes = tl.arange(0, SETS)[:, None]
     if pieces > 1:
         tl.store(partials + piece * SETS + lanes, total)
         if is_last(ticket, pieces):
-            total = tl.zeros((SETS, 1), tl.float64)
+            total = nothing(SETS, {most})
             for other in range(0, pieces):
-                total += tl.load(partials + other * SETS + lanes, cache_modifier=".cg")
-            finish({pointer}, {decay}, sets, total, numel, cycle)
+                partial = tl.load(partials + other * SETS + lanes, cache_modifier=".cg")
+                total = with_lanes(total, partial, sets < cycle, {most})
+            {finish}
     else:
-        finish({pointer}, {decay}, sets, total, numel, cycle)
+        {finish}
+
+
+# A sum, or a maximum: of no lanes, and of a row's lanes more.
+@triton.jit
+def nothing(SETS: tl.constexpr, most):
+    return tl.zeros((SETS, 1), tl.float64) + tl.where(most, float("-inf"), 0.0).to(tl.float64)
 
 
 @triton.jit
-def finish(pointer, decay, sets, total, numel, cycle):
+def with_lanes(total, value, mask, most):
+    added = total + tl.sum(tl.where(mask, value, 0.0), axis=1, keep_dims=True)
+    if most:
+        added = larger(tl.reduce(tl.where(mask, value, float("-inf")), 1, larger, keep_dims=True), total)
+    return added
+
+
+@triton.jit
+def store_average(pointer, decay, sets, total, numel, cycle):
     value = tl.load(pointer + sets, mask=sets < cycle, other=0).to(tl.float64)
     mean = total / (numel // cycle).to(tl.float64)
     tl.store(pointer + sets, (decay * value + mean).to(tl.float32), mask=sets < cycle)
+
+
+@triton.jit
+def store_fold(pointer, sets, total, numel, most):
+    tl.store(pointer + sets, total if most else total / numel.to(tl.float64), mask=sets < 1)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ parameter. An optimizer that mixes parameters gives a piece with several of them
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable
 from typing import Any
 
@@ -41,6 +42,7 @@ def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
         pieces[root].calls.append(call)
     _add_created(stand_in, pieces)
     prelude = _needed(prelude, list(pieces.values()))
+    prelude = _move_to_pieces(prelude, list(pieces.values()), recorder.calls)
     for piece in pieces.values():
         _describe(piece, stand_in)
     return sorted(pieces.values(), key=lambda piece: piece.parameters), prelude
@@ -104,6 +106,39 @@ def _needed(prelude: list[Call], pieces: list[Piece]) -> list[Call]:
             kept.append(call)
             wanted.update(values_in(call))
     return kept[::-1]
+
+
+def _move_to_pieces(prelude: list[Call], pieces: list[Piece], order: list[Call]) -> list[Call]:
+    """Move the calls that concern one parameter alone, such as its norm, into its piece; return the others."""
+    readers: dict[Value, set[int]] = defaultdict(set)  # pieces, or -1: more than a piece reads it
+    for k, piece in enumerate(pieces):
+        for value in values_in([*piece.calls]) + [v for _, v in piece.created]:
+            readers[value].add(k)
+    sources: dict[Value, set[int]] = {}  # parameters that a value is computed from
+    for call in prelude:
+        found = set().union(*(_sources(v, sources) for v in values_in(call)))
+        sources |= dict.fromkeys(call.results, found)
+    moved: dict[int, list[Call]] = defaultdict(list)
+    kept = []
+    for call in reversed(prelude):
+        read_by = set().union(*(readers[result] for result in call.results))
+        k = next(iter(read_by), -1)
+        is_own = k >= 0 and len(read_by) == 1 and sources[call.results[0]] == set(pieces[k].parameters)
+        if is_own and len(pieces[k].parameters) == 1:
+            moved[k].append(call)
+        else:
+            kept.append(call)
+        for value in values_in(call):
+            readers[value] |= read_by if is_own else {-1}
+    position = {call: n for n, call in enumerate(order)} if moved else {}
+    for k, calls in moved.items():
+        pieces[k].calls = sorted([*pieces[k].calls, *calls], key=position.__getitem__)
+    return kept[::-1]
+
+
+def _sources(value: Value, known: dict[Value, set[int]]) -> set[int]:
+    """Return the parameters that a value of the prelude is computed from; -1 for what belongs to none."""
+    return known.get(value, set()) if value.call is not None else {-1 if value.role is None else value.role.parameter}
 
 
 def values_in(argument: Any) -> list[Value]:

@@ -9,7 +9,7 @@ import torch
 
 from baoc_compile.core.codec import Codec, weight_entry
 from baoc_compile.core.rule import UpdateRule
-from baoc_compile.passes.rules.reduce_state import ReducedRule, reduce_state
+from baoc_compile.passes.rules.split_reductions import launched_rules
 
 
 def bytes_moved(rule: UpdateRule, codecs: Mapping[str, Codec], parameter: torch.Tensor) -> int:
@@ -20,13 +20,12 @@ def bytes_moved(rule: UpdateRule, codecs: Mapping[str, Codec], parameter: torch.
     parameter: gives the shape and the type; the gradient counts as of the same type.
     """
     by_mechanism = {m: tuple(s for s, c in codecs.items() if c.mechanism == m) for m in ("dropping", "sharing")}
-    reduced = _reduced(rule, by_mechanism["dropping"], by_mechanism["sharing"])
     sizes = {key: codec.storage_bytes(parameter.shape) for key, codec in codecs.items()}
     weight = weight_entry(codecs)
     beside_weight = sizes[weight] if weight is not None else 0
     element = parameter.numel() * parameter.element_size()
     total = 0
-    for launch in (*reduced.averages, reduced.update):
+    for launch in _launched(rule, by_mechanism["dropping"], by_mechanism["sharing"]):
         for rule_input in launch.inputs:
             reads = any(n.target == rule_input.name and n.users for n in launch.gm.graph.nodes if n.op == "placeholder")
             touches = int(reads) + int(rule_input.name in launch.replaced)
@@ -41,5 +40,5 @@ def bytes_moved(rule: UpdateRule, codecs: Mapping[str, Codec], parameter: torch.
 
 
 @cache
-def _reduced(rule: UpdateRule, dropped: tuple[str, ...], shared: tuple[str, ...]) -> ReducedRule:
-    return reduce_state(rule, dropped, shared)
+def _launched(rule: UpdateRule, dropped: tuple[str, ...], shared: tuple[str, ...]) -> tuple[UpdateRule, ...]:
+    return launched_rules(rule, dropped, shared)

@@ -19,13 +19,13 @@ from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule
 from baoc_compile.kernels.dialect.nodes import ValueMeta, meta_of, set_meta
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, traced_decode, traced_encode, traced_words
 from baoc_compile.passes.programs.build_graph import GraphBuilder
-from baoc_compile.passes.rules.reduce_state import reduce_state
+from baoc_compile.passes.rules.split_reductions import launched_rules
 
 Place = tuple[str, str, str]
 
 
 def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> list[ProgramGraph]:
-    """Compose the programs of one step, in order: those that average shared slots, then the update.
+    """Compose the programs of one step, in order: those that average shared slots, those that reduce, then the update.
 
     rule: the update rule.
     configuration: the codec of every slot of `rule`, of every slot that it creates, and possibly of the weight.
@@ -34,12 +34,12 @@ def compose_step(rule: UpdateRule, configuration: Mapping[str, Codec], signature
     Raises NoRecurrence for a dropped or shared slot without a recurrence.
     """
     of_kind = {k: [key for key, c in configuration.items() if c.mechanism == k] for k in ("dropping", "sharing")}
-    reduced = reduce_state(rule, of_kind["dropping"], of_kind["sharing"])
-    return [compose_program(r, configuration, signature) for r in (*reduced.averages, reduced.update)]
+    launched = launched_rules(rule, of_kind["dropping"], of_kind["sharing"])
+    return [compose_program(r, configuration, signature) for r in launched]
 
 
 def compose_program(rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature) -> ProgramGraph:
-    """Compose one program: an average if the rule returns decays (see `reduce_state`), else an update."""
+    """Compose one program: an average or a reduction if the rule is one (see `reduce_state`), else an update."""
     return _Composer(rule, configuration, signature).compose()
 
 
@@ -69,7 +69,9 @@ class _Composer(GraphBuilder):
         returned = self.inline(self.rule.gm.graph, self.values, as_compute=True)
         new = dict(zip(self.rule.outputs, returned, strict=True))
         for output, value in new.items():
-            if output.kind == "increment":
+            if output.kind in ("mean", "most"):
+                self.written[output.name] = value
+            elif output.kind == "increment":
                 self._average(output.key, value, new[RuleOutput("decay", key=output.key)])
             elif output.kind != "decay":
                 self._write(output, value)
@@ -80,7 +82,8 @@ class _Composer(GraphBuilder):
         for name, node in zip(self.operands, self.nodes.values(), strict=True):
             is_read, is_written = bool(node.users), name in self.written
             if is_read or is_written:
-                operands.append(replace(self.operands[name], written=is_written, read=is_read))
+                fold = "average" if name in self.decays else self.operands[name].fold
+                operands.append(replace(self.operands[name], written=is_written, read=is_read, fold=fold))
             else:
                 self.graph.erase_node(node)
         positions = {name: position for position, name in enumerate(decays)}
@@ -123,6 +126,12 @@ class _Composer(GraphBuilder):
             declare(Operand(scalar.name, "scalar", torch.float64, "scalar", input=scalar))
         if signature.has_update_scale:
             declare(Operand(free("update_scale"), "scalar", torch.float64, "update_scale"))
+        for reduced in self.rule.inputs_of("reduced"):
+            declare(Operand(reduced.name, "scalar", torch.float64, "reduced", input=reduced))
+        for output in self.rule.outputs:
+            if output.kind in ("mean", "most"):
+                of = RuleInput(output.name, "reduced")
+                declare(Operand(output.name, "shared", torch.float64, "reduced", input=of, fold=output.kind))
         declare(Operand(free("index"), "element", torch.int32, "index"))
         declare(Operand(free("group_index"), "group", torch.int32, "group_index"))
 
@@ -134,7 +143,7 @@ class _Composer(GraphBuilder):
             parts = [self.nodes[self._place(key, part)] for part in codec.parts]
             (value,) = self.inline_codec(codec, "decode", traced_decode(codec), parts, key)
             return self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
-        is_number = rule_input.kind in ("counter", "scalar")
+        is_number = rule_input.kind in ("counter", "scalar", "reduced")
         node = self.nodes[rule_input.kind, rule_input.name if is_number else "", ""]
         return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
 

@@ -54,6 +54,6 @@ def _for_gpu(graph: ProgramGraph) -> Executable:
     from baoc_compile.kernels.triton.program import TritonProgram
     from baoc_compile.kernels.triton.tune_launch import choose_shape
 
-    if graph.averages:
+    if graph.folds:
         return TritonProgram(graph)
     return TritonProgram(graph, choose_shape(graph, torch.device(graph.signature.device)))

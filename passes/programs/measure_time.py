@@ -188,7 +188,7 @@ def source_of(graph: ProgramGraph) -> str:
             from baoc_compile.kernels.triton.emit import TritonEmitter
             from baoc_compile.kernels.triton.emit_average import TritonAverageEmitter
 
-            return (TritonAverageEmitter if graph.averages else TritonEmitter)(graph).source
+            return (TritonAverageEmitter if graph.folds else TritonEmitter)(graph).source
     except (CompilerMissing, CannotEmit, ImportError):
         pass
     return graph.gm.code

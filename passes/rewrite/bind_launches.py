@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Sharing
@@ -28,6 +29,7 @@ class Bound:
     launches: the launches, in order.
     replays: the pieces that are not elementwise.
     created: (parameter index, state key) -> the entry that a launch fills, to be put into the state after it.
+    reduced: (parameter index, name) -> the mean or maximum that one launch stores for the next, a 0-dim float64 tensor.
     rows: parameter index -> the launches over it and its row in each, with the scalars that they take.
     tensors: the 0-dim values of the prelude to which `Launch.varying` refers.
     """
@@ -35,6 +37,7 @@ class Bound:
     launches: list[BoundLaunch] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
     created: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    reduced: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     rows: dict[int, list[tuple[BoundLaunch, int, dict[str, int]]]] = field(default_factory=lambda: defaultdict(list))
     tensors: list[Value] = field(default_factory=list)
 
@@ -123,6 +126,12 @@ class _Operands:
             self.numbers[operand.name] = self.storage.of(self.index).update_scale
         elif operand.source == "counter" and rule_input is not None:
             self.tensors[operand.name] = self.state[rule_input.key]
+        elif operand.source == "reduced" and rule_input is not None:
+            self.tensors[operand.name] = self._reduced(rule_input.name)
+            if operand.fold:
+                self.sharing[operand.name] = Sharing(max(self.parameter.numel(), 1), 1)
+        elif rule_input is not None and rule_input.origin == "numel":
+            self.numbers[operand.name] = float(self.parameter.numel())
         elif rule_input is not None and rule_input.origin == "constants":
             self.numbers[operand.name] = self.piece.constants[rule_input.position]
         elif rule_input is not None and rule_input.origin == "scalars":
@@ -134,6 +143,11 @@ class _Operands:
                 if scalar not in self.bound.tensors:
                     self.bound.tensors.append(scalar)
                 self.varying[operand.name] = self.bound.tensors.index(scalar)
+
+    def _reduced(self, name: str) -> Tensor:
+        """Return where a launch stores what another one reads."""
+        place, device = (self.index, name), self.parameter.device
+        return self.bound.reduced.setdefault(place, torch.zeros((), dtype=torch.float64, device=device))
 
     def _created(self, key: str, codec: Codec) -> Tensor:
         """Return the entry that the launch will fill, and that becomes state after it."""

@@ -48,7 +48,7 @@ def rewritten_graph(bound: Bound, table: ParameterTable) -> fx.GraphModule:
             attribute(t, f"{names[k // len(operands)]}_{operands[k % len(operands)]}") for k, t in enumerate(made.state)
         ]
         given = [grads[i] for i in launch.indices] if any(o.source == "grad" for o in launch.graph.pointers) else []
-        verb = "average" if launch.graph.averages else "update"
+        verb = "average" if launch.graph.folds else "update"
         node = graph.call_function(
             torch.ops.baoc.fused_update.default,
             (launch.key, params, given, state, tensors),

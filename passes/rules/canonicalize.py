@@ -9,6 +9,7 @@ computed, and the program chooses the precision. Casts between floating types in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
+from baoc_compile.passes.rules.reductions import Reducer, is_reduction
 from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
@@ -114,12 +116,16 @@ class _PieceRunner(fx.Interpreter):
         form = TENSOR_FORMS.get(call.name)
         if form is None and call.is_inplace:
             form = getattr(torch, call.name)
-        return super().run_node(n) if form is None else form(*args, **kwargs)
+        result = super().run_node(n) if form is None else form(*args, **kwargs)
+        is_number = isinstance(result, torch.Tensor) and result.is_floating_point() and not result.ndim
+        return result.double() if is_number else result  # reductions, too: numbers are float64
 
 
 def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], shape: tuple[int, ...]) -> UpdateRule:
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
+    numel = RuleInput(identifier("numel", {i.name for i in inputs}), "scalar", origin="numel", bounds=(1.0, math.inf))
+    reducer = Reducer(graph, set_meta(graph.placeholder(numel.name), ValueMeta("scalar", torch.float64)))
     placeholders: list[fx.Node] = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
@@ -127,7 +133,7 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             copied[node] = graph.placeholder(rule_input.name)
             placeholders.append(copied[node])
         elif node.op == "call_function":
-            copied[node] = _copy_call(graph, node, copied, shape)
+            copied[node] = _copy_call(reducer, node, copied, shape)
             if has_meta(copied[node]):  # the call became an alias of a node that was copied before
                 continue
         elif node.op == "get_attr":
@@ -160,6 +166,7 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
         values.append(copied[value])
     graph.output(tuple(values))
     graph.eliminate_dead_code()
+    inputs = [numel, *inputs]
     _drop_unused(graph, inputs)
     kept = tuple(i for i in inputs if any(n.target == i.name for n in graph.nodes if n.op == "placeholder"))
     canonical = fx.GraphModule(torch.nn.Module(), graph)
@@ -169,11 +176,16 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
     return UpdateRule(canonical, kept, tuple(outputs), slots)
 
 
-def _copy_call(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], shape: tuple[int, ...]) -> fx.Node:
-    """Copy one functional ATen call into the dialect: drop no-ops, and turn constant tensors into scalars."""
+def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], shape: tuple[int, ...]) -> fx.Node:
+    """Copy one functional ATen call into the dialect: drop no-ops, write reductions, turn constant tensors into scalars."""
+    graph = reducer.graph
     name = node.target.overloadpacket.__name__ if hasattr(node.target, "overloadpacket") else str(node.target)
     value = node.meta["val"]
-    if tuple(value.shape) not in ((), shape):
+    if is_reduction(node):
+        return reducer.write(node, copied[node.args[0]])
+    if not isinstance(value, torch.Tensor):
+        raise NotElementwise(unsupported_reason(node.target))
+    if value.numel() != 1 and tuple(value.shape) != shape:
         raise NotElementwise(f"{name} gives a value of shape {tuple(value.shape)} beside the parameter's {shape}")
     if name in NO_OPS and tuple(node.args[0].meta["val"].shape) in ((), tuple(value.shape)):
         return copied[node.args[0]]

@@ -16,6 +16,7 @@ from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
 from baoc_compile.passes.numbers.expressions import NOBODY, Expression, Source
 from baoc_compile.passes.numbers.number_function import compile_numbers
 from baoc_compile.passes.recorder.recording import Piece, Recording, Write
+from baoc_compile.passes.recorder.torch_calls import REDUCTIONS
 from baoc_compile.passes.rules.canonicalize import NotElementwise, canonicalize
 
 Bounds = tuple[float, float]
@@ -57,7 +58,8 @@ def extract_rules(
     described: dict[Hashable, list[RuleInput]] = {}
     for piece in recording.pieces:
         inputs = facts.describe(piece)
-        key: Hashable = (piece.signature, tuple((i.counts_steps, i.varies) for i in inputs))
+        shape = tuple(table.parameters[piece.parameters[0]].shape) if _reduces(piece) else None
+        key: Hashable = (piece.signature, tuple((i.counts_steps, i.varies) for i in inputs), shape)
         found = classes.get(key)
         if found is None:
             found = classes[key] = RuleClass(bounds=list((known or {}).get(piece.signature, ())))
@@ -95,6 +97,11 @@ def _canonical(table: ParameterTable, piece: Piece, scalars: list[RuleInput]) ->
         if len(_CANONICAL) > MOST_CANONICAL:
             _CANONICAL.popitem(last=False)
     return _CANONICAL[key]
+
+
+def _reduces(piece: Piece) -> bool:
+    """Return whether what a piece does may depend on its parameter's shape."""
+    return any(call.name in REDUCTIONS for call in piece.calls)
 
 
 def joined(some: list[Bounds], others: list[Bounds]) -> list[Bounds]:

@@ -18,6 +18,7 @@ from baoc_compile.core.codec import Slot
 from baoc_compile.core.rule import RuleInput, RuleOutput
 from baoc_compile.kernels.dialect.nodes import is_constant, meta_of, per_of, set_meta
 from baoc_compile.kernels.dialect.operations import name_of
+from baoc_compile.passes.rules.reductions import reduction_of
 
 aten = torch.ops.aten
 
@@ -91,6 +92,8 @@ def find_recurrence(
         raise NoRecurrence("is replaced without its old value")
     if increment is None or per_of(increment) != "element":
         raise NoRecurrence("is not driven by the gradient")
+    if any(reduction_of(n) for root in (decay, increment) for n in ancestors(root)):
+        raise NoRecurrence("is driven by a mean or maximum of the whole tensor")
     affine.graph.output((decay, increment))
     affine.graph.eliminate_dead_code()
     return Recurrence(affine.graph, decay, increment)

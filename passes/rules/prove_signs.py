@@ -150,6 +150,8 @@ _RULES: dict[str, Callable[..., Interval]] = {
     "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "where": lambda condition, a, b: _hull(a, b),
     "lerp": _interpolate,
+    "mean": lambda a: a,
+    "max": lambda a: a,
     "scalar_tensor": lambda a: a,
     "_to_copy": lambda a: a,
 }

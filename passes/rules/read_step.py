@@ -205,6 +205,8 @@ def _is_same_from_zero(first: UpdateRule, piece: Any, warm: UpdateRule, after: A
         for i in rule.inputs:
             if i.kind == "slot":
                 values.append(torch.zeros(64) if i.key in created else elements.setdefault(i.key, torch.rand(64)))
+            elif i.origin == "numel":
+                values.append(torch.tensor(64.0, dtype=torch.float64))
             elif i.kind == "scalar":
                 number = of.scalars[i.position] if i.origin == "scalars" else of.constants[i.position]
                 if not isinstance(number, (Expression, float)):

@@ -31,7 +31,6 @@ class ReducedRule:
     averages: tuple[UpdateRule, ...]
     update: UpdateRule
 
-
 def reduce_state(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> ReducedRule:
     """Remove the slots `dropped` from `rule`, and split off the averages of the slots `shared`.
 
@@ -86,14 +85,14 @@ def drop_slot(rule: UpdateRule, key: str) -> UpdateRule:
 
     name = _input_name(rule, key)
     graph = _substituted(rule, name, steady, keep_input=False)
-    return _as_rule(rule, graph, _without(rule, name), without=key)
+    return rule_like(rule, graph, _without(rule, name), without=key)
 
 
 def _given(rule: UpdateRule, key: str) -> UpdateRule:
     """Let the slot's input stand for its new value; the rule no longer writes it."""
     name = _input_name(rule, key)
     graph = _substituted(rule, name, lambda graph, placeholders: placeholders[name], keep_input=True)
-    return _as_rule(rule, graph, _without(rule, name))
+    return rule_like(rule, graph, _without(rule, name))
 
 
 def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRule:
@@ -108,7 +107,7 @@ def _averages(rule: UpdateRule, recurrences: dict[str, Recurrence]) -> UpdateRul
             set_meta(decay, ValueMeta("scalar", torch.float64))
         returned |= {RuleOutput("increment", key=key): increment, RuleOutput("decay", key=key): decay}
     graph.output(tuple(returned.values()))
-    return _as_rule(rule, graph, tuple(returned))
+    return rule_like(rule, graph, tuple(returned))
 
 
 def _input_name(rule: UpdateRule, key: str) -> str:
@@ -156,13 +155,13 @@ def _substituted(rule: UpdateRule, name: str, value_of: Any, keep_input: bool) -
             copied[node] = set_meta(graph.node_copy(node, lambda old: copied[old]), meta_of(node))
     graph.output(tuple(copied[value] for output, value in new.items() if output != replaced))
     graph.eliminate_dead_code()
-    _merge_equal_calls(graph)
+    merge_equal_calls(graph)
     if not keep_input:
         graph.erase_node(placeholders[name])
     return graph
 
 
-def _merge_equal_calls(graph: fx.Graph) -> None:
+def merge_equal_calls(graph: fx.Graph) -> None:
     """Merge calls that an inlined recurrence duplicates, so that a slot's new value is one node."""
     first: dict[Any, fx.Node] = {}
     for node in graph.nodes:
@@ -173,7 +172,7 @@ def _merge_equal_calls(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _as_rule(
+def rule_like(
     rule: UpdateRule, graph: fx.Graph, outputs: tuple[RuleOutput, ...], without: str | None = None
 ) -> UpdateRule:
     """Make a rule like `rule` of another graph, which returns `outputs`, without the slot `without`.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
-from baoc_compile.core.rule import UpdateRule
+from baoc_compile.core.rule import RuleInput, UpdateRule
 from baoc_compile.passes.capture.surroundings import undisturbed
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Beginning, Piece
@@ -89,8 +89,7 @@ class RuleBench(Bench):
                 self._state[key] = self.parameter.clone()
         for i in rule.inputs:
             if i.kind == "scalar":
-                number = piece.scalars[i.position] if i.origin == "scalars" else piece.constants[i.position]
-                value = number.value if isinstance(number, Expression) else number
+                value = _number(i, piece)
                 if not isinstance(value, (int, float)):
                     raise TrialFailed("it takes a number that the step computes of all gradients")
                 self._numbers[i.name] = float(value)
@@ -130,6 +129,13 @@ class RuleBench(Bench):
         for i in self.rule.inputs:
             if i.counts_steps:
                 self._numbers[i.name] += 1.0
+
+
+def _number(rule_input: RuleInput, piece: Piece) -> Any:
+    if rule_input.origin == "numel":
+        return ELEMENTS
+    found = piece.scalars[rule_input.position] if rule_input.origin == "scalars" else piece.constants[rule_input.position]
+    return found.value if isinstance(found, Expression) else found
 
 
 def _beginning(beginning: Beginning | None) -> float:

@@ -1,0 +1,83 @@
+"""Rewrite: split a rule at its reductions into rules that are launched one after the other.
+
+A reduction is known only when all elements have been seen, so what it reads is computed by a rule of its own, which stores
+the result beside the state. Reductions that need no others share a launch. Nothing that a rule writes changes before the
+last one, the update, so each of them starts from the same old values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from baoc_compile.core.names import identifier
+from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule
+from baoc_compile.kernels.dialect.nodes import ValueMeta, set_meta
+from baoc_compile.passes.rules.find_recurrence import ancestors
+from baoc_compile.passes.rules.reduce_state import merge_equal_calls, reduce_state, rule_like
+from baoc_compile.passes.rules.reductions import reduction_of
+
+
+def launched_rules(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> tuple[UpdateRule, ...]:
+    """Return the rules that a step launches, in order: those that average shared slots, those that reduce, the update.
+
+    dropped, shared: keys of the slots that are dropped and shared. Raises NoRecurrence; see `reduce_state`.
+    """
+    reduced = reduce_state(rule, dropped, shared)
+    return (*reduced.averages, *split_reductions(reduced.update))
+
+
+def split_reductions(rule: UpdateRule) -> tuple[UpdateRule, ...]:
+    """Return the rules that reduce, in order, and then the update, which reads their results as "reduced" inputs."""
+    found = []
+    if any(map(reduction_of, rule.gm.graph.nodes)):
+        graph = _copy(rule.gm.graph)
+        merge_equal_calls(graph)
+        rule = replace(rule, gm=fx.GraphModule(torch.nn.Module(), graph))
+    while pending := [n for n in rule.gm.graph.nodes if reduction_of(n)]:
+        ready = [n for n in pending if not any(reduction_of(a) for a in ancestors(n) - {n})]
+        taken = {i.name for i in rule.inputs}
+        names: dict[fx.Node, str] = {}
+        for node in ready:
+            names[node] = identifier(reduction_of(node), taken)
+            taken.add(names[node])
+        found.append(_reducing(rule, names))
+        rule = _reading(rule, names)
+    return (*found, rule)
+
+
+def _reducing(rule: UpdateRule, names: dict[fx.Node, str]) -> UpdateRule:
+    """Return the rule that computes what is reduced."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(rule.gm.graph, copied)
+    graph.output(tuple(copied[node.args[0]] for node in names))  # type: ignore[index]
+    outputs = tuple(RuleOutput(reduction_of(node), name) for node, name in names.items())  # type: ignore[arg-type]
+    return rule_like(rule, graph, outputs)
+
+
+def _reading(rule: UpdateRule, names: dict[fx.Node, str]) -> UpdateRule:
+    """Return the rule with inputs in place of the reductions."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    placeholders = [n for n in rule.gm.graph.nodes if n.op == "placeholder"]
+    for node in placeholders:
+        copied[node] = graph.node_copy(node)
+    for node, name in names.items():
+        copied[node] = set_meta(graph.placeholder(name), ValueMeta("scalar", torch.float64))
+    for node in rule.gm.graph.nodes:
+        if node.op == "call_function" and node not in copied:
+            copied[node] = graph.node_copy(node, lambda old: copied[old])
+    (returned,) = rule.gm.graph.output_node().args
+    graph.output(tuple(copied[value] for value in returned))
+    inputs = (*rule.inputs, *(RuleInput(name, "reduced") for name in names.values()))
+    return rule_like(replace(rule, inputs=inputs), graph, rule.outputs)
+
+
+def _copy(source: fx.Graph) -> fx.Graph:
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(source, {}))
+    return graph
