@@ -148,7 +148,7 @@ def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterT
     exact = all(c.mechanism in ("rounding", "weight") for c in stored.codecs.values()) and stored.update_scale == 1.0
     expected, found = (t.parameters[i].detach().float() for t in (theirs, ours))
     if exact:
-        eps = torch.finfo(theirs.parameters[i].dtype).eps
+        eps = _coarsest(theirs, i)
         moved = (expected - before.float()).abs().max()
         allowed = max(CLOSE, 8 * eps) * moved + 8 * eps * torch.maximum(
             before.float().abs().max(), expected.abs().max()
@@ -162,13 +162,19 @@ def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterT
         if not bool(torch.isfinite(value).all()):
             continue
         plain = entry.decode() if isinstance(entry, StateTensor) else entry
-        close = max(CLOSE, 8 * torch.finfo(theirs.parameters[i].dtype).eps)
+        close = max(CLOSE, 8 * _coarsest(theirs, i))
         error, allowed = (plain.float() - value.float()).abs().max(), close * value.float().abs().max()
         if isinstance(entry, StateTensor):
             allowed = allowed + 2 * _error_of(entry, value)
         if not bool(error <= allowed):
             return f"state {key!r}"
     return ""
+
+
+def _coarsest(table: ParameterTable, index: int) -> float:
+    """Return the relative spacing of the coarsest type that a parameter or its state has: the step rounds to it, too."""
+    values = [table.parameters[index], *table.state(index).values()]
+    return max(torch.finfo(v.dtype).eps for v in values if isinstance(v, Tensor) and v.is_floating_point())
 
 
 def _error_of(entry: StateTensor, value: Tensor) -> Tensor:
