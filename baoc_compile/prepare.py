@@ -17,6 +17,7 @@ from baoc_compile.passes.blocks.record_forward import watch_forward
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.migrate.migrate_state import decode_state
 from baoc_compile.runtime.compile_lock import compile_lock
+from baoc_compile.runtime.lead_methods import lead_methods
 from baoc_compile.runtime.lead_steps import lead, own_function
 from baoc_compile.runtime.notices import refuse_differentiable
 from baoc_compile.runtime.own_step import OwnStep
@@ -61,6 +62,7 @@ def prepare(
     """
     optimizer = _inside(optimizer)
     refuse_differentiable(optimizer)
+    lead_methods(type(optimizer))
     asked = Request.parse({"memory_budget": memory_budget, "plan": plan, "seed": seed, **planner})
     with compile_lock():
         fresh = known_session(optimizer) is None
@@ -91,6 +93,7 @@ def adopt(optimizer: Any, options: Any) -> None:
     """
     parsed = Options.parse(options)
     refuse_differentiable(optimizer)
+    lead_methods(type(optimizer))
     is_new = known_session(optimizer) is None
     session = session_of(optimizer)
     try:

@@ -137,6 +137,10 @@ class Random:
     group: Tensor
 
 
+#: Relative error of codecs of 16 bits, at most: what slots are stored with that move by little, such as averages of weights.
+FINE = 2.0**-11
+
+
 @dataclass(frozen=True)
 class Slot:
     """One state tensor of the parameter's shape, under the optimizer's own key; or the weight itself.
@@ -144,6 +148,8 @@ class Slot:
     key: the state key, or "param" for the weight.
     nonnegative: whether the rule proves that every new value is >= 0.
     why_exact: why the slot must not be stored lossily; empty if it may be.
+    why_fine: why codecs whose `relative_error` exceeds `FINE` must not store it; empty if they may.
+    follows_weight: whether it begins as a float32 parameter, or is close to it: averages of weights, and weights of before.
     why_not_shared: why its values can't be shared; empty if they may be.
     why_not_dropped: why it can't be dropped; empty if it may be.
     weight_dtype: the parameter's type if this is the weight, else None.
@@ -152,6 +158,8 @@ class Slot:
     key: str
     nonnegative: bool = False
     why_exact: str = ""
+    why_fine: str = ""
+    follows_weight: bool = False
     why_not_shared: str = "its update is not known as a rule"
     why_not_dropped: str = "its update is not known as a rule"
     weight_dtype: torch.dtype | None = None
@@ -199,6 +207,7 @@ class Codec(ABC):
     expected_harm: expected damage to learning before anything is measured, relative to 8 bits, which are 1;
         docs/learning.md gives the order.
     group_size: `GROUP_SIZE`; None for a codec without groups.
+    follows_weight: whether it stores the difference to the parameter.
     stochastic: whether it rounds stochastically, and so needs random words and a clock.
 
     Shapes: values are float32 `[groups, width]`, where `width` is `GROUP_SIZE`, or any number if `group_size` is None. An
@@ -213,6 +222,7 @@ class Codec(ABC):
     relative_error: float
     expected_harm: float = 1.0
     group_size: int | None = None
+    follows_weight: bool = False
     stochastic: bool = False
 
     @abstractmethod
@@ -240,6 +250,11 @@ class Codec(ABC):
 
     def learn(self, parts: Mapping[str, Tensor], value: Tensor) -> None:  # noqa: B027  (nothing to learn is the rule)
         """Set the "codebook" parts from the first values that the slot stores; most codecs learn nothing."""
+
+    @property
+    def inner(self) -> Codec:
+        """The codec of what is stored: of the difference, if the codec follows the weight; else itself."""
+        return self
 
     @property
     def stored_parts(self) -> tuple[Part, ...]:
@@ -271,7 +286,9 @@ class Codec(ABC):
         """Return why this codec may not store `slot` of a tensor of `shape`; empty if it may."""
         if slot.weight_dtype is not None:
             return f"{self.name} stores state, not weights"
-        return slot.why_exact
+        if slot.follows_weight and self.mechanism in ("sharing", "dropping"):
+            return f"{slot.key!r} follows the weights, no two of which have a value in common"
+        return slot.why_exact or (slot.why_fine if self.relative_error > FINE else "")
 
     def __repr__(self) -> str:
         return self.name

@@ -19,6 +19,7 @@ from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_con
 from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
@@ -47,6 +48,7 @@ class BoundStep:
         self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
         self._all_covered = bool(self.covered.all())
         self.codebooks = CodebookRefresh(state_tensors(table))
+        self.weights = WatchedWeights(table)
         self._pieces = {piece.parameters[0]: piece for piece in reading.recording.pieces}
         self.rules = reading.rules
         self._values: dict[Any, Any] = {}
@@ -137,6 +139,9 @@ class BoundStep:
 
         table: returns the optimizer's parameters, for steps that are not all launches.
         """
+        is_watching = bool(self.weights) and not torch.cuda.is_current_stream_capturing()
+        if is_watching:
+            self.weights.check()
         self.codebooks.tick()
         values: dict[Any, Any] = {}
         recording = self.reading.recording
@@ -157,6 +162,8 @@ class BoundStep:
             for (index, key), tensor in made.items():
                 if index in here:
                     optimizer.state[parameters[index]][key] = tensor
+        if is_watching:
+            self.weights.note()
 
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:
@@ -202,7 +209,7 @@ class BoundStep:
         self._is_stale = True
         self.bound.created.clear()
         self._dictionaries, self._columns, self._counting, self._held_groups = Dictionaries([]), [], [], []
-        self._values, self.codebooks = {}, CodebookRefresh([])
+        self._values, self.codebooks, self.weights.states = {}, CodebookRefresh([]), []
 
 
 def _layout(parameter: Tensor) -> Any:

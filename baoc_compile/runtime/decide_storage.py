@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from baoc_compile.core.codec import Codec, Slot
+from baoc_compile.core.codec import FINE, Codec, Slot
 from baoc_compile.core.errors import warn_once
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
@@ -36,11 +36,13 @@ class _Fact:
 
     nonnegative: it stays >= 0.
     is_robust: no values of its sign make the step give NaN.
+    why_fine: why it must be stored finely all the same; see `Slot`.
     why_exact: why it must stay exact all the same.
     """
 
     nonnegative: bool = False
     is_robust: bool = False
+    why_fine: str = ""
     why_exact: str = ""
 
 
@@ -124,9 +126,11 @@ class StorageChoice:
             for key, why in reasons.items():
                 if is_asked:
                     warn_once(f"state {key!r} of {name} and the like does not bear the plan that was asked for: {why}")
-                else:
-                    facts[key] = replace(facts.get(key, _Fact()), why_exact=why)
-                    warn_once(f"baoc keeps state {key!r} of {name} and the like in full precision: {why}")
+                    continue
+                is_coarse = codecs[key].relative_error > FINE
+                facts[key] = replace(facts.get(key, _Fact()), **{"why_fine" if is_coarse else "why_exact": why})
+                how = "with 16 bits or more" if is_coarse else "in full precision"
+                warn_once(f"baoc keeps state {key!r} of {name} and the like {how}: {why}")
             found = found or bool(reasons)
         return found
 
@@ -205,7 +209,8 @@ def _kind_of(rule: UpdateRule) -> Any:
 def _refined(slots: tuple[Slot, ...], facts: Mapping[str, _Fact]) -> tuple[Slot, ...]:
     def refined(slot: Slot, fact: _Fact) -> Slot:
         by_rule = "" if fact.is_robust else slot.why_exact
-        return replace(slot, nonnegative=slot.nonnegative or fact.nonnegative, why_exact=fact.why_exact or by_rule)
+        sign = slot.nonnegative or fact.nonnegative
+        return replace(slot, nonnegative=sign, why_fine=fact.why_fine, why_exact=fact.why_exact or by_rule)
 
     return tuple(refined(s, facts.get(s.key, _Fact())) for s in slots)
 

@@ -68,6 +68,11 @@ class OwnStep(StepReader):
         self._lock = threading.RLock()
         self._is_written_running = False  # whoever calls the step now is the user's step, which has `super().step()`
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the user's own step is running."""
+        return self._is_written_running
+
     # ways in
 
     def __call__(

@@ -22,8 +22,8 @@ def fresh(parameter: Tensor, dtype: torch.dtype, value: float, codec: Codec, key
     """
     if isinstance(codec, Full) and dtype == codec.parts[0].dtype:
         return torch.full_like(parameter, value, dtype=dtype, requires_grad=False).detach()
-    state = StateTensor.empty(parameter.shape, dtype, parameter.device, codec, key, seed)
-    if value and codec.mechanism != "dropping":
+    state = StateTensor.empty(parameter.shape, dtype, parameter.device, codec, key, seed).anchored(parameter)
+    if (value or codec.follows_weight) and codec.mechanism != "dropping":
         with torch.no_grad():
             state.fill(value)
     return state
@@ -56,6 +56,22 @@ def _has_negative(slot: Slot, value: Tensor) -> bool:
     spans = range(0, value.numel(), CHUNK_ELEMENTS)
     parts = (torch.arange(a, min(a + CHUNK_ELEMENTS, value.numel()), device=value.device) for a in spans)
     return any(bool((value.decode_at(part) < 0).any()) for part in parts)
+
+
+#: Elements that are looked at, and how far from the weights a slot that follows them may be, relative to their length.
+FEW, CLOSE = 4096, 0.5
+
+
+def follows_weight(parameter: Tensor, value: Any) -> bool:
+    """Return whether a slot can be stored as its difference to the weights: a copy of them, or close to one."""
+    if isinstance(value, StateTensor):
+        return value.codec.follows_weight
+    alike = isinstance(value, Tensor) and value.shape == parameter.shape and value.dtype == parameter.dtype
+    if not alike or parameter.dtype != torch.float32 or not parameter.numel() or value.device != parameter.device:
+        return False
+    weights, values = (t.detach().reshape(-1)[:FEW] for t in (parameter, value))
+    size = float(weights.norm())
+    return 0 < size and float((values - weights).norm()) <= CLOSE * size
 
 
 def storage_tensors(value: Tensor, codec: Codec) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ and encodes what it changed. baoc's own step works on the stored parts instead.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +34,16 @@ class StateTensor(EagerState):
     salt: what seed and slot contribute to its random words.
     parts: name -> stored tensor. Those with something per element or per group have the tensor's first dimension. A
         stochastic codec's `clock` is one of them: it counts how often the values were stored.
+    anchor: the parameter, if the codec stores the difference to it; it is no part of a checkpoint.
+    stamp: what is known of the parameter when the difference was stored, see `watched_weights`; None if nothing is.
     """
 
     codec: Codec
     salt: int
     parts: dict[str, Tensor]
     rows: Rows
+    anchor: Tensor | None
+    stamp: tuple[float, float] | None
 
     @staticmethod
     def __new__(
@@ -47,6 +52,7 @@ class StateTensor(EagerState):
         device = next(iter(parts.values())).device
         self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts, self.rows = codec, salt, parts, Rows.of(torch.Size(shape))
+        self.anchor, self.stamp = None, None
         return self
 
     @classmethod
@@ -63,12 +69,30 @@ class StateTensor(EagerState):
         return cls(torch.Size(shape), dtype, codec, slot_salt(seed, slot), parts)
 
     @classmethod
-    def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int) -> StateTensor:
-        """Return `value` as a state tensor. It is encoded in chunks, so transient memory is bounded."""
-        self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed)
+    def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int, anchor: Tensor | None = None) -> StateTensor:
+        """Return `value` as a state tensor. It is encoded in chunks, so transient memory is bounded.
+
+        anchor: the parameter, for a codec that stores the difference to it.
+        """
+        self = cls.empty(value.shape, value.dtype, value.device, codec, slot, seed).anchored(anchor)
         codec.learn(self.parts, value)
         self.store(value)
         return self
+
+    def anchored(self, parameter: Tensor | None) -> StateTensor:
+        """Let `parameter` be what differences are taken to, if the codec stores these. Return the state itself."""
+        if self.codec.follows_weight:
+            self.anchor = parameter
+        return self
+
+    def weight(self) -> Tensor:
+        """Return the anchor. Raises StateError if there is none."""
+        if self.anchor is None:
+            raise StateError(
+                f"{self!r} is the difference to a parameter that is not known here: load it into an optimizer that was "
+                "prepared (baoc_compile.prepare)"
+            )
+        return self.anchor.detach()
 
     @property
     def storage_bytes(self) -> int:
@@ -92,7 +116,8 @@ class StateTensor(EagerState):
         if self.codec.mechanism == "dropping":
             return torch.zeros(len(index), device=self.device)
         here = index.to(self.device)
-        return self.codec.decode({p.name: self._at(p, here) for p in self.codec.parts}).reshape(-1)
+        values = self.codec.decode({p.name: self._at(p, here) for p in self.codec.parts}).reshape(-1)
+        return values + self.weight().reshape(-1)[here] if self.codec.follows_weight else values
 
     def decode_weight(self, weight: Tensor) -> Tensor:
         """Return the fp32 value of `weight`, whose weight codec stores this tensor."""
@@ -139,6 +164,9 @@ class StateTensor(EagerState):
         if self.codec.mechanism == "sharing":
             self._store_means(read)
             return
+        if self.codec.follows_weight:
+            self.stamp, whole = None, read
+            read = lambda start, stop: whole(start, stop) - self.weight().reshape(-1)[start:stop]  # noqa: E731
         for first in range(0, self.rows.lane_count, CHUNK_ELEMENTS):
             self._store_lanes(read, first, min(first + CHUNK_ELEMENTS, self.rows.lane_count))
         if "clock" in self.parts:
@@ -204,7 +232,9 @@ class StateTensor(EagerState):
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
         """Return the same state with `change` applied to every stored part."""
         parts = {name: change(part) for name, part in self.parts.items()}
-        return StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts)
+        found = StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts).anchored(self.anchor)
+        found.stamp = self.stamp
+        return found
 
     # torch's protocols
 
@@ -224,6 +254,7 @@ class StateTensor(EagerState):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StateTensor:
         copied = self.like(torch.clone)
+        copied.anchor = copy.deepcopy(self.anchor, memo)
         memo[id(self)] = copied
         return copied
 

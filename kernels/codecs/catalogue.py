@@ -12,6 +12,7 @@ from baoc_compile.core.errors import PlanError
 from baoc_compile.kernels.codecs.bf16 import Bfloat16
 from baoc_compile.kernels.codecs.bf16_weight import SplitBfloat16, StochasticBfloat16
 from baoc_compile.kernels.codecs.codebook import Codebook
+from baoc_compile.kernels.codecs.difference import Difference
 from baoc_compile.kernels.codecs.dropped import Dropped
 from baoc_compile.kernels.codecs.fp16_weight import SplitFloat16, StochasticFloat16
 from baoc_compile.kernels.codecs.full import Full
@@ -26,6 +27,10 @@ CODECS: dict[str, Codec] = {
         Full(torch.float64),
         Bfloat16(),
         *(Minifloat(e, bits - e) for bits in (7, 8, 3, 4) for e in range(2, min(bits, 6))),
+        Difference(2, 5),
+        Difference(2, 1),
+        Minifloat(2, 13),
+        Minifloat(3, 13),
         *(Codebook(bits, signed) for bits in (8, 4) for signed in (True, False)),
         Factored(),
         *(Shared(form) for form in ("row", "column", "tensor")),
@@ -40,18 +45,20 @@ CODECS: dict[str, Codec] = {
 #: Codecs with a size in their name, such as "head:64".
 SIZED: dict[str, Callable[[int], Codec]] = {form: partial(Shared, form) for form in ("head", "column_head", "run")}
 
-#: Format -> codecs that realize it; the first that accepts a slot is used. Formats in order of falling precision.
+#: Format -> codecs that realize it; the first that accepts a slot is used. Formats in order of falling precision. A slot that needs
+#: 16 bits gets them whatever the format.
 FORMATS: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
     "bf16": ("bf16",),
-    "8bit": ("e3m5", "e2m5"),
+    "16bit": ("e3m13", "e2m13"),
+    "8bit": ("w+e2m5", "e3m5", "e2m5", "e3m13", "e2m13"),
     "8bit-learned": ("ucodebook8", "codebook8"),
-    "4bit": ("e3m1", "e2m1"),
+    "4bit": ("w+e2m1", "e3m1", "e2m1", "e3m13", "e2m13"),
     "4bit-learned": ("ucodebook4", "codebook4"),
 }
 
 #: The formats tried when only a budget is given: uniformly over all parameters, and per block.
-AUTOMATIC = ("fp32", "bf16", "8bit", "4bit", "factored")
+AUTOMATIC = ("fp32", "16bit", "8bit", "4bit", "factored")
 BY_BLOCK = (*AUTOMATIC, "row", "column", "tensor", "dropped")
 
 #: Formats of weights. "nearest" rounds to the parameter's own type, as torch does, and stores nothing.

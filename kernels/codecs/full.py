@@ -28,4 +28,4 @@ class Full(Codec):
         return {"values": value}
 
     def why_not(self, slot: Slot, shape: torch.Size) -> str:
-        return super().why_not(replace(slot, why_exact=""), shape)
+        return super().why_not(replace(slot, why_exact="", why_fine=""), shape)

@@ -1,15 +1,15 @@
-"""`e2m5`, `e3m5`, `e2m1`, `e3m1` and other splits: floats of 8 or 4 bits under one power of two for 32 elements.
+"""`e2m5`, `e3m5`, `e2m1`, `e3m1` and other splits: floats of 16, 8 or 4 bits under one power of two for 32 elements.
 
-A name gives exponent bits E and mantissa bits M. E + M = 7 or 3: one more bit is the sign. E + M = 8 or 4: for slots that are
-never negative. Codes are those of the minifloats of the OCP microscaling formats (MX, OCP specification 1.0, 2023): field
+A name gives exponent bits E and mantissa bits M. E + M = 15, 7 or 3: one more bit is the sign. E + M = 16, 8 or 4: for slots
+that are never negative. Codes are those of the minifloats of the OCP microscaling formats (MX, OCP specification 1.0, 2023): field
 c = code >> M, mantissa k = code mod 2^M, without codes for NaN or infinity. With unit u, a power of two,
 
     value = u k / 2^M                     c = 0: subnormal numbers, evenly spaced
     value = u 2^(c - 1) (1 + k / 2^M)     c = 1 ... 2^E - 1
 
 The group's byte e sets u = 2^(e - 125). It is the smallest at which no element exceeds the top code *after rounding*, so nothing
-clips, and the largest element has the top field c = 2^E - 1. An element takes 1 + 1/32 bytes, or 1/2 + 1/32, and a tensor a
-clock of 4 bytes.
+clips, and the largest element has the top field c = 2^E - 1. An element takes 2, 1 or 1/2 bytes and 1/32, and a tensor a clock
+of 4 bytes.
 
 Rounding is stochastic and unbiased: a random word below the last kept bit is added to the float's bits. Everything else is
 exact, as scaling by a power of two is. So a decoded value encodes to itself, bit for bit: it lies on the grid, and the group's
@@ -42,14 +42,14 @@ _ONE_EXPONENT = 1 << 23
 
 
 class Minifloat(Codec):
-    """`exponent_bits` (2 to 5) and `mantissa_bits` (1 or more), together 7 or 3 with a sign, 8 or 4 without."""
+    """`exponent_bits` (2 to 5) and `mantissa_bits` (1 or more), together 15, 7 or 3 with a sign, 16, 8 or 4 without."""
 
     stochastic = True
     group_size = GROUP_SIZE
 
     def __init__(self, exponent_bits: int, mantissa_bits: int):
         kept = exponent_bits + mantissa_bits
-        self.signed = kept in (3, 7)
+        self.signed = kept in (3, 7, 15)
         self.bits = kept + self.signed
         self.name = f"e{exponent_bits}m{mantissa_bits}"
         self.exponent_bits, self.mantissa_bits = exponent_bits, mantissa_bits
@@ -58,20 +58,23 @@ class Minifloat(Codec):
         self.dropped = 23 - mantissa_bits
         #: A float's biased exponent less the group's byte, if it has the top field.
         self.bias = 1 << exponent_bits
-        dtype = torch.int8 if self.signed and self.bits == 8 else torch.uint8
-        self.parts = (Part("codes", dtype, "element", bits=self.bits), Part("exponents", torch.uint8, "group"))
+        #: Whether codes as integers have their first bit as their sign.
+        self.wraps = self.bits == 16 or (self.signed and self.bits == 8)
+        dtype = torch.int16 if self.bits == 16 else torch.int8 if self.wraps else torch.uint8
+        codes = Part("codes", dtype, "element", bits=min(self.bits, 8))
+        self.parts = (codes, Part("exponents", torch.uint8, "group"))
         self.relative_error = 2.0**-mantissa_bits
-        self.expected_harm = 1.0 if self.bits == 8 else 2.0 if self.signed else 1.5
+        self.expected_harm = {16: 0.25, 8: 1.0, 4: 2.0 if self.signed else 1.5}[self.bits]
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         codes = stored["codes"].to(torch.int32)
         base, unit = _scale(stored["exponents"].to(torch.int32))
-        magnitude = torch.bitwise_and(codes, self.top_code) if self.signed else codes
+        magnitude = torch.bitwise_and(codes, self.top_code) if self.signed or self.wraps else codes
         bits = magnitude * (1 << self.dropped) + base
         value = from_bits(bits)
         bits = smaller(bits, bits_of((value + value) - unit))  # floats >= 0 order as their bits do
         if self.signed:
-            sign = codes if self.bits == 8 else codes * (1 << (32 - self.bits))  # int8 has the sign in front already
+            sign = codes if self.wraps else codes * (1 << (32 - self.bits))  # int8 and int16 have it in front already
             bits = torch.bitwise_or(bits, torch.bitwise_and(sign, _SIGN))
         return from_bits(bits)
 

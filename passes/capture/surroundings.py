@@ -113,10 +113,15 @@ def _functions(function: Callable[..., Any], optimizer: Any) -> Iterator[Functio
     found: list[Any] = [getattr(function, "__func__", function)]
     for owner in type(optimizer).__mro__:
         if owner not in (object, torch.optim.Optimizer):
-            found += [getattr(f, "__func__", f) for f in vars(owner).values()]
+            found += [_as_written(getattr(f, "__func__", f)) for f in vars(owner).values()]
     found = list(dict.fromkeys(f for f in found if isinstance(f, FunctionType) and not _is_known(f)))
     named = [f.__globals__.get(name) for f in found for name in _names(f.__code__)]
     yield from dict.fromkeys([*found, *(f for f in named if isinstance(f, FunctionType) and not _is_known(f))])
+
+
+def _as_written(method: Any) -> Any:
+    """Return a method as its class's author wrote it."""
+    return method.__wrapped__ if hasattr(method, "led_by_baoc") else method
 
 
 def _content(cell: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import base_of, holders_of_memory
+from baoc_compile.state.entries import follows_weight
 from baoc_compile.state.state_tensor import StateTensor
 
 
@@ -26,7 +27,7 @@ def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
         entries = table.state(index)
         keys = [key for key in entries if isinstance(key, str) and _is_slot(entries, key, parameter)]
         if keys:
-            found[index] = tuple(Slot(key) for key in keys)
+            found[index] = tuple(Slot(key, follows_weight=follows_weight(parameter, entries[key])) for key in keys)
     return found
 
 

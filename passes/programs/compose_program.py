@@ -51,6 +51,7 @@ class _Composer(GraphBuilder):
     written: operand name -> its new value.
     values: name of a rule input -> its value.
     decays: name of an averaged operand -> its decay.
+    new: output of the rule -> its value.
     """
 
     def __init__(self, rule: UpdateRule, configuration: Mapping[str, Codec], signature: Signature):
@@ -62,12 +63,13 @@ class _Composer(GraphBuilder):
         self.written: dict[str, fx.Node] = {}
         self.values: dict[str, fx.Node] = {}
         self.decays: dict[str, fx.Node] = {}
+        self.new: dict[RuleOutput, fx.Node] = {}
 
     def compose(self) -> ProgramGraph:
         self._declare_operands()
         self.values = {i.name: self._read(i) for i in self.rule.inputs}
         returned = self.inline(self.rule.gm.graph, self.values, as_compute=True)
-        new = dict(zip(self.rule.outputs, returned, strict=True))
+        self.new = new = dict(zip(self.rule.outputs, returned, strict=True))
         for output, value in new.items():
             if output.kind in ("mean", "most"):
                 self.written[output.name] = value
@@ -142,10 +144,23 @@ class _Composer(GraphBuilder):
             codec = self.configuration[key]
             parts = [self.nodes[self._place(key, part)] for part in codec.parts]
             (value,) = self.inline_codec(codec, "decode", traced_decode(codec), parts, key)
-            return self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
+            value = self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
+            return self._moved(value, torch.ops.aten.add.Tensor, self._weight()) if codec.follows_weight else value
         is_number = rule_input.kind in ("counter", "scalar", "reduced")
         node = self.nodes[rule_input.kind, rule_input.name if is_number else "", ""]
         return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
+
+    def _weight(self) -> fx.Node:
+        """Return the parameter's old value, of a parameter without a weight codec."""
+        return self.cast(self.nodes["param", "", ""], self.compute_dtype, "param_value")
+
+    def _new_weight(self) -> fx.Node:
+        """Return the parameter's new value, of a parameter without a weight codec."""
+        value = self.new.get(RuleOutput("new", "param"), self._weight())
+        return self._with_update_scale(value) if self.signature.has_update_scale else value
+
+    def _moved(self, value: fx.Node, target: Any, other: fx.Node) -> fx.Node:
+        return set_meta(self.graph.call_function(target, (value, other)), meta_of(value))
 
     def _place(self, key: str, part: Part) -> Place:
         """Return the place of a slot's part; a part that the codec does not store is the parameter itself."""
@@ -179,6 +194,8 @@ class _Composer(GraphBuilder):
             inputs = [self.nodes[place] for place in places]
             *words, clock = self.inline_codec(codec, "words", traced_words(), inputs, key)
             self.written[self._name(("clock", key, ""))] = clock
+        if codec.follows_weight:
+            value = self._moved(value, torch.ops.aten.sub.Tensor, self._new_weight())
         value = self.cast(value, stored_dtype, f"{name}_new")
         codebooks = [self.nodes[self._place(key, part)] for part in codec.parts if part.per == "codebook"]
         stored = self.inline_codec(codec, "encode", traced_encode(codec), [value, *words, *codebooks], key)

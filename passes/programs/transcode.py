@@ -25,7 +25,7 @@ def decoded(state: StateTensor) -> Tensor:
         return state.decode()
     plain = torch.empty(state.shape, dtype=state.dtype, device=state.device)
     _run(state, plain, _decoding())
-    return plain
+    return plain.add_(state.weight()) if state.codec.follows_weight else plain
 
 
 def encode(state: StateTensor, value: Tensor) -> None:
@@ -33,7 +33,10 @@ def encode(state: StateTensor, value: Tensor) -> None:
     if not _has_program(state) or value.dtype != state.dtype or value.device != state.device:
         state.store(value)
     else:
-        _run(state, value.detach(), _encoding())
+        value = value.detach()
+        if state.codec.follows_weight:
+            value, state.stamp = value - state.weight(), None
+        _run(state, value, _encoding())
 
 
 def _has_program(state: StateTensor) -> bool:
@@ -41,7 +44,7 @@ def _has_program(state: StateTensor) -> bool:
 
 
 def _run(state: StateTensor, plain: Tensor, rule: UpdateRule) -> None:
-    graph, executable = _program(rule, state.codec, Signature(str(state.device), state.dtype, state.dtype))
+    graph, executable = _program(rule, state.codec.inner, Signature(str(state.device), state.dtype, state.dtype))
     tensors = {o.name: _tensor(o, state, plain) for o in graph.pointers}
     numbers = {o.name: float(state.salt) for o in graph.numbers}
     rows = Rows.of(state.shape)

@@ -1,8 +1,9 @@
 """Shadow runs: the updates that a configuration would have made of the sampled gradients.
 
 Torch interprets the program of a (rule, configuration) over the sampled elements; it is the same graph that is
-compiled. Every step starts from the weights that full precision has at that step, so that updates can be compared.
-State is the configuration's own from the first step on. Shared slots take the recorded, exact means.
+compiled. Every step starts from the weights that full precision has at that step, so that updates can be compared; where a
+slot is stored as its difference to the weights, it starts from the configuration's own. State is the configuration's own from
+the first step on. Shared slots take the recorded, exact means.
 """
 
 from __future__ import annotations
@@ -75,24 +76,29 @@ class ShadowRun:
         first, rule = samples.streams[0], samples.rule
         counters = tuple((i.name, torch.float32) for i in rule.inputs_of("counter"))
         self._signature = Signature("cpu", torch.float32, torch.float32, counters)
-        self._programs: dict[UpdateRule, tuple[ProgramGraph, Any, list[Place]]] = {}
+        self._programs: dict[UpdateRule, list[tuple[ProgramGraph, Any, list[Place]]]] = {}
         self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, GROUP_SIZE)
         self.salts: dict[str, Tensor] = {}  # by slot
         #: The stored tensors, by `Operand.place`.
         self.stored: dict[tuple[str, str, str], Tensor] = {
             ("counter", i.name, ""): torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
         }
+        self._own_weights = any(codec.follows_weight for codec in codecs.values())
+        self._param = samples.param
         for key, codec in codecs.items():
             self._start(key, codec, slot_salt(seed, key))
 
-    def _program(self, t: int) -> tuple[ProgramGraph, Any, list[Place]]:
-        """Return the program of step t, the function that interprets it, and the places of what it returns."""
+    def _programs_of(self, t: int) -> list[tuple[ProgramGraph, Any, list[Place]]]:
+        """Return the programs of step t but averages, with what interprets them and the places of what they return."""
         rules = self.samples.streams[0].rules
         rule = rules[t] if rules else self.samples.rule
         if rule not in self._programs:
-            *_, graph = compose_step(rule, self.codecs, self._signature)
-            places = {o.name: o.place for o in graph.operands}
-            self._programs[rule] = graph, with_exact_roots(graph.graph), [places[name] for name in graph.outputs]
+            self._programs[rule] = []
+            for graph in compose_step(rule, self.codecs, self._signature):
+                places = {o.name: o.place for o in graph.operands}
+                if not graph.decays:
+                    made = graph, with_exact_roots(graph.graph), [places[name] for name in graph.outputs]
+                    self._programs[rule].append(made)
         return self._programs[rule]
 
     def _start(self, key: str, codec: Codec, salt: int) -> None:
@@ -109,7 +115,8 @@ class ShadowRun:
         word_key = step_key(self.salts[key], clock)
         random = Random(element_words(word_key, self.lanes), group_words(word_key, self.lanes[:, :1]))
         codebooks = {p.name: codec.initial(p, torch.Size(), clock.device) for p in codec.parts if p.per == "codebook"}
-        encoded = exact_encode(codec, self.samples.slot(key).view(-1, GROUP_SIZE), random, codebooks)
+        value = self.samples.slot(key) - (self.samples.param if codec.follows_weight else 0.0)
+        encoded = exact_encode(codec, value.view(-1, GROUP_SIZE), random, codebooks)
         for part in encoded_parts(codec):
             shape = (-1, 1) if part.per == "group" else self.lanes.shape
             self.stored["part", key, part.name] = encoded[part.name].view(shape)
@@ -129,13 +136,23 @@ class ShadowRun:
         for key, codec in self.codecs.items():
             if codec.mechanism == "sharing":
                 self._average(t, key, codec)
+        param = self._param if self._own_weights else param
         given = {"param": param.view(self.lanes.shape), "grad": grad.view(self.lanes.shape)}
-        graph, interpret, outputs = self._program(t)
-        values = [self._value(o, given, numbers) if o.read else None for o in graph.operands]
-        new = dict(zip(outputs, interpret(*values), strict=True))
-        update = new.pop(("param", "", "")).expand_as(given["param"]) - given["param"]
-        self.stored |= new
-        return update.reshape(-1)
+        for graph, interpret, outputs in self._programs_of(t):
+            values = [self._value(o, given, numbers) if o.read else None for o in graph.operands]
+            new = dict(zip(outputs, interpret(*values), strict=True))
+            if graph.folds:
+                folds = {o.place: o.fold for o in graph.operands if o.fold}
+                new = {place: self._folded(value, folds[place]) for place, value in new.items()}
+            self.stored |= new
+        self._param = self.stored.pop(("param", "", "")).expand_as(given["param"]).reshape(-1)
+        return self._param - param
+
+    def _folded(self, value: Tensor, fold: str) -> Tensor:
+        """Return the mean or the maximum over each stream's elements, which stand for its parameter's, spread over them."""
+        sizes = [len(s.index) for s in self.samples.streams]
+        parts = value.expand(self.lanes.shape).reshape(-1).double().split(sizes)
+        return self._spread([part.max() if fold == "most" else part.mean() for part in parts])
 
     def _average(self, t: int, key: str, codec: Codec) -> None:
         """Update the means of a shared slot with the increments of step t."""

@@ -22,6 +22,7 @@ from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Beginning, Recording
 from baoc_compile.passes.rules.extract_rules import extract_rules
 from baoc_compile.passes.rules.reading import Reading, StepReading, replaces
+from baoc_compile.state.entries import follows_weight
 
 #: Recordings in a row that may differ with good reason: a step that makes state, one that uses it, one whose guards flip.
 MOST_RECORDINGS = 4
@@ -235,7 +236,8 @@ def slots_of(reading: StepReading, table: ParameterTable) -> dict[int, tuple[Slo
     found: dict[int, tuple[Slot, ...]] = {}
     rules = reading.warm.rules
     for index, rule in rules.items():
-        slots = tuple(_as_it_begins(slot, reading.warm.beginnings.get(index, {})) for slot in rule.slots)
+        begun = reading.warm.beginnings.get(index, {})
+        slots = tuple(_follower(_as_it_begins(slot, begun), table, index, begun) for slot in rule.slots)
         found[index] = (*slots, *weight_slots(table.parameters[index], slots))
     for index in reading.warm.reasons:
         shape = tuple(table.parameters[index].shape)
@@ -244,14 +246,24 @@ def slots_of(reading: StepReading, table: ParameterTable) -> dict[int, tuple[Slo
             for key, value in table.state(index).items()
             if isinstance(value, torch.Tensor)
         }
-        begun = {key: (tuple(b.shape), b.dtype) for key, b in reading.warm.beginnings.get(index, {}).items() if b.dtype}
-        entries = {**existing, **begun}
+        begun = reading.warm.beginnings.get(index, {})
+        entries = {**existing, **{key: (tuple(b.shape), b.dtype) for key, b in begun.items() if b.dtype}}
         found[index] = tuple(
-            Slot(key)
+            _follower(Slot(key), table, index, begun)
             for key, (of, dtype) in entries.items()
             if isinstance(key, str) and of == shape and shape and dtype.is_floating_point
         )
     return found
+
+
+def _follower(slot: Slot, table: ParameterTable, index: int, beginnings: Mapping[str, Beginning]) -> Slot:
+    """Return the slot with the fact whether it follows the weights."""
+    parameter, beginning = table.parameters[index], beginnings.get(slot.key)
+    if beginning is not None:
+        follows = beginning.kind == "parameter" and parameter.dtype == beginning.dtype == torch.float32
+    else:
+        follows = not slot.nonnegative and follows_weight(parameter, table.state(index).get(slot.key))
+    return replace(slot, follows_weight=True) if follows else slot
 
 
 def _as_it_begins(slot: Slot, beginnings: Mapping[str, Beginning]) -> Slot:

@@ -55,6 +55,8 @@ def copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> Parame
             if decoded and isinstance(value, StateTensor):
                 value = value.decode()
             entries[key] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value, memo)
+            if isinstance(value, StateTensor):
+                entries[key].anchored(parameters[i])
         state[parameters[i]] = entries
     attributes["state"] = state
     for name, value in vars(real).items():

@@ -106,9 +106,9 @@ def _trained(bench: Bench, codecs: Mapping[str, Codec], seed: int) -> Tensor | N
         for key, value in bench.state.items():
             if key in codecs:
                 if key not in kept:
-                    kept[key] = StateTensor.encoded(value, codecs[key], key, seed)
+                    kept[key] = StateTensor.encoded(value, codecs[key], key, seed, bench.parameter)
                 else:
-                    kept[key].store(value)
+                    kept[key].anchored(bench.parameter).store(value)
                 value.copy_(kept[key].decode())
     update = (bench.parameter.detach() - start).double()
     return update if bool(update.isfinite().all()) and bool(update.any()) else None
