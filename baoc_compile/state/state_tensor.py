@@ -2,7 +2,7 @@
 
 A StateTensor lives in `optimizer.state[p][key]` and holds codes and scales. torch sees its logical shape and type, so
 `state_dict`, `torch.save`, tracing and an uncompiled `optimizer.step()` work. Every such operation decodes, computes,
-and encodes what it changed. baoc's own step works on the stored parts instead.
+and encodes what it changed; views can be read, not written. baoc's own step works on the stored parts instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from baoc_compile.kernels.codecs.bits import pack_into, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
+from baoc_compile.state.decoded_view import DecodedView
 from baoc_compile.state.eager_state import EagerState, decode_run_encode, is_fake, makes_view
 
 #: Elements that are encoded or decoded at a time.
@@ -33,12 +34,14 @@ class StateTensor(EagerState):
     salt: what seed and slot contribute to its random words.
     parts: name -> stored tensor. Those with something per element or per group have the tensor's first dimension. A
         stochastic codec's `clock` is one of them: it counts how often the values were stored.
+    transcoders: what decodes and encodes it by programs; see `passes/programs/transcode.py`. No copy has them.
     """
 
     codec: Codec
     salt: int
     parts: dict[str, Tensor]
     rows: Rows
+    transcoders: dict[Any, Any]
 
     @staticmethod
     def __new__(
@@ -47,6 +50,7 @@ class StateTensor(EagerState):
         device = next(iter(parts.values())).device
         self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts, self.rows = codec, salt, parts, Rows.of(torch.Size(shape))
+        self.transcoders = {}
         return self
 
     @classmethod
@@ -80,11 +84,12 @@ class StateTensor(EagerState):
 
         Raises StateError for the stored part of a weight, which has no values of its own.
         """
-        flat = torch.empty(self.numel(), dtype=self.dtype, device=self.device)
+        plain = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        flat = plain.view(-1)
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
             stop = min(start + CHUNK_ELEMENTS, flat.numel())
             flat[start:stop] = self.decode_at(torch.arange(start, stop, device=flat.device))
-        return flat.view(self.shape)
+        return plain
 
     def decode_at(self, index: Tensor) -> Tensor:
         """Return the elements at these row-major indices (int64, in any order), flat, as the codec decodes them."""
@@ -245,10 +250,7 @@ class StateTensor(EagerState):
         if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
             return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
         if makes_view(func) and isinstance(args[0], StateTensor) and not is_fake(args[0]):
-            raise StateError(
-                f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
-                "use .decode(), or operations on the whole tensor"
-            )
+            return DecodedView.of(args[0], lambda values: func(values, *args[1:], **kwargs))
         return decode_run_encode(func, args, kwargs)
 
 
