@@ -147,10 +147,11 @@ class BoundStep:
         for launch in self.bound.launches:
             launch(self.parameters, tensors)
         made = dict(self.bound.created)
-        here = self.present if self.bound.replays else frozenset()
-        for replay in self.bound.replays:
-            if here.issuperset(replay.indices):
-                made |= replay(table(), values)
+        if self.bound.replays:
+            here, of = self.present, table()
+            for replay in self.bound.replays:
+                if here.issuperset(replay.indices):
+                    made |= replay(of, values)
         if made:
             optimizer, parameters = table().optimizer, self.parameters.tensors
             here = self.present
