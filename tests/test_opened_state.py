@@ -209,6 +209,15 @@ def test_a_loop_has_one_parameter_in_full_precision(monkeypatch, make, most):
     assert max(peak) == most and not alive
 
 
+def test_a_step_that_collects_all_state_looks_at_each_entry_a_few_times(monkeypatch):
+    optimizer, _ = odd(100)
+    looked, is_held = [], module._Open.is_held
+    monkeypatch.setattr(module._Open, "is_held", lambda entry: looked.append(entry) or is_held(entry))
+    with opened_state(optimizer):
+        collected = [optimizer.state[p]["m"] for p in optimizer.param_groups[0]["params"]]
+    assert len(collected) == 100 <= len(looked) <= 400
+
+
 def test_a_step_that_is_refused_has_compressed_state():
     """From its first step on, within the budget, with the codec that the sign of each slot asks for, and one notice."""
     results = []

@@ -20,14 +20,12 @@ def is_settled(table: ParameterTable, storage: Storage) -> bool:
     """Return whether every entry that may be a slot is stored as `storage` says: a glance at each, for every step."""
     state = table.optimizer.state
     for index, parameter in enumerate(table.parameters):
-        if _is_sparse(parameter):
-            continue
-        slots, shape = storage.of(index).slots, parameter.shape
+        slots = storage.of(index).slots
         for key, value in state.get(parameter, {}).items():
-            if not isinstance(value, Tensor) or value.shape != shape or not shape or not isinstance(key, str):
-                continue
-            if key not in slots or not is_stored_by(value, slots[key].codec):
-                return False
+            if isinstance(value, Tensor) and not (key in slots and is_stored_by(value, slots[key].codec)):
+                is_slot = isinstance(key, str) and value.ndim and value.shape == parameter.shape
+                if is_slot and not _is_sparse(parameter):
+                    return False
     return True
 
 

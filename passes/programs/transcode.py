@@ -36,7 +36,8 @@ def encode(state: StateTensor, value: Tensor) -> None:
     """Store `value` in a state tensor and advance its clock."""
     encode = _transcoder_of(state, _encoding)
     if encode is None or not encode.takes(value):
-        state.store(value)
+        with torch.no_grad():
+            state.store(value)
     else:
         encode(state, value)
 
