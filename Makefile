@@ -37,6 +37,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench,rivals]'
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/matrix_step.py
 	$(BIN)/python benchmarks/optimal_levels.py
 
 # The tables in docs/: averages over 2,000 steps (minutes), and learning on three workloads (about an hour on 2 cores).

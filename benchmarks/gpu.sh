@@ -21,5 +21,6 @@ run "$PYTHON" -m pytest -m gpu -ra
 run "$PYTHON" benchmarks/host_time.py --device cuda --out "$OUT"
 run "$PYTHON" benchmarks/first_call.py --device cuda --out "$OUT"
 run "$PYTHON" benchmarks/step_time.py --device cuda --out "$OUT"
+run "$PYTHON" benchmarks/matrix_step.py --device cuda --out "$OUT"
 [ -z "$failed" ] || echo "failed:$failed"
 [ -z "$failed" ]

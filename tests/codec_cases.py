@@ -13,7 +13,7 @@ from baoc_compile.kernels.codecs.minifloat import Minifloat
 from baoc_compile.state.state_tensor import StateTensor
 
 SIZES = (0, 1, 31, 32, 33, 4097)
-ROUNDING = [name for name, codec in CODECS.items() if codec.mechanism == "rounding"]
+ROUNDING = [name for name, codec in CODECS.items() if codec.mechanism == "rounding" and not codec.follows_weight]
 STOCHASTIC = [name for name in ROUNDING if CODECS[name].stochastic]
 GROUPED = [name for name in ROUNDING if CODECS[name].group_size]
 FOUR_BITS = [name for name in ROUNDING if CODECS[name].parts[0].bits == 4]
@@ -56,7 +56,7 @@ def arrays(state: StateTensor) -> dict[str, np.ndarray]:
     if state.codec.parts[0].bits == 4:
         stored["codes"] = reference.unpacked(stored["codes"], state.numel())
     if isinstance(state.codec, Minifloat):
-        stored["codes"] = stored["codes"].view(np.uint8)
+        stored["codes"] = stored["codes"].view(np.uint16 if state.codec.bits == 16 else np.uint8)
     return stored
 
 

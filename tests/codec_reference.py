@@ -47,7 +47,7 @@ class Minifloat(NamedTuple):
 
     @property
     def signed(self) -> bool:
-        return self.exponent + self.mantissa in (3, 7)
+        return self.exponent + self.mantissa in (3, 7, 15)
 
     @property
     def sign_bit(self) -> int:
@@ -59,7 +59,7 @@ class Minifloat(NamedTuple):
 
 
 def minifloat(codec_name: str) -> Minifloat | None:
-    found = re.fullmatch(r"e(\d)m(\d)", codec_name)
+    found = re.fullmatch(r"e(\d)m(\d+)", codec_name)
     return Minifloat(int(found[1]), int(found[2])) if found else None
 
 
@@ -229,7 +229,8 @@ def _minifloat(small: Minifloat, values: np.ndarray, salt: int, clock: int) -> d
     else:
         code = np.where(values > 0, np.maximum(code, 1), code)
     code = np.where(np.isnan(magnitude), small.sign_bit - 1, code)
-    return {"codes": code.astype(np.uint8), "exponents": e.astype(np.uint8)}
+    width = np.uint16 if small.exponent + small.mantissa > 8 else np.uint8
+    return {"codes": code.astype(width), "exponents": e.astype(np.uint8)}
 
 
 def _cut(magnitude: np.ndarray, mantissa: int, r: np.ndarray) -> np.ndarray:
@@ -242,7 +243,7 @@ def _cut(magnitude: np.ndarray, mantissa: int, r: np.ndarray) -> np.ndarray:
 
 
 def _from_minifloat(small: Minifloat, codes: np.ndarray, e: np.ndarray) -> np.ndarray:
-    codes = codes.astype(np.int64) & 255
+    codes = codes.astype(np.int64) & ((small.sign_bit << small.signed) - 1)
     field, k = (codes & small.sign_bit - 1) >> small.mantissa, (codes & (1 << small.mantissa) - 1) / 2**small.mantissa
     unit, special = (_spread(a, len(codes)) for a in (small.unit(e), e == 255 - 2**small.exponent))
     value = unit * np.where(field == 0, k, np.ldexp(1 + k, field - 1))

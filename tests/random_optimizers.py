@@ -38,6 +38,10 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "addcdiv": lambda x, y, z, number: torch.addcdiv(x, y, z + 1, value=number),
     "where": lambda x, y, z: torch.where(x > 0, y, z),
     "by_root": lambda x, y, eps: x / (y.sqrt() + eps),
+    "by_norm": lambda x, y: x / (y.norm() + 1),
+    "by_root_mean_square": lambda x, y: x.div(y.square().mean().sqrt().clamp_(min=1.0)),
+    "by_largest": lambda x, y: x / (y.abs().max() + 0.1),
+    "centered": lambda x: x - x.mean(),
     "by_root_in_place": lambda x, y, eps: x.clone().div_(y.sqrt().add_(eps)),
 }
 
@@ -81,6 +85,7 @@ STARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "zeros": lambda param, grad: torch.zeros_like(param),
     "full": lambda param, grad: torch.full_like(param, 0.25),
     "gradient": lambda param, grad: grad.clone(),
+    "weights": lambda param, grad: param.clone(),
     "magnitude": lambda param, grad: grad.abs(),
 }
 
@@ -186,7 +191,7 @@ def expressions(draw: st.DrawFn, signed: list[str], nonnegative: list[str], size
         fraction = [draw(_fraction)] if name == "lerp" else []
         return name, *several(True, True), *fraction
     name = draw(st.sampled_from(_SIGNED))
-    if name in ("neg", "sign", "tanh"):
+    if name in ("neg", "sign", "tanh", "centered"):
         return name, one(size - 1)
     if name in ("scale", "divide", "clamp"):
         return name, one(size - 1), draw(_number)
@@ -202,7 +207,7 @@ def expressions(draw: st.DrawFn, signed: list[str], nonnegative: list[str], size
 
 
 _SIGNED = ["neg", "sign", "tanh", "scale", "divide", "clamp", "by_root", "by_root_in_place", "where", "addcmul"]
-_SIGNED += ["addcdiv", "add", "sub", "mul", "maximum", "minimum", "lerp"]
+_SIGNED += ["by_norm", "by_root_mean_square", "by_largest", "centered", "addcdiv", "add", "sub", "mul", "maximum", "minimum", "lerp"]
 _KEEP_SIGN = [name for name in STORES if name != "addcmul_"]  # of a slot that may take up any value
 
 
@@ -222,7 +227,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         is_nonnegative = draw(st.booleans())
         new = draw(expressions(signed, nonnegative, sizes[index], is_nonnegative))
         store = draw(st.sampled_from(list(STORES) if is_nonnegative else _KEEP_SIGN))
-        start = draw(st.sampled_from(["zeros", "zeros", "full", "magnitude" if is_nonnegative else "gradient"]))
+        starts = ["magnitude"] if is_nonnegative else ["gradient", "weights"]
+        start = draw(st.sampled_from(["zeros", "zeros", "full", *starts]))
         slots.append(SlotRecipe(key, start, store, new, f"beta{index}"))
         (nonnegative if is_nonnegative else signed).append(key)
     names = [slot.key for slot in slots]

@@ -89,7 +89,7 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_no_module_has_a_second_name():
     rooms = [f"{layer}.{room}" for layer, rooms in ROOMS.items() for room in rooms]
-    files = ["kernels.codecs.bf16", "passes.solve.relax", "passes.rules.canonicalize"]
+    files = ["kernels.codecs.plain", "passes.solve.relax", "passes.rules.canonicalize"]
     done = run(REFUSED, "baoc_compile.tests", "baoc_compile.baoc_compile.core.errors", *rooms, *files)
     assert done.returncode == 0, done.stderr
     assert run(REFUSED, "json").returncode == 1
@@ -111,8 +111,8 @@ SOUND = {
     "baoc_compile/face.py": "import baoc_compile.runtime.session\nfrom baoc_compile.passes.risk import assess",
     "baoc_compile/runtime/session.py": "def f():\n    from baoc_compile.passes.risk.assess import risk",
     "passes/risk/assess.py": "from baoc_compile.passes.rules.extract import rules\nfrom baoc_compile.core import rule",
-    "passes/rules/extract.py": "from baoc_compile.kernels.codecs.bf16 import Bfloat16",
-    "kernels/codecs/bf16.py": "from ...core.rule import Rule",
+    "passes/rules/extract.py": "from baoc_compile.kernels.codecs.plain import Bfloat16",
+    "kernels/codecs/plain.py": "from ...core.rule import Rule",
 }
 
 #: Added to what is sound: a path, a text, and what the rules say.

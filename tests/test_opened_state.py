@@ -14,7 +14,9 @@ import baoc_compile
 from baoc_compile import StateTensor
 from baoc_compile.kernels.codecs.catalogue import CODECS
 from baoc_compile.passes.migrate import opened_state as module
+from baoc_compile.passes.migrate.find_slots import find_slots
 from baoc_compile.passes.migrate.opened_state import opened_state
+from baoc_compile.runtime import step_reader
 from baoc_compile.runtime.lead_steps import own_function
 
 STOCK = [(torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.RMSprop, {"momentum": 0.5})]
@@ -207,6 +209,15 @@ def test_a_loop_has_one_parameter_in_full_precision(monkeypatch, make, most):
     assert max(peak) == most and not alive
 
 
+def test_a_step_that_collects_all_state_looks_at_each_entry_a_few_times(monkeypatch):
+    optimizer, _ = odd(100)
+    looked, is_held = [], module._Open.is_held
+    monkeypatch.setattr(module._Open, "is_held", lambda entry: looked.append(entry) or is_held(entry))
+    with opened_state(optimizer):
+        collected = [optimizer.state[p]["m"] for p in optimizer.param_groups[0]["params"]]
+    assert len(collected) == 100 <= len(looked) <= 400
+
+
 def test_a_step_that_is_refused_has_compressed_state():
     """From its first step on, within the budget, with the codec that the sign of each slot asks for, and one notice."""
     results = []
@@ -287,3 +298,34 @@ def test_state_that_is_held_later_is_left_alone_from_then_on():
         results.append(optimizer.state[parameter]["m"].clone())
         assert optimizer.held is optimizer.state[parameter]["m"]
     assert (results[1] - results[0]).norm() <= 0.05 * results[0].norm()
+
+
+def test_state_that_is_settled_is_not_looked_for_again(monkeypatch):
+    """But new state is: that of a new group, and what the step puts in the place of other state."""
+    looked = []
+
+    def counted(*args: Any) -> Any:
+        looked.append(None)
+        return find_slots(*args)
+
+    monkeypatch.setattr(step_reader, "find_slots", counted)
+    first, second, tiny = (nn.Parameter(torch.randn(shape)) for shape in ((64, 96), (96, 64), (3,)))
+    optimizer = Branching([first, tiny])
+    baoc_compile.prepare(optimizer, memory_budget="30%")
+
+    def step() -> int:
+        looked.clear()
+        for p in (first, second, tiny):
+            p.grad = torch.randn(p.shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+        return len(looked)
+
+    assert [step() for _ in range(5)] == [0, 1, 0, 0, 0]  # the first step is read again at the second
+    optimizer.add_param_group({"params": [second]})
+    assert [step() for _ in range(3)] == [1, 0, 0]
+    assert isinstance(optimizer.state[second]["m"], StateTensor) and type(optimizer.state[tiny]["m"]) is Tensor
+    optimizer.state[first]["m"] = optimizer.state[first]["m"].decode()
+    assert [step() for _ in range(3)] == [1, 0, 0]
+    assert isinstance(optimizer.state[first]["m"], StateTensor)

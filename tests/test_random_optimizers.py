@@ -53,10 +53,15 @@ def stored_slots(state: Mapping[str, Any]) -> set[str]:
     return {key for key, value in state.items() if isinstance(value, StateTensor)}
 
 
-def allowed_by_codec(value: Any, exact: Tensor) -> Tensor:
-    """The codec's bound on the error of storing `exact`: relative to the largest of the group, or to the value itself."""
+def allowed_by_codec(value: Any, exact: Tensor, weight: Tensor) -> Tensor:
+    """The codec's bound on the error of storing `exact`: relative to the largest of the group, or to the value itself.
+
+    Or to its difference to the weight, if that is stored.
+    """
     if not isinstance(value, StateTensor):
         return torch.zeros_like(exact)
+    if value.codec.follows_weight:
+        exact = exact - weight
     flat, width = exact.abs().reshape(-1), value.codec.group_size or 1
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % width)).view(-1, width)
     largest = padded.amax(1, keepdim=True).clamp(min=2.0**-126).expand_as(padded)
@@ -111,7 +116,7 @@ def check(recipe: Recipe, plan: str, seed: int, prepared: bool = True) -> baoc_c
                 if key == "t":
                     assert float(state[key]) == float(value)
                     continue
-                allowed = allowed_by_codec(state[key], value)
+                allowed = allowed_by_codec(state[key], value, parameter.detach().double())
                 check_error(key, decoded(state[key]), eager_state[key], value, value, allowed)
     inspection = baoc_compile.inspect(optimizer)
     launched = {name for program in inspection.programs if program.launches for name in program.parameters}

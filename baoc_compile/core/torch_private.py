@@ -78,9 +78,15 @@ COMPUTES_NOTHING = {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_
 no_torch_function = torch._C._disabled_torch_function_impl
 
 
-def wrapper_tensor(cls: type[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
+def wrapper_tensor(
+    cls: type[Tensor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    stride: tuple[int, ...] | None = None,
+) -> Any:
     """Return an instance of a tensor class that has a shape and owns no memory, as a StateTensor does."""
-    return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+    return Tensor._make_wrapper_subclass(cls, shape, stride, dtype=dtype, device=device)
 
 
 #: Base class of batch and instance normalization in every dimension. `cast_model` keeps their weights in fp32.

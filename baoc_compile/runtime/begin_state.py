@@ -33,10 +33,12 @@ class _Born:
 
     beginnings: state key -> how it begins.
     values: state key -> the number with which it began.
+    state: the parameter's state; another dictionary has been loaded, and is none that was made here.
     """
 
     beginnings: Mapping[str, Beginning]
     values: dict[str, Any]
+    state: dict[Any, Any]
 
 
 @dataclass
@@ -73,6 +75,8 @@ class Unborn:
         """Delete the state that was made ahead and that no step has changed."""
         for index, born in self._of.items():
             entries = table.state(index)
+            if entries is not born.state:
+                continue
             for key in born.beginnings:
                 entries.pop(key, None)
             if not entries:
@@ -85,7 +89,7 @@ class Unborn:
         for index in present & self._of.keys():
             born, parameter = self._of[index], table.parameters[index]
             for key, beginning in born.beginnings.items():
-                if not _depends(beginning):
+                if not _depends(beginning) or table.state(index) is not born.state:
                     continue
                 value = _number(beginning.value, table)
                 if beginning.kind != "parameter" and _equal(value, born.values[key]):
@@ -131,7 +135,7 @@ def begin_state(reading: Reading, table: ParameterTable, storage: Storage) -> di
         optimizer.state[parameter].update(entries) if parameter in optimizer.state else optimizer.state.__setitem__(
             parameter, entries
         )
-        made[index] = _Born(missing, values)
+        made[index] = _Born(missing, values, table.state(index))
     return made
 
 

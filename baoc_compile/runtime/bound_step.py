@@ -26,7 +26,7 @@ from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
 from baoc_compile.passes.rewrite.replay import tensor_of
 from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.passes.rules.reading import Reading
-from baoc_compile.state.entries import state_tensors
+from baoc_compile.state.entries import anchor_state, state_tensors
 
 
 class BoundStep:
@@ -40,6 +40,7 @@ class BoundStep:
 
     def __init__(self, reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any]):
         self.reading, self.storage, self._function = reading, storage, function
+        anchor_state(table)
         self.bound = bind_launches(table, storage, reading.classes)
         self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
         dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in table.parameters]
@@ -139,9 +140,7 @@ class BoundStep:
 
         table: returns the optimizer's parameters, for steps that are not all launches.
         """
-        is_watching = bool(self.weights) and not torch.cuda.is_current_stream_capturing()
-        if is_watching:
-            self.weights.check()
+        self.weights.check()
         self.codebooks.tick()
         values: dict[Any, Any] = {}
         recording = self.reading.recording
@@ -152,18 +151,18 @@ class BoundStep:
         for launch in self.bound.launches:
             launch(self.parameters, tensors)
         made = dict(self.bound.created)
-        here = self.present if self.bound.replays else frozenset()
-        for replay in self.bound.replays:
-            if here.issuperset(replay.indices):
-                made |= replay(table(), values)
+        if self.bound.replays:
+            here, of = self.present, table()
+            for replay in self.bound.replays:
+                if here.issuperset(replay.indices):
+                    made |= replay(of, values)
         if made:
             optimizer, parameters = table().optimizer, self.parameters.tensors
             here = self.present
             for (index, key), tensor in made.items():
                 if index in here:
                     optimizer.state[parameters[index]][key] = tensor
-        if is_watching:
-            self.weights.note()
+        self.weights.note()
 
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:

@@ -18,6 +18,7 @@ from baoc_compile.core.codec import WEIGHT_KEY
 from baoc_compile.core.errors import PlanError
 from baoc_compile.kernels.codecs.catalogue import codec_named, full_precision
 from baoc_compile.runtime.session import Session
+from baoc_compile.state.entries import anchor_state, state_tensors
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -45,7 +46,18 @@ def keep_in_checkpoints(session: Session) -> None:
         if known is not None and KEY in state:
             _restore(known, state[KEY])
 
-    session.hooks = [optimizer.register_state_dict_post_hook(save), optimizer.register_load_state_dict_pre_hook(load)]
+    def anchor(_: Any) -> None:
+        known = reference()
+        if known is not None:
+            for state in state_tensors(known.table()):
+                state.stamp = None if state.anchor is not None else state.stamp  # weights may have changed with them
+            anchor_state(known.table())
+
+    session.hooks = [
+        optimizer.register_state_dict_post_hook(save),
+        optimizer.register_load_state_dict_pre_hook(load),
+        optimizer.register_load_state_dict_post_hook(anchor),
+    ]
 
 
 def _restore(session: Session, saved: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from baoc_compile.core.errors import warn_once
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.storage import Storage
-from baoc_compile.kernels.codecs.full import Full
+from baoc_compile.kernels.codecs.plain import Full
 from baoc_compile.passes.plan.choose_storage import choose_storage
 from baoc_compile.passes.rules.reading import Reading
 from baoc_compile.passes.trials import copies

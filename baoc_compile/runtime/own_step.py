@@ -28,9 +28,8 @@ from baoc_compile.passes.migrate.opened_state import opened_state
 from baoc_compile.passes.programs.make_programs import start_programs
 from baoc_compile.runtime.audit import Schedule, audit_recording
 from baoc_compile.runtime.bound_step import BoundStep
-from baoc_compile.runtime.compile_lock import compile_lock
+from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.notices import notice
-from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
 from baoc_compile.runtime.step_reader import FirstAsWritten, StepReader
 

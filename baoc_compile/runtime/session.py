@@ -81,8 +81,11 @@ class Session:
     @property
     def storage(self) -> Storage:
         """How the state of the optimizer's parameters is stored, by their present indices."""
-        now = self.table().parameters
-        if self._parameters is not None and not _are_same(self._parameters, now):
+        optimizer: Any = self.optimizer()
+        now = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self._parameters is not None and _are_same(self._parameters, now):
+            return self._storage
+        if self._parameters is not None:
             index = {id(parameter): i for i, parameter in enumerate(now)}
             known = [(old, p()) for old, p in enumerate(self._parameters)]
             moved = {old: index[id(p)] for old, p in known if p is not None and id(p) in index}

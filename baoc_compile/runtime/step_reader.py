@@ -17,7 +17,7 @@ from baoc_compile.passes.capture.group_numbers import same_numbers
 from baoc_compile.passes.capture.leaves import constants_of
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.surroundings import Surroundings
-from baoc_compile.passes.migrate.find_slots import find_slots
+from baoc_compile.passes.migrate.find_slots import find_slots, is_settled
 from baoc_compile.passes.migrate.migrate_state import migrate_state, migrate_weights
 from baoc_compile.passes.numbers.number_function import GuardFailed
 from baoc_compile.passes.plan.choose_storage import suits
@@ -28,11 +28,11 @@ from baoc_compile.passes.rules.reading import Reading, StepReading
 from baoc_compile.runtime.audit import audit_numbers
 from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
 from baoc_compile.runtime.bound_step import BoundStep
-from baoc_compile.runtime.compile_lock import compile_lock
+from baoc_compile.runtime.checkpoint import keep_in_checkpoints
+from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import bytes_left
-from baoc_compile.runtime.paused_gc import paused_gc
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import state_bytes
 
@@ -278,15 +278,19 @@ class StepReader:
 
     def compress_found(self, has_closure: bool) -> None:
         """Compress the state that a step made whose rules are not known. Raises BudgetError and PlanError."""
-        session, table = self.session, self.session.table()
+        session, storage, table = self.session, self.session.storage, self.session.table()
+        if is_settled(table, storage):
+            return
         slots = find_slots(table)
-        if not all(suits(session.storage, table, i, slot) for i, of in slots.items() for slot in of):
+        if not all(suits(storage, table, i, slot) for i, of in slots.items() for slot in of):
             self._resolve_budget(table)
-            session.store(self.choice.choose(slots, table, None, has_closure=has_closure))
-        here = {i: {s.key: session.storage.of(i).slots[s.key] for s in of} for i, of in slots.items()}
-        found = {i: replace(session.storage.of(i), slots=kept) for i, kept in here.items()}
+            storage = self.choice.choose(slots, table, None, has_closure=has_closure)
+            session.store(storage)
+            keep_in_checkpoints(session)
+        here = {i: {s.key: storage.of(i).slots[s.key] for s in of} for i, of in slots.items()}
+        found = {i: replace(storage.of(i), slots=kept) for i, kept in here.items()}
         with paused_gc():
-            migrate_state(replace(session.storage, parameters=found), table)
+            migrate_state(replace(storage, parameters=found), table)
 
     def release(self) -> None:
         """Drop everything that is bound to tensors; the next step binds again."""

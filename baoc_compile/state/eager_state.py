@@ -52,6 +52,13 @@ def _only_traced(func: Any, args: Any) -> bool:
     return writes[0] and not any(writes[1:]) and torch.broadcast_shapes(*shapes) == state.shape
 
 
+def written_arguments(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Return the arguments that the operation writes, each a tensor or a list of them."""
+    declared = enumerate(schema_of(func).arguments)
+    written = [(i, a.name) for i, a in declared if a.alias_info is not None and a.alias_info.is_write]
+    return [args[position] if position < len(args) else kwargs.get(name) for position, name in written]
+
+
 def decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
     """Run `func` on decoded values, store those that it changed, and return its result."""
     if _only_traced(func, args):
@@ -66,10 +73,7 @@ def decode_run_encode(func: Any, args: Any, kwargs: Any) -> Any:
     plain_args, plain_kwargs = tree_map_only(EagerState, unwrap, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
     written: set[int] = set()
-    for position, argument in enumerate(schema_of(func).arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[position] if position < len(args) else kwargs.get(argument.name)
-            tree_map_only(EagerState, lambda state: written.add(id(state)), given)
+    tree_map_only(EagerState, lambda state: written.add(id(state)), written_arguments(func, args, kwargs))
     for state, value in (decoded[key] for key in written):
         if not is_fake(state):
             state.store(value)

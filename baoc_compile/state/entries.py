@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.parameter_table import ParameterTable
-from baoc_compile.kernels.codecs.full import Full
+from baoc_compile.kernels.codecs.plain import Full
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
 
 
@@ -83,6 +83,20 @@ def state_tensors(table: ParameterTable) -> list[StateTensor]:
     """Return every compressed entry of the optimizer's state."""
     entries = (table.state(index) for index in range(len(table.parameters)))
     return [v for state in entries for v in state.values() if isinstance(v, StateTensor)]
+
+
+def anchor_state(table: ParameterTable) -> None:
+    """Let state that is stored as the difference to the weights belong to the optimizer's parameters.
+
+    What was loaded from a file must find the weights with which it was saved.
+    """
+    for index, parameter in enumerate(table.parameters):
+        entries = table.state(index)
+        for key, value in list(entries.items()):
+            if isinstance(value, StateTensor) and value.codec.follows_weight and value.anchor is not parameter:
+                stamp = value.stamp if value.anchor is None else None
+                entries[key] = value.like(lambda part: part).anchored(parameter)
+                entries[key].stamp = stamp
 
 
 def bytes_of(value: Any) -> int:

@@ -2,12 +2,11 @@
 
 A StateTensor lives in `optimizer.state[p][key]` and holds codes and scales. torch sees its logical shape and type, so
 `state_dict`, `torch.save`, tracing and an uncompiled `optimizer.step()` work. Every such operation decodes, computes,
-and encodes what it changed. baoc's own step works on the stored parts instead.
+and encodes what it changed; views can be read, not written. baoc's own step works on the stored parts instead.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from baoc_compile.kernels.codecs.bits import pack_into, unpacked
 from baoc_compile.kernels.codecs.catalogue import codec_named
 from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, group_words, slot_salt, step_key
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
+from baoc_compile.state.decoded_view import DecodedView
 from baoc_compile.state.eager_state import EagerState, decode_run_encode, is_fake, makes_view
 
 #: Elements that are encoded or decoded at a time.
@@ -36,6 +36,7 @@ class StateTensor(EagerState):
         stochastic codec's `clock` is one of them: it counts how often the values were stored.
     anchor: the parameter, if the codec stores the difference to it; it is no part of a checkpoint.
     stamp: what is known of the parameter when the difference was stored, see `watched_weights`; None if nothing is.
+    transcoders: what decodes and encodes it by programs; see `passes/programs/transcode.py`. No copy has them.
     """
 
     codec: Codec
@@ -44,6 +45,7 @@ class StateTensor(EagerState):
     rows: Rows
     anchor: Tensor | None
     stamp: tuple[float, float] | None
+    transcoders: dict[Any, Any]
 
     @staticmethod
     def __new__(
@@ -53,6 +55,7 @@ class StateTensor(EagerState):
         self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts, self.rows = codec, salt, parts, Rows.of(torch.Size(shape))
         self.anchor, self.stamp = None, None
+        self.transcoders = {}
         return self
 
     @classmethod
@@ -104,11 +107,12 @@ class StateTensor(EagerState):
 
         Raises StateError for the stored part of a weight, which has no values of its own.
         """
-        flat = torch.empty(self.numel(), dtype=self.dtype, device=self.device)
+        plain = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        flat = plain.view(-1)
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
             stop = min(start + CHUNK_ELEMENTS, flat.numel())
             flat[start:stop] = self.decode_at(torch.arange(start, stop, device=flat.device))
-        return flat.view(self.shape)
+        return plain
 
     def decode_at(self, index: Tensor) -> Tensor:
         """Return the elements at these row-major indices (int64, in any order), flat, as the codec decodes them."""
@@ -250,11 +254,12 @@ class StateTensor(EagerState):
         return StateTensor(shape, dtype, codec_named(codec), salt, parts)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return rebuild_state_tensor, (tuple(self.shape), self.dtype, self.codec.name, self.salt, self.parts)
+        known = (tuple(self.shape), self.dtype, self.codec.name, self.salt, self.parts)
+        return rebuild_state_tensor, known if self.stamp is None else (*known, self.stamp)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StateTensor:
         copied = self.like(torch.clone)
-        copied.anchor = copy.deepcopy(self.anchor, memo)
+        copied.anchor = memo.get(id(self.anchor), self.anchor)
         memo[id(self)] = copied
         return copied
 
@@ -276,10 +281,7 @@ class StateTensor(EagerState):
         if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
             return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
         if makes_view(func) and isinstance(args[0], StateTensor) and not is_fake(args[0]):
-            raise StateError(
-                f"{func} on compressed optimizer state ({args[0]!r}): a view of it could be written without effect; "
-                "use .decode(), or operations on the whole tensor"
-            )
+            return DecodedView.of(args[0], lambda values: func(values, *args[1:], **kwargs))
         return decode_run_encode(func, args, kwargs)
 
 
@@ -293,7 +295,12 @@ _NO_RANDOM = Random(torch.empty(0), torch.empty(0))
 
 
 def rebuild_state_tensor(
-    shape: Any, dtype: torch.dtype, codec: str, salt: int, parts: dict[str, Tensor]
+    shape: Any,
+    dtype: torch.dtype,
+    codec: str,
+    salt: int,
+    parts: dict[str, Tensor],
+    stamp: tuple[float, float] | None = None,
 ) -> StateTensor:
     """Return the StateTensor that a pickle describes. `torch.load(weights_only=True)` may call this function.
 
@@ -318,7 +325,9 @@ def rebuild_state_tensor(
             f"{reason}. Load the checkpoint with that version, replace each StateTensor by its .decode() (in place of those that "
             "belong to bf16 weights, save baoc_compile.master_weights(optimizer)), and save it again"
         )
-    return StateTensor(shape, dtype, known, salt, parts)
+    found = StateTensor(shape, dtype, known, salt, parts)
+    found.stamp = stamp
+    return found
 
 
 #: The name of `rebuild_state_tensor` in checkpoints of version 0.1; `torch.load(weights_only=True)` may call it by either.

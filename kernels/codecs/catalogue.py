@@ -9,14 +9,13 @@ import torch
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec, Slot
 from baoc_compile.core.errors import PlanError
-from baoc_compile.kernels.codecs.bf16 import Bfloat16
 from baoc_compile.kernels.codecs.bf16_weight import SplitBfloat16, StochasticBfloat16
 from baoc_compile.kernels.codecs.codebook import Codebook
 from baoc_compile.kernels.codecs.difference import Difference
 from baoc_compile.kernels.codecs.dropped import Dropped
 from baoc_compile.kernels.codecs.fp16_weight import SplitFloat16, StochasticFloat16
-from baoc_compile.kernels.codecs.full import Full
 from baoc_compile.kernels.codecs.minifloat import Minifloat
+from baoc_compile.kernels.codecs.plain import Bfloat16, Full
 from baoc_compile.kernels.codecs.sharing import Factored, Shared
 from baoc_compile.kernels.codecs.weight import NearestWeight
 

@@ -10,9 +10,23 @@ from torch import Tensor
 
 from baoc_compile.core.codec import Slot
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.storage import Storage
 from baoc_compile.core.torch_private import base_of, holders_of_memory
-from baoc_compile.state.entries import follows_weight
+from baoc_compile.state.entries import follows_weight, is_stored_by
 from baoc_compile.state.state_tensor import StateTensor
+
+
+def is_settled(table: ParameterTable, storage: Storage) -> bool:
+    """Return whether every entry that may be a slot is stored as `storage` says: a glance at each, for every step."""
+    state = table.optimizer.state
+    for index, parameter in enumerate(table.parameters):
+        slots = storage.of(index).slots
+        for key, value in state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and not (key in slots and is_stored_by(value, slots[key].codec)):
+                is_slot = isinstance(key, str) and value.ndim and value.shape == parameter.shape
+                if is_slot and not _is_sparse(parameter):
+                    return False
+    return True
 
 
 def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
@@ -22,13 +36,17 @@ def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
     """
     found = {}
     for index, parameter in enumerate(table.parameters):
-        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+        if _is_sparse(parameter):
             continue
         entries = table.state(index)
         keys = [key for key in entries if isinstance(key, str) and _is_slot(entries, key, parameter)]
         if keys:
             found[index] = tuple(Slot(key, follows_weight=follows_weight(parameter, entries[key])) for key in keys)
     return found
+
+
+def _is_sparse(parameter: Tensor) -> bool:
+    return parameter.grad is not None and parameter.grad.layout != torch.strided
 
 
 def _is_slot(entries: dict[Any, Any], key: str, parameter: Tensor) -> bool:

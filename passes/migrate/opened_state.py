@@ -3,7 +3,7 @@
 While such a step runs, the entries of `optimizer.state` are dictionaries that decode a state tensor when the step asks for
 it. The step computes on full-precision tensors, so nothing is rounded inside of it. A tensor is encoded once: at the end of
 the step, or as soon as the step holds it no more and asks for another parameter's. A step that goes through its parameters
-one by one has those of one or two in full precision; one that collects them first has all.
+one by one has those of few in full precision; one that collects them first has all.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import holders_of_memory
+from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.programs.transcode import decoded, encode
+from baoc_compile.state.entries import anchor_state
 from baoc_compile.state.state_tensor import StateTensor
 
 
@@ -45,16 +47,40 @@ class _Open:
         """
         now = dict.get(self.entries, self.key)
         if isinstance(now, Tensor) and now.shape == self.state.shape and now.dtype == self.state.dtype:
-            with torch.no_grad():
-                encode(self.state, now)
+            encode(self.state, now)
             dict.__setitem__(self.entries, self.key, self.state)
         # else the step has put something else in its place, or removed it
+
+
+class _Opened(list[_Open]):
+    """The entries that are decoded now.
+
+    held: how many were held when all were looked at.
+    """
+
+    held = 0
+
+    def close_others(self, entries: _Entries) -> None:
+        """Encode what belongs to other parameters, and what nobody holds any more.
+
+        Nothing is looked at until there is twice as much as was held: a step that holds everything costs a constant for each.
+        """
+        if len(self) < 2 * self.held:
+            return
+        kept = []
+        for other in self:
+            if other.entries is entries or other.state.codec.follows_weight or other.is_held():
+                kept.append(other)
+            else:
+                other.close()
+        self[:] = kept
+        self.held = len(kept)
 
 
 class _Entries(dict[Any, Any]):
     """The state of one parameter, which decodes what it is asked for."""
 
-    def __init__(self, entries: dict[Any, Any], opened: list[_Open]):
+    def __init__(self, entries: dict[Any, Any], opened: _Opened):
         super().__init__(entries)
         self._opened = opened
 
@@ -62,7 +88,7 @@ class _Entries(dict[Any, Any]):
         value = super().__getitem__(key)
         if not _is_closed(value):
             return value
-        self._close_others()
+        self._opened.close_others(self)
         self._opened.append(_Open(self, key, value))
         plain = decoded(value)
         super().__setitem__(key, plain)
@@ -73,16 +99,6 @@ class _Entries(dict[Any, Any]):
         if _is_closed(old):
             self._opened.append(_Open(self, key, old))
         super().__setitem__(key, value)
-
-    def _close_others(self) -> None:
-        """Encode what belongs to other parameters, and what nobody holds any more."""
-        kept = []
-        for other in self._opened:
-            if other.entries is self or other.is_held():
-                kept.append(other)
-            else:
-                other.close()
-        self._opened[:] = kept
 
     def get(self, key: Any, default: Any = None) -> Any:
         self._open_if_there(key)
@@ -127,12 +143,22 @@ def opened_state(optimizer: Any) -> Iterator[None]:
 
     The state is compressed again after it, also if it raises, but for what something besides the state still holds.
     """
-    opened: list[_Open] = []
+    opened = _Opened()
+    following = _following(optimizer)
+    weights = None
+    if following:
+        table = ParameterTable.of(optimizer)
+        anchor_state(table)
+        weights = WatchedWeights(table)
+        weights.check()
     before: dict[Any, tuple[dict[Any, Any], _Entries]] = {}
     for owner, entries in list(optimizer.state.items()):
         if isinstance(entries, dict) and any(isinstance(value, StateTensor) for value in entries.values()):
             before[owner] = entries, _Entries(entries, opened)
             optimizer.state[owner] = before[owner][1]
+    for owner, keys in following.items():  # stored anew, since the weights change
+        for key in keys:
+            before[owner][1][key]
     is_over = False
     try:
         yield
@@ -147,3 +173,15 @@ def opened_state(optimizer: Any) -> Iterator[None]:
                 entries.clear()
                 entries.update(dict.items(shown))
                 optimizer.state[owner] = entries
+        if weights is not None:
+            weights.note()
+
+
+def _following(optimizer: Any) -> dict[Any, list[Any]]:
+    """Return the keys of state that is stored as the difference to its parameter, by parameter."""
+    found = {}
+    for owner, entries in optimizer.state.items():
+        if isinstance(entries, dict):
+            keys = [k for k, v in entries.items() if isinstance(v, StateTensor) and v.codec.follows_weight]
+            found |= {owner: keys} if keys else {}
+    return found

@@ -39,17 +39,14 @@ class WatchedWeights:
         by_device: dict[str, list[Tensor]] = defaultdict(list)
         for index, parameter in enumerate(table.parameters):
             for key, value in table.state(index).items():
-                if isinstance(value, StateTensor) and value.codec.follows_weight:
+                if isinstance(value, StateTensor) and value.anchor is parameter:
                     self.states.append((table.names[index], str(key), value))
                     by_device[str(parameter.device)].append(parameter)
         self._looks = [_Look(device, weights) for device, weights in by_device.items()]
 
-    def __bool__(self) -> bool:
-        return bool(self.states)
-
     def check(self) -> None:
-        """Raise StateError if a weight is not what it was after the last step."""
-        if not any(state.stamp for _, _, state in self.states):
+        """Raise StateError if a weight is not what it was after the last step. Nothing is checked in a CUDA graph."""
+        if not any(state.stamp for _, _, state in self.states) or self._is_captured():
             return
         known = self._seen()
         for name, key, state in self.states:
@@ -58,15 +55,18 @@ class WatchedWeights:
                 raise StateError(
                     f"{name} has been changed since the last step, and its state {key!r} is stored as the difference to it "
                     f"({state.codec.name}), so that would change, too. Change weights in methods of the optimizer, or store the "
-                    f'state apart from them: baoc_compile.prepare(optimizer, plan={{"*": {{"{key}": "16bit", "*": "8bit"}}}}). If '
+                    f'state apart from them: baoc_compile.prepare(optimizer, plan={{"{key}": "16bit", "*": "8bit"}}). If '
                     "the state shall move with the weights: optimizer.load_state_dict(optimizer.state_dict())"
                 )
 
     def note(self) -> None:
         """Keep what the weights are now."""
-        known = self._seen()
+        known = {} if self._is_captured() else self._seen()
         for _, _, state in self.states:
-            state.stamp = known[id(state.anchor)]
+            state.stamp = known.get(id(state.anchor))
+
+    def _is_captured(self) -> bool:
+        return any(s.device.type == "cuda" for _, _, s in self.states) and torch.cuda.is_current_stream_capturing()
 
     def _seen(self) -> dict[int, tuple[float, float]]:
         found: dict[int, tuple[float, float]] = {}

@@ -23,6 +23,7 @@ from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.passes.programs.compose_program import compose_step
 from baoc_compile.passes.programs.lower import start_lowering
 from baoc_compile.passes.recorder.recording import Piece
+from baoc_compile.passes.rules.carry_slots import carry_slots
 from baoc_compile.passes.rules.extract_rules import RuleClass
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -56,7 +57,9 @@ def need_of(table: ParameterTable, storage: Storage, rule: UpdateRule, piece: Pi
     known = storage.of(index)
     signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, known.update_scale != 1.0)
 
-    configuration = {slot.key: known.slots[slot.key].codec for slot in rule.slots}
+    followers = {k: v.codec for k, v in state.items() if isinstance(v, StateTensor) and v.codec.follows_weight}
+    rule = carry_slots(rule, tuple(followers))
+    configuration = {s.key: followers[s.key] if s.key in followers else known.slots[s.key].codec for s in rule.slots}
     weight = state.get(WEIGHT_KEY)
     if isinstance(weight, StateTensor) and weight.codec.mechanism == "weight":
         configuration[WEIGHT_KEY] = weight.codec

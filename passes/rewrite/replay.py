@@ -1,7 +1,11 @@
-"""Replay: run a piece that is not elementwise as the step did, between decoding and encoding its state."""
+"""Replay: run a piece that is not elementwise as the step did, between decoding and encoding its state.
+
+A tensor lives as long as in the step: until the last call that it takes part in. State is encoded then.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +13,12 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.torch_private import holders_of_memory
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.programs.transcode import decoded, encode
 from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.rewrite.places import object_at
-from baoc_compile.passes.rewrite.run_calls import run_calls
+from baoc_compile.passes.rewrite.run_calls import last_uses, run_call
 from baoc_compile.state.state_tensor import StateTensor
 
 
@@ -30,6 +35,7 @@ class Replay:
         self.piece, self.reason, self.indices = piece, reason, piece.parameters
         names = "_".join(table.short_name(i) for i in piece.parameters[:2])
         self.__name__ = f"replay_{names}"
+        self._last_uses = last_uses(piece.calls, {value for _, value in piece.created})
         self.numbers: list[Any] = [s.value if isinstance(s, Expression) else None for s in piece.scalars]
 
     def enter(self, positions: Sequence[int], values: Sequence[Any]) -> None:
@@ -46,20 +52,22 @@ class Replay:
         Returns (parameter index, state key) -> the tensor, for state that is made or replaced.
         """
         values: dict[Any, Any] = dict(known)
-        opened: list[tuple[StateTensor, Tensor]] = []
+        opened = _Decoded()
+        for index in self.indices:  # stored anew, since the weights change
+            for state in table.state(index).values():
+                if isinstance(state, StateTensor) and state.codec.follows_weight:
+                    opened.decode(state)
         for value in self.piece.inputs:
             real = tensor_of(value, table)
-            if isinstance(real, StateTensor):
-                plain = decoded(real)
-                opened.append((real, plain))
-                real = plain
-            values[value] = real
+            values[value] = opened.decode(real) if isinstance(real, StateTensor) else real
         for scalar, number in zip(self.piece.scalars, self.numbers, strict=True):
             if isinstance(scalar, Expression):
                 values[scalar] = number
-        run_calls(self.piece.calls, values)
-        for state, plain in opened:
-            encode(state, plain)
+        for call, done in zip(self.piece.calls, self._last_uses, strict=True):
+            run_call(call, values)
+            for value in done:
+                opened.close_if_free(id(values.pop(value)))
+        opened.close()
         made = {}
         for role, value in self.piece.created:
             old = table.state(role.parameter).get(role.key)
@@ -68,6 +76,33 @@ class Replay:
             else:
                 made[role.parameter, role.key] = values[value]
         return made
+
+
+class _Decoded:
+    """The state tensors that are decoded now, by the `id` of the decoded tensor, and that tensor."""
+
+    def __init__(self) -> None:
+        self._all: dict[int, tuple[StateTensor, Tensor]] = {}
+
+    def decode(self, state: StateTensor) -> Tensor:
+        known = next((plain for other, plain in self._all.values() if other is state), None)
+        plain = decoded(state) if known is None else known
+        self._all[id(plain)] = state, plain
+        return plain
+
+    def close_if_free(self, identity: int) -> None:
+        """Encode a decoded tensor that nobody else refers to any more, nor to its memory."""
+        if identity in self._all:
+            state, plain = self._all[identity]
+            is_held = sys.getrefcount(plain) > 3 or holders_of_memory(plain) > 1  # the pair, `plain`, the argument
+            if not is_held and not state.codec.follows_weight:
+                del self._all[identity]
+                encode(state, plain)
+
+    def close(self) -> None:
+        """Encode what is left."""
+        while self._all:
+            encode(*self._all.popitem()[1])
 
 
 def tensor_of(value: Value, table: ParameterTable) -> Any:
