@@ -207,7 +207,19 @@ def expressions(draw: st.DrawFn, signed: list[str], nonnegative: list[str], size
 
 
 _SIGNED = ["neg", "sign", "tanh", "scale", "divide", "clamp", "by_root", "by_root_in_place", "where", "addcmul"]
-_SIGNED += ["by_norm", "by_root_mean_square", "by_largest", "centered", "addcdiv", "add", "sub", "mul", "maximum", "minimum", "lerp"]
+_SIGNED += [
+    "by_norm",
+    "by_root_mean_square",
+    "by_largest",
+    "centered",
+    "addcdiv",
+    "add",
+    "sub",
+    "mul",
+    "maximum",
+    "minimum",
+    "lerp",
+]
 _KEEP_SIGN = [name for name in STORES if name != "addcmul_"]  # of a slot that may take up any value
 
 

@@ -182,7 +182,9 @@ def test_a_checkpoint_goes_on_with_the_same_bits(kind, order):
         step(optimizer, t)
     file = io.BytesIO()
     torch.save({"state": optimizer.state_dict(), "weights": [p.detach() for p in parameters(optimizer)]}, file)
-    assert len(file.getvalue()) < 6.5 * sum(p.numel() for p in parameters(optimizer)) + 10_000  # no weights in the state
+    assert (
+        len(file.getvalue()) < 6.5 * sum(p.numel() for p in parameters(optimizer)) + 10_000
+    )  # no weights in the state
     file.seek(0)
     saved, again = torch.load(file, weights_only=True), made(kind)
 

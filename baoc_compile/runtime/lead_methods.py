@@ -16,7 +16,7 @@ import torch
 
 from baoc_compile.passes.migrate.opened_state import opened_state
 from baoc_compile.runtime.session import known_session
-from baoc_compile.state.state_tensor import StateTensor
+from baoc_compile.state.entries import follows_weights
 
 
 def lead_methods(optimizer_class: type) -> None:
@@ -45,7 +45,5 @@ def _led(method: Callable[..., Any]) -> Callable[..., Any]:
 def _is_to_open(optimizer: Any) -> bool:
     """Return whether an optimizer has state that is to be decoded now."""
     session = known_session(optimizer)
-    if session is None or session.own is None or session.own.is_running:
-        return False
-    entries = (e for e in optimizer.state.values() if isinstance(e, dict))
-    return any(isinstance(v, StateTensor) and v.codec.follows_weight for e in entries for v in e.values())
+    is_stepping = session is None or session.own is None or session.own.is_running
+    return not is_stepping and follows_weights(optimizer)

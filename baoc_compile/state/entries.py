@@ -71,7 +71,7 @@ def follows_weight(parameter: Tensor, value: Any) -> bool:
         return False
     weights, values = (t.detach().reshape(-1)[:FEW] for t in (parameter, value))
     size = float(weights.norm())
-    return 0 < size and float((values - weights).norm()) <= CLOSE * size
+    return size > 0 and float((values - weights).norm()) <= CLOSE * size
 
 
 def storage_tensors(value: Tensor, codec: Codec) -> dict[str, Tensor]:
@@ -83,6 +83,12 @@ def state_tensors(table: ParameterTable) -> list[StateTensor]:
     """Return every compressed entry of the optimizer's state."""
     entries = (table.state(index) for index in range(len(table.parameters)))
     return [v for state in entries for v in state.values() if isinstance(v, StateTensor)]
+
+
+def follows_weights(optimizer: Any) -> bool:
+    """Return whether any state is stored as the difference to its parameter."""
+    entries = (e for e in optimizer.state.values() if isinstance(e, dict))
+    return any(isinstance(v, StateTensor) and v.codec.follows_weight for e in entries for v in e.values())
 
 
 def anchor_state(table: ParameterTable) -> None:

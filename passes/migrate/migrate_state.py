@@ -13,7 +13,8 @@ from baoc_compile.core.codec import WEIGHT_KEY, Codec
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.learn_codebook import SAMPLE_ELEMENTS
-from baoc_compile.state.entries import bytes_of, fresh, is_stored_by
+from baoc_compile.passes.migrate.watched_weights import WatchedWeights
+from baoc_compile.state.entries import anchor_state, bytes_of, follows_weights, fresh, is_stored_by
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
 
 #: Within a budget, a larger entry is moved out of its device's memory before it is converted.
@@ -108,7 +109,13 @@ def decode_state(optimizer: Any, *, but_rounded: bool = False) -> None:
     """Store all state in full precision; what weight codecs keep is dropped.
 
     but_rounded: leave state as it is that is stored value by value.
+
+    Raises StateError for state that is the difference to weights which have changed; nothing has changed then.
     """
+    if follows_weights(optimizer):
+        table = ParameterTable.of(optimizer)
+        anchor_state(table)
+        WatchedWeights(table).check()
     for entries in optimizer.state.values():
         if isinstance(entries, dict):
             for key, value in list(entries.items()):

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 
-
 import torch
 from torch import Tensor, fx
 
@@ -51,7 +50,9 @@ class WatchedWeights:
         known = self._seen()
         for name, key, state in self.states:
             now, held = known[id(state.anchor)], state.stamp
-            if held is not None and not all(abs(a - b) <= TOLERANCE * abs(held[1]) for a, b in zip(now, held, strict=True)):
+            if held is not None and not all(
+                abs(a - b) <= TOLERANCE * abs(held[1]) for a, b in zip(now, held, strict=True)
+            ):
                 raise StateError(
                     f"{name} has been changed since the last step, and its state {key!r} is stored as the difference to it "
                     f"({state.codec.name}), so that would change, too. Change weights in methods of the optimizer, or store the "

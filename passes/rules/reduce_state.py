@@ -31,6 +31,7 @@ class ReducedRule:
     averages: tuple[UpdateRule, ...]
     update: UpdateRule
 
+
 def reduce_state(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> ReducedRule:
     """Remove the slots `dropped` from `rule`, and split off the averages of the slots `shared`.
 

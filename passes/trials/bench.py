@@ -134,7 +134,9 @@ class RuleBench(Bench):
 def _number(rule_input: RuleInput, piece: Piece) -> Any:
     if rule_input.origin == "numel":
         return ELEMENTS
-    found = piece.scalars[rule_input.position] if rule_input.origin == "scalars" else piece.constants[rule_input.position]
+    found = (
+        piece.scalars[rule_input.position] if rule_input.origin == "scalars" else piece.constants[rule_input.position]
+    )
     return found.value if isinstance(found, Expression) else found
 
 
