@@ -28,10 +28,10 @@ class Operand:
         launch or tensor ("scalar"), or each entry of a "codebook". A "shared" operand is read spread over the elements;
         one that is written is folded.
     dtype: the type in memory.
-    source: where the value comes from: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
-        ("part"), a slot's "clock" or "salt", a "counter", "scalar" or "reduced" input of the rule, the parameter's
-        "update_scale", or the lane's number. "index" and "group_index" are the folded 32-bit number of an element's lane and of a group's first
-        lane (see `Rows`).
+    source: where the value comes from: the parameter ("param"), the gradient ("grad"), a part of a slot's storage ("part"), a
+        slot's "clock" or "salt", a "counter", "scalar" or "reduced" input of the rule, the parameter's "update_scale", or
+        the lane's number. "index" and "group_index" are the folded 32-bit number of an element's lane and of a group's
+        first lane (see `Rows`).
     slot: key of the slot, for parts, clocks and salts.
     part: part of the slot's codec, for parts.
     input: input of the rule, for counters, scalars and what is reduced.

@@ -128,7 +128,8 @@ class StorageChoice:
                     warn_once(f"state {key!r} of {name} and the like does not bear the plan that was asked for: {why}")
                     continue
                 is_coarse = codecs[key].relative_error > FINE
-                facts[key] = replace(facts.get(key, _Fact()), **{"why_fine" if is_coarse else "why_exact": why})
+                fact = facts.get(key, _Fact())
+                facts[key] = replace(fact, why_fine=why) if is_coarse else replace(fact, why_exact=why)
                 how = "with 16 bits or more" if is_coarse else "in full precision"
                 warn_once(f"baoc keeps state {key!r} of {name} and the like {how}: {why}")
             found = found or bool(reasons)

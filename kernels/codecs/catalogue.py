@@ -44,8 +44,8 @@ CODECS: dict[str, Codec] = {
 #: Codecs with a size in their name, such as "head:64".
 SIZED: dict[str, Callable[[int], Codec]] = {form: partial(Shared, form) for form in ("head", "column_head", "run")}
 
-#: Format -> codecs that realize it; the first that accepts a slot is used. Formats in order of falling precision. A slot that needs
-#: 16 bits gets them whatever the format.
+#: Format -> codecs that realize it; the first that accepts a slot is used. Formats in order of falling precision. A
+#: slot that needs 16 bits gets them whatever the format.
 FORMATS: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
     "bf16": ("bf16",),

@@ -1,8 +1,8 @@
 """`e2m5`, `e3m5`, `e2m1`, `e3m1` and other splits: floats of 16, 8 or 4 bits under one power of two for 32 elements.
 
 A name gives exponent bits E and mantissa bits M. E + M = 15, 7 or 3: one more bit is the sign. E + M = 16, 8 or 4: for slots
-that are never negative. Codes are those of the minifloats of the OCP microscaling formats (MX, OCP specification 1.0, 2023): field
-c = code >> M, mantissa k = code mod 2^M, without codes for NaN or infinity. With unit u, a power of two,
+that are never negative. Codes are those of the minifloats of the OCP microscaling formats (MX, OCP specification 1.0, 2023):
+field c = code >> M, mantissa k = code mod 2^M, without codes for NaN or infinity. With unit u, a power of two,
 
     value = u k / 2^M                     c = 0: subnormal numbers, evenly spaced
     value = u 2^(c - 1) (1 + k / 2^M)     c = 1 ... 2^E - 1

@@ -2,8 +2,8 @@
 
 A program instance sums some sets of elements that share a value, or a piece of one long set, in double. Element j of
 set k is number j // run * run * cycle + k * run + j % run of the tensor. Of the program instances that work on the same
-sets, the last one adds up the pieces in order and stores decay * value + mean, the mean, or the maximum. Every run gives the same bits. Other
-lowerings add in another order, so the last place of fp32 may differ.
+sets, the last one adds up the pieces in order and stores decay * value + mean, the mean, or the maximum. Every run gives
+the same bits. Other lowerings add in another order, so the last place of fp32 may differ.
 """
 
 from __future__ import annotations

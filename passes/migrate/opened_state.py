@@ -179,7 +179,7 @@ def opened_state(optimizer: Any) -> Iterator[None]:
 
 def _following(optimizer: Any) -> dict[Any, list[Any]]:
     """Return the keys of state that is stored as the difference to its parameter, by parameter."""
-    found = {}
+    found: dict[Any, list[Any]] = {}
     for owner, entries in optimizer.state.items():
         if isinstance(entries, dict):
             keys = [k for k, v in entries.items() if isinstance(v, StateTensor) and v.codec.follows_weight]

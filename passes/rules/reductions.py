@@ -27,7 +27,7 @@ def reduction_of(node: fx.Node) -> str:
     """Return "mean" or "most" if a rule's node is that of a tensor; else an empty text."""
     if node.op != "call_function":
         return ""
-    return {aten.mean.default: "mean", aten.max.default: "most"}.get(node.target, "")
+    return "mean" if node.target is aten.mean.default else "most" if node.target is aten.max.default else ""
 
 
 def is_reduction(node: fx.Node) -> bool:
