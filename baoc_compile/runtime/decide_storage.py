@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,6 +82,20 @@ class StorageChoice:
             storage = choose_storage(session.request, session.storage, table, known, bytes_to_come)
             if not self._find_unfit(kinds, storage, benches) or session.request.plan is not None:
                 return storage
+
+    def foresee(self, indices: Collection[int], table: ParameterTable, has_closure: bool) -> Storage:
+        """Return the storage of state that the first step will make, if the step can't be read: a copy of one parameter of
+        each kind shows what it makes.
+
+        Raises TrialFailed, BudgetError and PlanError.
+        """
+        slots: dict[int, tuple[Slot, ...]] = {i: () for i in indices}
+        benches = _Benches(table, None, self.function, has_closure)
+        for members in _kinds(table, slots, {}).values():
+            bench = benches.maker(members)()
+            bench.step()
+            slots |= {i: tuple(Slot(key) for key in bench.state if isinstance(key, str)) for i in members}
+        return self.choose({i: of for i, of in slots.items() if of}, table, None, has_closure=has_closure)
 
     def apply(self, reading: Reading) -> None:
         """Let the rules of a reading know what trials have shown of their slots."""
