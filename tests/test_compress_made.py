@@ -125,3 +125,25 @@ def test_what_the_step_holds_stays_as_it_is():
     assert entries[3]["m"] is optimizer.held
     optimizer.held.fill_(7.0)
     assert bool((entries[3]["m"] == 7.0).all())
+
+
+def test_what_begins_as_something_else_is_exact_for_its_first_step():
+    """A copy of the gradient cancels with it."""
+
+    class Differences(Branching):
+        largest = 0.0
+
+        def step(self, closure: Any = None) -> Any:
+            for p in self.param_groups[0]["params"]:
+                if "last" not in self.state[p]:
+                    self.state[p]["last"] = p.grad.clone()
+            for p in self.param_groups[0]["params"]:
+                difference = float((p.grad - self.state[p]["last"]).abs().max())  # this can't be read
+                type(self).largest = max(self.largest, difference)
+                self.state[p]["last"].copy_(p.grad)
+
+        peak = 0
+
+    optimizer, _ = steps(Differences, memory_budget="30%", count=1)
+    assert Differences.largest == 0.0
+    assert all(isinstance(optimizer.state[p]["last"], StateTensor) for p in optimizer.param_groups[0]["params"])

@@ -290,7 +290,8 @@ class StepReader:
             return
         try:
             self._resolve_budget(table)
-            self.session.store(self.choice.foresee(indices, table, has_closure))
+            choice = StorageChoice(self.session, self.function)  # what trials show of new state may not hold later
+            self.session.store(choice.foresee(indices, table, has_closure))
             self.is_foreseen = True
         except (TrialFailed, BudgetError, PlanError) as reason:
             log.info("what the first step makes is compressed after it: %s", reason)

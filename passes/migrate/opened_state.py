@@ -5,7 +5,8 @@ it. The step computes on full-precision tensors, so nothing is rounded inside of
 the step, or as soon as the step holds it no more and asks for another parameter's. A step that goes through its parameters
 one by one has those of few in full precision; one that collects them first has all.
 
-State that the step makes may be compressed as it goes, too, by the same rule.
+State that the step makes may be compressed as it goes, too, by the same rule, if it begins at 0, which is stored exactly. What
+begins as something else, such as a copy of the gradient, may be meant to cancel with it: it is encoded when the step is over.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class _Open:
     entries: _Entries
     key: Any
     state: StateTensor
+    waits = False  # for the end of the step
 
     def is_held(self) -> bool:
         """Return whether anyone but the dictionary refers to the tensor that is there now, or to its memory."""
@@ -56,7 +58,8 @@ class _Open:
 class _Made(_Open):
     """An entry that the step has made. The state tensor is made when it is closed."""
 
-    state: None = None  # type: ignore[assignment]
+    state: None  # type: ignore[assignment]
+    waits: bool
 
     def close(self) -> None:
         opened, now = self.entries.opened, dict.get(self.entries, self.key)
@@ -97,7 +100,7 @@ class _Opened(list[_Open]):
             return
         kept = []
         for other in self:
-            if other.entries is entries or other.is_held():
+            if other.entries is entries or other.waits or other.is_held():
                 kept.append(other)
             else:
                 other.close()
@@ -128,7 +131,7 @@ class _Entries(dict[Any, Any]):
             self.opened.append(_Open(self, key, old))
         elif key not in self and _has_values(value) and value.ndim and not isinstance(value, StateTensor):
             self.opened.close_others(self)
-            self.opened.append(_Made(self, key))
+            self.opened.append(_Made(self, key, None, bool(value.any())))
         super().__setitem__(key, value)
 
     def update(self, *others: Any, **named: Any) -> None:
