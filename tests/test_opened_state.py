@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -157,6 +159,22 @@ def test_a_step_that_raises_loses_nothing():
         raise RuntimeError("in the middle")
     assert [float(e["m"].decode().mean()) for e in entries] == [2.0, 2.0, 3.0]
     assert all(isinstance(e["m"], StateTensor) for e in entries)
+
+
+def test_nothing_waits_for_the_garbage_collector():
+    optimizer, entries = odd()
+    held = [weakref.ref(e["m"]) for e in entries]
+    gc.disable()
+    try:
+        with opened_state(optimizer):
+            for p in optimizer.param_groups[0]["params"]:
+                optimizer.state[p]["m"].mul_(2.0)
+                optimizer.state[p]["new"] = torch.zeros(3)
+        for e in entries:
+            e.clear()
+        assert [reference() for reference in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 class Branching(torch.optim.Optimizer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from baoc_compile.passes.trials import copies
 from baoc_compile.passes.trials.bench import Bench, CopyBench, RuleBench, TrialFailed
 from baoc_compile.passes.trials.trials import signs, why_exact
 from baoc_compile.runtime.session import Session
+from baoc_compile.state.entries import follows_weight
 
 log = logging.getLogger("baoc")
 
@@ -84,6 +85,21 @@ class StorageChoice:
             storage = choose_storage(session.request, session.storage, table, known, bytes_to_come)
             if not self._find_unfit(kinds, storage, benches) or session.request.plan is not None:
                 return storage
+
+    def foresee(self, indices: Collection[int], table: ParameterTable, has_closure: bool) -> Storage:
+        """Return the storage of state that the first step will make, if the step can't be read: a copy of one parameter of
+        each kind shows what it makes.
+
+        Raises TrialFailed, BudgetError and PlanError.
+        """
+        slots: dict[int, tuple[Slot, ...]] = {i: () for i in indices}
+        benches = _Benches(table, None, self.function, has_closure)
+        for members in _kinds(table, slots, {}).values():
+            bench = benches.maker(members)()
+            bench.step()
+            made = {k: follows_weight(bench.parameter, v) for k, v in bench.state.items() if isinstance(k, str)}
+            slots |= {i: tuple(Slot(key, follows_weight=f) for key, f in made.items()) for i in members}
+        return self.choose({i: of for i, of in slots.items() if of}, table, None, has_closure=has_closure)
 
     def apply(self, reading: Reading) -> None:
         """Let the rules of a reading know what trials have shown of their slots."""

@@ -23,6 +23,7 @@ import torch
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import divide_all
+from baoc_compile.passes.migrate.compress_made import CompressMade
 from baoc_compile.passes.migrate.migrate_state import decode_state
 from baoc_compile.passes.migrate.opened_state import opened_state
 from baoc_compile.passes.programs.make_programs import start_programs
@@ -102,7 +103,7 @@ class OwnStep(StepReader):
                     self._prepare_for_written()
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 except UnsupportedStep as reason:
-                    self._postpone_or_refuse(str(reason))
+                    self._postpone_or_refuse(str(reason), closure is not None)
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 self._run(bound, optimizer)
             return loss if bound.reading.recording.returns == "loss" else None
@@ -118,23 +119,29 @@ class OwnStep(StepReader):
             self.readings = [r for r in self.readings if r is not found.first and r is not found.warm]
             return True
         except UnsupportedStep as reason:
-            self._postpone_or_refuse(str(reason))
+            self._postpone_or_refuse(str(reason), has_closure=True)
             return False
 
     def _prepare_for_written(self) -> None:
-        """Let the user's own step run once, in full precision; its state is converted before the next step."""
+        """Let the user's own step run once. State that is not rounded value by value is converted before the next step."""
         self.release()
         self.unborn.take_back(self.session.table())
-        decode_state(self.session.optimizer())
+        decode_state(self.session.optimizer(), but_rounded=True)
 
     def _run_as_written(self, closure: Any, as_written: Callable[[Any], Any]) -> Any:
-        """Run the user's own step on decoded state. What it makes is compressed once the step is refused for good."""
+        """Run the user's own step on decoded state. What it makes is compressed as it goes where it is decided how; the rest
+        is once the step is refused for good.
+        """
+        session = self.session
         self._is_written_running = True
         try:
-            with opened_state(self.session.optimizer()):
+            with opened_state(session.optimizer(), CompressMade(session.storage, session.table())):
                 loss = as_written(closure)
         finally:
             self._is_written_running = False
+            if self.is_foreseen:
+                self.is_foreseen = False
+                session.store(replace(session.storage, parameters={}))
         if self.refused:
             with torch.no_grad(), compile_lock():
                 self.compress_found(closure is not None)
@@ -167,13 +174,14 @@ class OwnStep(StepReader):
         if found:
             self.refuse(found)
 
-    def _postpone_or_refuse(self, reason: str) -> None:
+    def _postpone_or_refuse(self, reason: str, has_closure: bool) -> None:
         """Let the first step run as written, and try again at the second: the state may show what is missing."""
         if self.count or self.postponed:
             self.refuse(reason)
         else:
             self.postponed = True
             self._prepare_for_written()
+            self.foresee_state(has_closure)
             log.info("%s converts its state after its first step: %s", type(self.session.optimizer()).__name__, reason)
 
     def refuse(self, reason: str) -> None:

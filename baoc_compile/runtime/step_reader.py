@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.errors import StateError, UnsupportedStep
+from baoc_compile.core.errors import BudgetError, PlanError, StateError, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule, bounds_of
 from baoc_compile.core.storage import Storage
@@ -17,7 +17,7 @@ from baoc_compile.passes.capture.group_numbers import same_numbers
 from baoc_compile.passes.capture.leaves import constants_of
 from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
 from baoc_compile.passes.capture.surroundings import Surroundings
-from baoc_compile.passes.migrate.find_slots import find_slots, is_settled
+from baoc_compile.passes.migrate.find_slots import find_slots, is_settled, is_sparse
 from baoc_compile.passes.migrate.migrate_state import migrate_state, migrate_weights
 from baoc_compile.passes.numbers.number_function import GuardFailed
 from baoc_compile.passes.plan.choose_storage import suits
@@ -25,6 +25,7 @@ from baoc_compile.passes.rewrite.bound_group import OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
 from baoc_compile.passes.rules.read_step import read_step, slots_of
 from baoc_compile.passes.rules.reading import Reading, StepReading
+from baoc_compile.passes.trials.bench import TrialFailed
 from baoc_compile.runtime.audit import audit_numbers
 from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
 from baoc_compile.runtime.bound_step import BoundStep
@@ -54,6 +55,7 @@ class StepReader:
     readings: the readings, those that were made or used last first.
     bound: the reading that ran last, bound to the optimizer's tensors; None before the first step.
     unborn: state that was made ahead of its first step.
+    is_foreseen: whether the storage was decided without a reading, for one step.
     """
 
     def __init__(self, session: Session, function: Callable[..., Any]):
@@ -61,6 +63,7 @@ class StepReader:
         self.readings: list[Reading] = []
         self.bound: BoundStep | None = None
         self.unborn = Unborn()
+        self.is_foreseen = False
         self.choice = StorageChoice(session, function)
         self._audited: set[Hashable] = set()
         self._kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
@@ -275,6 +278,23 @@ class StepReader:
             device = table.parameters[0].device if table.parameters else torch.device("cpu")
             left = budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
             session.request = replace(session.request, memory_budget=left)
+
+    def foresee_state(self, has_closure: bool) -> None:
+        """Decide how the state is stored that the next step makes although it can't be read, if that can be foreseen.
+
+        It is decided anew once the state is there.
+        """
+        table = self.session.table()
+        indices = [i for i in self.trained(table) if not is_sparse(table.parameters[i])]
+        if self.session.storage.parameters or any(table.state(i) for i in indices):
+            return
+        try:
+            self._resolve_budget(table)
+            choice = StorageChoice(self.session, self.function)  # what trials show of new state may not hold later
+            self.session.store(choice.foresee(indices, table, has_closure))
+            self.is_foreseen = True
+        except (TrialFailed, BudgetError, PlanError) as reason:
+            log.info("what the first step makes is compressed after it: %s", reason)
 
     def compress_found(self, has_closure: bool) -> None:
         """Compress the state that a step made whose rules are not known. Raises BudgetError and PlanError."""

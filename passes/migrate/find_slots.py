@@ -23,8 +23,8 @@ def is_settled(table: ParameterTable, storage: Storage) -> bool:
         slots = storage.of(index).slots
         for key, value in state.get(parameter, {}).items():
             if isinstance(value, Tensor) and not (key in slots and is_stored_by(value, slots[key].codec)):
-                is_slot = isinstance(key, str) and value.ndim and value.shape == parameter.shape
-                if is_slot and not _is_sparse(parameter):
+                may_be = isinstance(key, str) and value.ndim and value.shape == parameter.shape
+                if may_be and not is_sparse(parameter):
                     return False
     return True
 
@@ -36,20 +36,22 @@ def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
     """
     found = {}
     for index, parameter in enumerate(table.parameters):
-        if _is_sparse(parameter):
+        if is_sparse(parameter):
             continue
         entries = table.state(index)
-        keys = [key for key in entries if isinstance(key, str) and _is_slot(entries, key, parameter)]
+        keys = [key for key in entries if isinstance(key, str) and is_slot(entries, key, parameter)]
         if keys:
             found[index] = tuple(Slot(key, follows_weight=follows_weight(parameter, entries[key])) for key in keys)
     return found
 
 
-def _is_sparse(parameter: Tensor) -> bool:
+def is_sparse(parameter: Tensor) -> bool:
+    """Return whether a parameter has a sparse gradient."""
     return parameter.grad is not None and parameter.grad.layout != torch.strided
 
 
-def _is_slot(entries: dict[Any, Any], key: str, parameter: Tensor) -> bool:
+def is_slot(entries: dict[Any, Any], key: str, parameter: Tensor) -> bool:
+    """Return whether an entry of a parameter's state may be stored in another form."""
     value = entries[key]
     if not isinstance(value, Tensor) or value.shape != parameter.shape or not value.ndim:
         return False
