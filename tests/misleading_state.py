@@ -248,6 +248,19 @@ class NestedNumbersFromStart(OneByOne):
 
 
 @misleads("right")
+class GlobalNumbers(OneByOne):
+    """Numbers under a string in the state, made at the first step."""
+
+    def step(self):
+        numbers = self.state.setdefault("numbers", {})
+        numbers["short"] = 0.5 * self.param_groups[0]["lr"] + 0.5 * numbers.get("short", 0.0)
+        super().step()
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=self.state["numbers"]["short"])
+
+
+@misleads("right")
 class CountReplacedFromStart(OneByOne):
     """A 0-dim tensor that exists before the first step is replaced at every step."""
 

@@ -101,7 +101,8 @@ class OwnStep(StepReader):
                     self._postpone_or_refuse(str(reason))
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 self._run(bound, optimizer)
-            return loss if bound.reading.recording.returns == "loss" else None
+            kind = bound.reading.recording.returns.kind
+            return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
 
     def _can_be_called_first(self, closure: Callable[[], Any]) -> bool:
         """Return whether the step is known to call its closure once and first; refuse the step if it does not."""

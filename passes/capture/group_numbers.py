@@ -35,8 +35,8 @@ class NumberGroup:
 class GroupedNumbers:
     """The numbers of a recording.
 
-    shared: checks the guards that concern no parameter alone, and computes what is written outside of their state and what
-        the prelude takes.
+    shared: checks the guards that concern no parameter alone, and computes what is written outside of their state, what
+        the prelude takes, and the number that the step returns, if it does.
     shared_writes: where the values that `shared` returns first go.
     prelude: the expressions whose values `shared` returns after them.
     groups: the numbers of parameters.
@@ -76,7 +76,8 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
             shared_guards.append(guard)
     operands = [v for call in recording.prelude for v in operands_of(call)]
     prelude = tuple(dict.fromkeys(v for v in operands if isinstance(v, Expression)))
-    shared = compile_numbers(shared_guards, [*(write.value for write in shared_writes), *prelude])
+    returned = [recording.returns.number] if recording.returns.kind == "number" else []
+    shared = compile_numbers(shared_guards, [*(write.value for write in shared_writes), *prelude, *returned])
     groups: dict[Hashable, NumberGroup] = {}
     for index, numbers in sorted(of.items()):
         piece, writes = numbers.piece, numbers.writes

@@ -18,11 +18,11 @@ from baoc_compile.passes.capture.find_writes import find_writes
 from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
-from baoc_compile.passes.numbers.expressions import NumberTrace
-from baoc_compile.passes.numbers.traced_numbers import traced_functions
+from baoc_compile.passes.numbers.expressions import NOBODY, NumberTrace
+from baoc_compile.passes.numbers.traced_numbers import is_traced, traced_functions
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
-from baoc_compile.passes.recorder.recording import Recording
+from baoc_compile.passes.recorder.recording import Recording, Returned
 
 
 def record_step(
@@ -124,8 +124,8 @@ class _Closure:
         return self.loss
 
 
-def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> str:
-    """Run the step; return what it returns: "none" or "loss"."""
+def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> Returned:
+    """Run the step; return what it returns."""
     recorder = stand_in.recorder
     closure = _Closure(recorder)
     arguments = [closure] if has_closure else []
@@ -146,7 +146,11 @@ def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> str:
     if has_closure and not closure.count:
         raise UnsupportedStep("it doesn't call its closure")
     if returned is None:
-        return "none"
+        return Returned("none")
     if returned is closure.loss:
-        return "loss"
-    raise UnsupportedStep(f"its step returns {type(returned).__name__}, not its closure's loss")
+        return Returned("loss")
+    if is_traced(returned) and returned.expression.owner == NOBODY:
+        return Returned("number", returned.expression)
+    if type(returned) in (bool, int, float):
+        return Returned("number", returned, repr(returned))
+    raise UnsupportedStep(f"its step returns {type(returned).__name__}, neither its closure's loss nor a number")

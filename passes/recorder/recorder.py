@@ -123,8 +123,10 @@ class Recorder(NumberRecorder):
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         if "out" in kwargs:
-            out = kwargs["out"]
-            result = self._record(name, func, False, args, {k: v for k, v in kwargs.items() if k != "out"})
+            out = kwargs.pop("out")
+            result = self._call(func, args, kwargs)
+            if out is None:
+                return result
             return self._record("copy", Tensor.copy_, True, (out, result), {})
         if name in ALIASES:
             return self._shown(func(*args, **kwargs), args[0])

@@ -154,6 +154,19 @@ class Beginning:
     shape: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What a step returns.
+
+    kind: nothing, what its closure returned, or a number; its `constant`'s text stands for a number that is always the same.
+    number: the number: an expression or a constant.
+    """
+
+    kind: Literal["none", "loss", "number"]
+    number: Any = field(default=None, compare=False)
+    constant: str = ""
+
+
 @dataclass(eq=False)
 class Recording:
     """One step, recorded.
@@ -167,7 +180,7 @@ class Recording:
     constants: what the step may look at besides numbers: path -> value (of a number, its type).
     surroundings: globals that the step names; see `Surroundings`.
     options: the keys of parameter groups that the step looked at.
-    returns: what the step returns: "none" or "loss".
+    returns: what the step returns.
     reads_gradients: whether the prelude reads tensors of parameters, so that it depends on which gradients exist.
     """
 
@@ -180,7 +193,7 @@ class Recording:
     constants: Mapping[Any, Any] = field(default_factory=dict)
     surroundings: list[Any] = field(default_factory=list)
     options: frozenset[Any] = frozenset()
-    returns: str = "none"
+    returns: Returned = Returned("none")
     reads_gradients: bool = False
 
     def was_made_for(self, constants: Mapping[Source, Any]) -> bool:

@@ -56,6 +56,9 @@ def copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> Parame
                 value = value.decode()
             entries[key] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value, memo)
         state[parameters[i]] = entries
+    for key, value in real.state.items():
+        if not isinstance(key, Tensor):  # state of the whole optimizer
+            state[key] = copy.deepcopy(value, memo)
     attributes["state"] = state
     for name, value in vars(real).items():
         if is_hooks(name):
