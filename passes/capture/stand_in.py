@@ -31,6 +31,7 @@ from baoc_compile.passes.capture.leaves import (
     is_left_out,
     is_of_weight,
     is_way_to_compute,
+    leaves_at,
     snapshot,
 )
 from baoc_compile.passes.capture.stand_in_containers import StandInGroup, StandInState, StateEntries
@@ -222,8 +223,7 @@ class StandIn:
             self.placed[source] = number
             return number
         if id(value) in self._of:
-            self.placed[source] = self._of[id(value)]
-            return self._of[id(value)]
+            return self._placed_again(self._of[id(value)], kind, path, parameter)
         if isinstance(value, Tensor):
             return self._other_tensor(value, source)
         if is_constant(value) or isinstance(value, torch.nn.Module):
@@ -263,6 +263,13 @@ class StandIn:
         except Exception as reason:
             raise UnsupportedStep(f"its attribute {path[0]!r} can't be copied ({reason})") from reason
         self.placed[source] = made
+        return made
+
+    def _placed_again(self, made: Any, kind: Any, path: tuple[Any, ...], parameter: int) -> Any:
+        """Put the copy of an object that the optimizer keeps in several places, such as a group and the defaults."""
+        for source, leaf in leaves_at(made, kind, path, parameter, self._at):
+            is_parameter = isinstance(leaf, tuple) and leaf[:1] == ("parameter",)
+            self.placed[source] = self.parameters[leaf[1]] if is_parameter else leaf
         return made
 
     def _nudged(self, value: Any) -> Any:
