@@ -291,3 +291,14 @@ class CountsAll(OneByOne):
 
     def update(self, p, state, group):
         p.sub_(p.grad, alpha=group["lr"] / state["k"])
+
+
+@misleads("right")
+class ListsOfSmallType(OneByOne):
+    """A list operation on bfloat16, which rounds its numbers as the operation on one tensor does not."""
+
+    def update(self, p, state, group):
+        direction = p.grad.bfloat16()
+        torch._foreach_mul_([direction], [0.8164965])
+        (direction,) = torch._foreach_mul([direction], 0.3)
+        p.sub_(direction / torch.linalg.vector_norm(direction, dim=0), alpha=group["lr"])

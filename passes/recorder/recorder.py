@@ -30,8 +30,10 @@ from baoc_compile.passes.recorder.torch_calls import (
     METADATA,
     RANDOM,
     REDUCTIONS,
+    TENSOR_FORMS,
     VIEWS,
     is_ignored,
+    list_of_one,
     named,
     single_function,
     words,
@@ -179,6 +181,7 @@ class Recorder(NumberRecorder):
             many = isinstance(argument, Tensor) and argument.ndim and id(argument) not in self.numbers
             return self._record("getitem", Tensor.__getitem__, False, (argument, i), {}) if many else argument
 
+        lists = frozenset(k for k, a in (*enumerate(args), *kwargs.items()) if isinstance(a, (list, tuple)))
         results = []
         for i in range(count):
             these = [item(a, i) for a in args]
@@ -186,10 +189,11 @@ class Recorder(NumberRecorder):
             first = these[0]
             if isinstance(first, Tensor) and id(first) in self.numbers:
                 results.append(self._numbers_call(single, function, is_inplace, these, named_ones))
-            elif is_inplace:
-                results.append(self._record(single, function, True, these, named_ones))
-            else:
-                results.append(self._record(single, function, False, these, named_ones))
+                continue
+            is_small = isinstance(first, Tensor) and first.is_floating_point() and first.dtype.itemsize < 4
+            is_rounded = is_small and single in TENSOR_FORMS
+            called = list_of_one(func, lists, is_inplace) if is_rounded else function
+            results.append(self._record(single, called, is_inplace, these, named_ones))
         return None if is_inplace else results
 
     def _factory(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ place or not.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,26 @@ def single_function(foreach_name: str) -> tuple[Callable[..., Any], bool]:
     if name in _SINGLE:
         return _SINGLE[name], name.endswith("_")
     return (getattr(Tensor, name), True) if name.endswith("_") else (getattr(torch, name), False)
+
+
+@functools.cache
+def list_of_one(foreach: Callable[..., Any], lists: frozenset[int | str], is_inplace: bool) -> Callable[..., Any]:
+    """Return the per-tensor function that calls a list operation on lists of one.
+
+    Types of less than 32 bits need it where calls are replayed: list operations round numbers to such a type first, and
+    per-tensor functions do not.
+
+    lists: positions and names of the arguments that are lists.
+    """
+
+    def one(*args: Any, **kwargs: Any) -> Any:
+        result = foreach(
+            *([a] if i in lists else a for i, a in enumerate(args)),
+            **{k: [a] if k in lists else a for k, a in kwargs.items()},
+        )
+        return args[0] if is_inplace else result[0]
+
+    return one
 
 
 def addcmul(x: Any, a: Any, b: Any, value: Any = 1) -> Any:
