@@ -67,3 +67,40 @@ class OutOfNothing(OneByOne):
     def update(self, p, state, group):
         direction = torch.nn.functional.normalize(p.grad, dim=0)
         p.sub_(torch.mul(direction, group["lr"], out=None))
+
+
+@misleads("right")
+class TensorOfNumbers(OneByOne):
+    """One tensor of the step sizes of all parameters, made of numbers of their state."""
+
+    def step(self):
+        stepped = [p for p in self.parameters if p.grad is not None]
+        sizes = []
+        for p in stepped:
+            self.state[p]["k"] = self.state[p].get("k", 0) + 1
+            sizes.append(self.param_groups[0]["lr"] / self.state[p]["k"])
+        with torch.no_grad():
+            for p, size in zip(stepped, torch.tensor(sizes, dtype=torch.float32).unbind(), strict=True):
+                p.sub_(p.grad * size)
+
+
+@misleads("refused")
+class TensorOfLostNumbers(OneByOne):
+    """A tensor of numbers whose origin is lost (`from math import sqrt`)."""
+
+    def update(self, p, state, group):
+        p.sub_(p.grad * torch.tensor([0.5, sqrt(group["lr"])])[1])
+
+
+@misleads("right")
+class SumOfNumbers(OneByOne):
+    """A tensor of as many numbers as there are gradients, summed up."""
+
+    def step(self):
+        rates = [self.param_groups[0]["lr"] for p in self.parameters if p.grad is not None]
+        self.rate = torch.tensor(rates).sum()
+        super().step()
+        del self.rate
+
+    def update(self, p, state, group):
+        p.sub_(p.grad * self.rate)

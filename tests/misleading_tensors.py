@@ -302,3 +302,38 @@ class ListsOfSmallType(OneByOne):
         torch._foreach_mul_([direction], [0.8164965])
         (direction,) = torch._foreach_mul([direction], 0.3)
         p.sub_(direction / torch.linalg.vector_norm(direction, dim=0), alpha=group["lr"])
+
+
+@misleads("refused")
+class SharedScaleShrinks(OneByOne):
+    """A tensor of no parameter, which all read and which the step changes between them."""
+
+    def step(self):
+        self.scale = torch.ones(1)
+        super().step()
+        del self.scale
+
+    def update(self, p, state, group):
+        p.sub_(p.grad * self.scale, alpha=group["lr"])
+        self.scale.mul_(0.5)
+
+
+@misleads("right")
+class SharedScaleGrows(OneByOne):
+    """A tensor that earlier parameters read and later ones change, stepped from the last to the first."""
+
+    def step(self):
+        self.scale = torch.ones(1)
+        for group in self.param_groups[::-1]:
+            for p in group["params"][::-1]:
+                if p.grad is not None:
+                    self.update(p, self.state[p], group)
+        del self.scale
+
+    @torch.no_grad()
+    def update(self, p, state, group):
+        p.sub_(p.grad * self.scale, alpha=group["lr"])
+        if p.ndim == 2 and p.shape[0] == 5:
+            self.scale.add_(p.norm())
+        else:
+            p.sub_(p.sign() / p.norm(), alpha=group["lr"])

@@ -41,8 +41,9 @@ def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
         pieces[root].calls.append(call)
     _add_created(stand_in, pieces)
     prelude = _needed(prelude, list(pieces.values()))
+    shared = _described_values(prelude)
     for piece in pieces.values():
-        _describe(piece, stand_in)
+        _describe(piece, stand_in, shared)
     return sorted(pieces.values(), key=lambda piece: piece.parameters), prelude
 
 
@@ -115,8 +116,30 @@ def values_in(argument: Any) -> list[Value]:
     return [v for a in argument for v in values_in(a)] if isinstance(argument, (list, tuple)) else []
 
 
-def _describe(piece: Piece, stand_in: StandIn) -> None:
-    """Find the piece's inputs and numbers, the last value of each input, and its signature."""
+def _described_values(prelude: list[Call]) -> dict[Value, int]:
+    """Return numbers that are equal for values of equal calls, whatever the parameters and the numbers that they take."""
+    found: dict[Value, int] = {}
+
+    def described(argument: Any) -> Hashable:
+        if isinstance(argument, Value):
+            role = argument.role
+            return found[argument] if argument in found else role and (role.kind, role.key)
+        if isinstance(argument, (list, tuple)):
+            return tuple(map(described, argument))
+        return "number" if isinstance(argument, Expression) else (type(argument).__name__, repr(argument))
+
+    for call in prelude:
+        options = tuple((k, described(a)) for k, a in call.options.items())
+        known = hash((call.name, call.is_inplace, described(call.arguments), options))
+        found |= {result: hash((known, i)) for i, result in enumerate(call.results)}
+    return found
+
+
+def _describe(piece: Piece, stand_in: StandIn, shared: dict[Value, int]) -> None:
+    """Find the piece's inputs and numbers, the last value of each input, and its signature.
+
+    shared: see `_described_values`.
+    """
     number: dict[Any, int] = {}
     final: dict[Value, Value] = {}
     signature: list[Hashable] = []
@@ -126,7 +149,7 @@ def _describe(piece: Piece, stand_in: StandIn) -> None:
             number[value] = len(number)
             if value.group is None:
                 piece.scalars.append(value)
-                signature.append(("tensor", tuple(value.shape), str(value.dtype)))
+                signature.append(("tensor", tuple(value.shape), str(value.dtype), shared.get(value)))
             else:
                 piece.inputs.append(value)
                 signature.append(_role_of(value, piece, stand_in))

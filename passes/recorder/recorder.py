@@ -21,6 +21,7 @@ from baoc_compile.passes.numbers.expressions import NumberTrace
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.meta_results import MetaResults
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder, plain
+from baoc_compile.passes.recorder.readers import Readers
 from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup
 from baoc_compile.passes.recorder.shared_memory import SharedMemory
 from baoc_compile.passes.recorder.torch_calls import (
@@ -70,6 +71,7 @@ class Recorder(NumberRecorder):
         self.refusal: UnsupportedStep | None = None
         self._initial: dict[int, Value] = {}  # id of a stand-in -> its value before the step
         self.memory = SharedMemory()
+        self.readers = Readers()
         self._results = MetaResults()
 
     # what there is before the step
@@ -203,7 +205,9 @@ class Recorder(NumberRecorder):
             return found
         if found.ndim == 0 and found.device.type == "cpu" and name not in ("empty", "empty_strided"):
             return self.made_of_numbers(found, (*args, *kwargs.values()))
-        if func is torch.from_numpy or type(func) is FunctionType or name in ("tensor", "as_tensor", "from_numpy"):
+        is_of_numbers = name in ("tensor", "as_tensor") and _are_numbers(args[0] if args else kwargs.get("data"))
+        is_opaque = type(func) is FunctionType or name in ("tensor", "as_tensor", "from_numpy")
+        if is_opaque and not is_of_numbers:
             raise UnsupportedStep(f"it makes a tensor of numbers ({name})")
         device = found.device
         stand_in = torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device="meta")
@@ -240,9 +244,8 @@ class Recorder(NumberRecorder):
         value = self.value_of(tensor)
         if value is None:
             raise UnsupportedStep("it uses a tensor that is neither a parameter, nor a gradient, nor state")
-        if value.group is not None and self.memory.is_stale(tensor):
-            group = value.group.root()
-            group.reason = group.reason or "it reads a view of a tensor that it has changed since"
+        if self.memory.is_stale(tensor):
+            self.readers.check_stale(value, self.current.get(self.memory.owner_of(tensor)))
         return value
 
     def _record(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -265,6 +268,11 @@ class Recorder(NumberRecorder):
                 group = group.join(value.group)  # type: ignore[union-attr, arg-type]
         if is_inplace and group is None and self._is_of_parameter(args[0]):
             raise UnsupportedStep("a number that several parameters share is changed by one of them")
+        if is_inplace:
+            group = self.readers.write(self.memory.owner_of(args[0]), group)
+        if group is not None and len(grouped) < len(values):
+            tensors = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+            self.readers.read([self.memory.owner_of(t) for t in tensors if not self._is_of_parameter(t)], group)
         if name in VIEWS and isinstance(args[0], Tensor):
             for shown in _flat(result if isinstance(result, (list, tuple)) else [result]):
                 self.memory.add_view(shown, args[0])
@@ -328,6 +336,13 @@ def _reader(name: str) -> Callable[[Any], Any]:
 
     read.__name__ = f"read_{name}"
     return read
+
+
+def _are_numbers(data: Any) -> bool:
+    """Return whether the data of a new tensor are numbers, or nested lists of them, which a call can hold."""
+    if type(data) in (list, tuple):
+        return all(map(_are_numbers, data))
+    return type(data) in (bool, int, float) or is_traced(data)
 
 
 def _flat(arguments: Any) -> list[Any]:
