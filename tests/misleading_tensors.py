@@ -135,7 +135,7 @@ class SharedData(OneByOne):
         state["z"].sub_(p.grad, alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class ThroughViews(OneByOne):
     """Writes through views."""
 

@@ -18,6 +18,7 @@ import misleading_optimizers  # noqa: F401
 import misleading_results  # noqa: F401
 import misleading_state  # noqa: F401
 import misleading_tensors  # noqa: F401
+import misleading_views  # noqa: F401
 import pytest
 import torch
 from misleading_base import TABLE, Misleading

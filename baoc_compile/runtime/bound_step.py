@@ -16,10 +16,10 @@ from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.held_objects import Dictionaries, Lists
 from baoc_compile.kernels.launch.survey import Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
-from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import values_in
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
 from baoc_compile.passes.rewrite.replay import tensor_of

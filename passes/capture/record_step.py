@@ -15,14 +15,14 @@ from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import uncompiled
 from baoc_compile.passes.capture.find_writes import find_writes
-from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
+from baoc_compile.passes.capture.split_pieces import split_pieces
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
 from baoc_compile.passes.numbers.expressions import NOBODY, NumberTrace
 from baoc_compile.passes.numbers.traced_numbers import is_traced, traced_functions
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
-from baoc_compile.passes.recorder.recording import Recording, Returned
+from baoc_compile.passes.recorder.recording import Recording, Returned, values_in
 
 
 def record_step(

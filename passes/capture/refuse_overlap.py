@@ -94,7 +94,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1:
             if stride <= reach:
-                offsets = _offsets(tensor)
+                offsets = offsets_of(tensor)
                 return len(np.unique(offsets)) < offsets.size
             reach += (size - 1) * stride
     return False
@@ -107,11 +107,11 @@ def _share_bytes(a: Tensor, b: Tensor) -> bool:
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:
     width = tensor.element_size()
-    first = tensor.data_ptr() + _offsets(tensor).astype(np.int64) * width
+    first = tensor.data_ptr() + offsets_of(tensor).astype(np.int64) * width
     return (first[:, None] + np.arange(width)).reshape(-1)
 
 
-def _offsets(tensor: Tensor) -> np.ndarray:
+def offsets_of(tensor: Tensor) -> np.ndarray:
     """Return the offset of every element from the first, in elements."""
     offsets = np.zeros(1, dtype=np.int64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from torch import Tensor
-
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.parameter_table import InputRole
+from baoc_compile.passes.capture.created_state import created_state, give_to_parameters, origin_of
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
-from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup
-from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS, VIEWS
+from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, values_in
+from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 
 def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
@@ -26,6 +24,8 @@ def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
     Raises UnsupportedStep for state that shares its memory with a parameter, a gradient or other state.
     """
     recorder = stand_in.recorder
+    created = created_state(stand_in)
+    give_to_parameters(created, stand_in)
     pieces: dict[ValueGroup, Piece] = {}
     prelude: list[Call] = []
     for call in recorder.calls:
@@ -39,58 +39,14 @@ def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
         if root not in pieces:
             pieces[root] = Piece(tuple(sorted(root.parameters)), [], reason=root.reason)
         pieces[root].calls.append(call)
-    _add_created(stand_in, pieces)
+    for role, value in created:
+        assert value.group is not None
+        pieces[value.group.root()].created.append((role, value))
     prelude = _needed(prelude, list(pieces.values()))
     shared = _described_values(prelude)
     for piece in pieces.values():
         _describe(piece, stand_in, shared)
     return sorted(pieces.values(), key=lambda piece: piece.parameters), prelude
-
-
-def _add_created(stand_in: StandIn, pieces: dict[ValueGroup, Piece]) -> None:
-    """Add the state entries whose tensor the step makes or replaces to their pieces."""
-    recorder = stand_in.recorder
-    for parameter, entries in stand_in.optimizer.state.items():
-        index = stand_in.index_of(parameter)
-        if index is None:
-            continue
-        seen: set[int] = set()
-        for key, tensor in entries.items():
-            value = recorder.value_of(tensor) if isinstance(tensor, Tensor) else None
-            if value is None:
-                continue
-            root = recorder.root_of(tensor)
-            if root in seen or _is_shared(value, tensor, recorder, index, key):
-                raise UnsupportedStep(f"its state {key!r} shares memory with another tensor; keep a copy (`.clone()`)")
-            seen.add(root)
-            if value.role is not None or _changes_in_place(value, index, key):
-                continue
-            piece = None if value.group is None else pieces.get(value.group.root())
-            if piece is None:
-                raise UnsupportedStep(f"it makes state {key!r} of nothing that belongs to a parameter")
-            piece.created.append((InputRole("state", index, key), value))
-
-
-def _is_shared(value: Value, tensor: Any, recorder: Any, index: int, key: Any) -> bool:
-    """Return whether a state entry shows the elements of another tensor."""
-    if recorder.memory.is_view(tensor):
-        return True
-    origin = _origin(value)
-    return origin.role is not None and (
-        origin.role.kind != "state" or (origin.role.parameter, origin.role.key) != (index, key)
-    )
-
-
-def _origin(value: Value) -> Value:
-    """Follow in-place calls, and views, back to the value that the tensor had first."""
-    while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
-        value = value.call.arguments[0]
-    return value
-
-
-def _changes_in_place(value: Value, index: int, key: Any) -> bool:
-    origin = _origin(value)
-    return origin.role == InputRole("state", index, key)
 
 
 def _needed(prelude: list[Call], pieces: list[Piece]) -> list[Call]:
@@ -107,15 +63,6 @@ def _needed(prelude: list[Call], pieces: list[Piece]) -> list[Call]:
     return kept[::-1]
 
 
-def values_in(argument: Any) -> list[Value]:
-    """Return the values among the arguments of a call, or in nested lists, in order."""
-    if isinstance(argument, Value):
-        return [argument]
-    if isinstance(argument, Call):
-        return values_in([*argument.arguments, *argument.options.values()])
-    return [v for a in argument for v in values_in(a)] if isinstance(argument, (list, tuple)) else []
-
-
 def _described_values(prelude: list[Call]) -> dict[Value, int]:
     """Return numbers that are equal for values of equal calls, whatever the parameters and the numbers that they take."""
     found: dict[Value, int] = {}
@@ -123,7 +70,7 @@ def _described_values(prelude: list[Call]) -> dict[Value, int]:
     def described(argument: Any) -> Hashable:
         if isinstance(argument, Value):
             role = argument.role
-            return found[argument] if argument in found else role and (role.kind, role.key)
+            return found.get(argument, role and (role.kind, role.key))
         if isinstance(argument, (list, tuple)):
             return tuple(map(described, argument))
         return "number" if isinstance(argument, Expression) else (type(argument).__name__, repr(argument))
@@ -179,7 +126,7 @@ def _describe(piece: Piece, stand_in: StandIn, shared: dict[Value, int]) -> None
         for result in call.results:
             number[result] = len(number)
         if call.is_inplace:
-            origin = _origin(call.results[0])
+            origin = origin_of(call.results[0])
             if origin.role is not None:
                 final[origin] = call.results[0]
     for role, value in piece.created:

@@ -7,8 +7,7 @@ keep their values, and their calls become expressions.
 from __future__ import annotations
 
 import builtins
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -19,6 +18,7 @@ from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.torch_private import FOREACH
 from baoc_compile.passes.numbers.expressions import NumberTrace
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
+from baoc_compile.passes.recorder.arguments import are_numbers, changed_by_view, flat, is_meta, reader
 from baoc_compile.passes.recorder.meta_results import MetaResults
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder, plain
 from baoc_compile.passes.recorder.readers import Readers
@@ -94,6 +94,10 @@ class Recorder(NumberRecorder):
         """Return whether a stand-in has the value from before the step."""
         return self._initial.get(id(tensor)) is self.current.get(id(tensor))
 
+    def is_from_before(self, identity: int) -> bool:
+        """Return whether the tensor of this id existed before the step."""
+        return identity in self._initial
+
     # the calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,7 +111,7 @@ class Recorder(NumberRecorder):
         name, is_inplace, is_property = named(func)
         if is_property:
             return self._property(name, func, args)
-        if _is_meta(kwargs.get("device")):  # stand-ins were asked for their device in C++
+        if is_meta(kwargs.get("device")):  # stand-ins were asked for their device in C++
             kwargs["device"] = self.device
         if name in METADATA or is_ignored(name):
             return func(*map(plain_value, args), **kwargs)
@@ -150,7 +154,7 @@ class Recorder(NumberRecorder):
         if device is not None and name in ("device", "is_cuda", "is_cpu", "is_meta"):
             return {"device": device, "is_meta": False}.get(name, device.type == name.removeprefix("is_"))
         if name in VIEWS:
-            return self._record(name, _reader(name), False, args, {})
+            return self._record(name, reader(name), False, args, {})
         return func(*args)
 
     def _set_data(self, tensor: Tensor, source: Tensor) -> None:
@@ -205,7 +209,7 @@ class Recorder(NumberRecorder):
             return found
         if found.ndim == 0 and found.device.type == "cpu" and name not in ("empty", "empty_strided"):
             return self.made_of_numbers(found, (*args, *kwargs.values()))
-        is_of_numbers = name in ("tensor", "as_tensor") and _are_numbers(args[0] if args else kwargs.get("data"))
+        is_of_numbers = name in ("tensor", "as_tensor") and are_numbers(args[0] if args else kwargs.get("data"))
         is_opaque = type(func) is FunctionType or name in ("tensor", "as_tensor", "from_numpy")
         if is_opaque and not is_of_numbers:
             raise UnsupportedStep(f"it makes a tensor of numbers ({name})")
@@ -255,8 +259,8 @@ class Recorder(NumberRecorder):
         call = Call(
             name, func, is_inplace, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()}
         )
-        values = [a for a in _flat((*call.arguments, *call.options.values())) if isinstance(a, Value)]
-        given = next(a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor) and id(a) not in self.numbers)
+        values = [a for a in flat((*call.arguments, *call.options.values())) if isinstance(a, Value)]
+        given = next(a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor) and id(a) not in self.numbers)
         result = self._results.of(name, func, is_inplace, args, kwargs)
         if not is_inplace and any(result is a for a in args):  # a conversion to the type that it has
             return result
@@ -271,10 +275,10 @@ class Recorder(NumberRecorder):
         if is_inplace:
             group = self.readers.write(self.memory.owner_of(args[0]), group)
         if group is not None and len(grouped) < len(values):
-            tensors = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+            tensors = [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
             self.readers.read([self.memory.owner_of(t) for t in tensors if not self._is_of_parameter(t)], group)
         if name in VIEWS and isinstance(args[0], Tensor):
-            for shown in _flat(result if isinstance(result, (list, tuple)) else [result]):
+            for shown in flat(result if isinstance(result, (list, tuple)) else [result]):
                 self.memory.add_view(shown, args[0])
         return self._finish(call, result, group, self.devices.get(self.root_of(given), given.device))
 
@@ -284,7 +288,7 @@ class Recorder(NumberRecorder):
 
     def _is_for_all(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> bool:
         """Return whether the call reduces tensors from before the step to one number, so that it can run before all updates."""
-        tensors = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+        tensors = [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
         return (
             isinstance(result, Tensor)
             and result.ndim == 0
@@ -304,9 +308,9 @@ class Recorder(NumberRecorder):
                 group.root().reason = group.root().reason or f"it writes through a view ({call.name})"
             root = self.memory.write(tensor)
             self.current[self.root_of(tensor)] = value
-            if root != self.root_of(tensor) and root in self.current:
-                self.current[root] = Value(self.current[root].shape, self.current[root].dtype, None, call, group)
             call.results = (value,)
+            if root != self.root_of(tensor) and root in self.current:
+                self._change_owner(root, value, group)
             return result
         call.is_sequence = isinstance(result, (list, tuple))
         found = list(result) if call.is_sequence else [result]
@@ -322,31 +326,10 @@ class Recorder(NumberRecorder):
         call.results = tuple(values)
         return result
 
-
-def _is_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
-
-
-@functools.cache
-def _reader(name: str) -> Callable[[Any], Any]:
-    """Return a function that reads a property."""
-
-    def read(tensor: Any) -> Any:
-        return getattr(tensor, name)
-
-    read.__name__ = f"read_{name}"
-    return read
-
-
-def _are_numbers(data: Any) -> bool:
-    """Return whether the data of a new tensor are numbers, or nested lists of them, which a call can hold."""
-    if type(data) in (list, tuple):
-        return all(map(_are_numbers, data))
-    return type(data) in (bool, int, float) or is_traced(data)
-
-
-def _flat(arguments: Any) -> list[Any]:
-    found: list[Any] = []
-    for a in arguments:
-        found += _flat(a) if type(a) in (list, tuple) else [a]
-    return found
+    def _change_owner(self, owner: int, view: Value, group: ValueGroup | None) -> None:
+        """Give the tensor of which a view was written a new value."""
+        call = Call("changed_by_view", changed_by_view, True, [self.current[owner], view], {})
+        value = Value(self.current[owner].shape, self.current[owner].dtype, None, call, group)
+        call.results = (value,)
+        self.calls.append(call)
+        self.current[owner] = value

@@ -97,6 +97,15 @@ class Call:
         self.is_sequence = False
 
 
+def values_in(argument: Any) -> list[Value]:
+    """Return the values among the arguments of a call, or in nested lists, in order."""
+    if isinstance(argument, Value):
+        return [argument]
+    if isinstance(argument, Call):
+        return values_in([*argument.arguments, *argument.options.values()])
+    return [v for a in argument for v in values_in(a)] if isinstance(argument, (list, tuple)) else []
+
+
 @dataclass(eq=False)
 class Piece:
     """The update of one parameter, or of several that the optimizer mixes.

@@ -26,7 +26,8 @@ class SharedMemory:
 
     def owner_of(self, tensor: Tensor) -> int:
         """Return the id of the tensor in whose memory this one's elements are: its own, unless it is an alias or a view."""
-        return self._views[id(tensor)][0] if id(tensor) in self._views else self.root_of(tensor)
+        owner = self._views[id(tensor)][0] if id(tensor) in self._views else id(tensor)
+        return self._root.get(owner, owner)
 
     def is_view(self, tensor: Tensor) -> bool:
         """Return whether a tensor shows a part of another, or shows it in another shape."""

@@ -57,6 +57,8 @@ class Replay:
         for scalar, number in zip(self.piece.scalars, self.numbers, strict=True):
             if isinstance(scalar, Expression):
                 values[scalar] = number
+            elif scalar.call is None and scalar not in values:  # a tensor of a group or an attribute
+                values[scalar] = tensor_of(scalar, table)
         run_calls(self.piece.calls, values)
         for state, plain in opened:
             encode(state, plain)
