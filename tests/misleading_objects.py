@@ -318,37 +318,3 @@ class CopiesItself(OneByOne):
     def update(self, p, state, group):
         options = copy.deepcopy({k: v for k, v in group.items() if k != "params"})
         p.sub_(p.grad, alpha=options["lr"])
-
-
-@misleads("right")
-class SharedOptions(OneByOne):
-    """A dictionary of options that groups and defaults share, empty, or with a number that the step changes."""
-
-    def begin(self):
-        self.empty, self.options = {}, {"k": 0}
-        for group in self.param_groups:
-            group["empty"], group["options"] = self.empty, self.options
-
-    def step(self):
-        self.param_groups[0]["options"]["k"] += 1
-        super().step()
-
-    def update(self, p, state, group):
-        scaled = p.grad.mul(1.0, **group["empty"])
-        p.sub_(scaled if self.options["k"] < 7 else scaled.sign(), alpha=group["lr"] / group["options"]["k"])
-
-
-@misleads("right")
-class SharedOptionsReplaced(OneByOne):
-    """A dictionary that two places share until the step gives one of them another."""
-
-    def begin(self):
-        self.options = {"scale": 1.0}
-        self.param_groups[0]["options"] = self.options
-
-    def step(self):
-        super().step()
-        self.options = {"scale": self.options["scale"] * 0.5}
-
-    def update(self, p, state, group):
-        p.sub_(p.grad, alpha=group["lr"] * self.options["scale"] * self.param_groups[0]["options"]["scale"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import misleading_counts  # noqa: F401
+import misleading_elements  # noqa: F401
 import misleading_numbers  # noqa: F401
 import misleading_objects  # noqa: F401
 import misleading_optimizers  # noqa: F401

@@ -143,7 +143,7 @@ class BoundStep:
         if recording.prelude or self.bound.tensors:
             self._run_prelude(table(), values)
         self._values = values
-        tensors = [values[value].detach() for value in self.bound.tensors]
+        tensors = [_as_tensor(values[value]) for value in self.bound.tensors]
         for launch in self.bound.launches:
             launch(self.parameters, tensors)
         made = dict(self.bound.created)
@@ -201,6 +201,11 @@ class BoundStep:
         self.bound.created.clear()
         self._dictionaries, self._columns, self._counting, self._held_groups = Dictionaries([]), [], [], []
         self._values, self.codebooks = {}, CodebookRefresh([])
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """Return what the prelude made, a tensor or a Python number, as a tensor."""
+    return value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _layout(parameter: Tensor) -> Any:

@@ -11,9 +11,9 @@ from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.capture.refuse_overlap import offsets_of
 from baoc_compile.passes.capture.stand_in import StandIn
+from baoc_compile.passes.numbers.element_numbers import CHOICES
 from baoc_compile.passes.recorder.recorder import Recorder
-from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup, values_in
-from baoc_compile.passes.recorder.torch_calls import VIEWS
+from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup, origin_of, values_in
 
 
 def created_state(stand_in: StandIn) -> list[tuple[InputRole, Value]]:
@@ -43,10 +43,12 @@ def created_state(stand_in: StandIn) -> list[tuple[InputRole, Value]]:
 
 def _is_shared(value: Value, tensor: Tensor, recorder: Recorder, index: int, key: object) -> bool:
     """Return whether a state entry shows elements of a tensor from before the step, or ones that were changed since."""
-    memory = recorder.memory
+    memory, origin = recorder.memory, origin_of(value)
+    if origin.call is not None and origin.call.name in CHOICES:
+        return True  # it may be the tensor, or a number
     if memory.is_view(tensor):
         return memory.is_stale(tensor) or recorder.is_from_before(memory.owner_of(tensor))
-    role = origin_of(value).role
+    role = origin.role
     return role is not None and (role.kind != "state" or (role.parameter, role.key) != (index, key))
 
 
@@ -56,13 +58,6 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
         return True
     places = [offsets_of(t).reshape(-1) + t.storage_offset() for t in (a, b)]
     return bool(np.intersect1d(*places).size)
-
-
-def origin_of(value: Value) -> Value:
-    """Follow in-place calls, and views, back to the value that the tensor had first."""
-    while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
-        value = value.call.arguments[0]
-    return value
 
 
 def give_to_parameters(created: list[tuple[InputRole, Value]], stand_in: StandIn) -> None:

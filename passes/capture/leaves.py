@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baoc_compile.core.names import words
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
-from baoc_compile.passes.recorder.torch_calls import words
 from baoc_compile.state.state_tensor import StateTensor
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.

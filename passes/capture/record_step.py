@@ -19,7 +19,8 @@ from baoc_compile.passes.capture.split_pieces import split_pieces
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
 from baoc_compile.passes.numbers.expressions import NOBODY, NumberTrace
-from baoc_compile.passes.numbers.traced_numbers import is_traced, traced_functions
+from baoc_compile.passes.numbers.traced_functions import traced_functions
+from baoc_compile.passes.numbers.traced_numbers import is_traced
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
 from baoc_compile.passes.recorder.recording import Recording, Returned, values_in
@@ -91,7 +92,7 @@ def _record(
     for k in range(steps):
         recorder = Recorder(NumberTrace(), device)
         stand_in = StandIn.__new__(StandIn)
-        with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id):
+        with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id, recorder.has_element):
             nudge = 1.0 if not nudges else NUDGE if k == 0 else 1 / NUDGE if k == 1 else 1.0
             stand_in.__init__(table, recorder, present, elements, before, nudge)  # type: ignore[misc]
             asked = stand_in.asked_ids

@@ -10,11 +10,11 @@ from collections.abc import Hashable
 from typing import Any
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.passes.capture.created_state import created_state, give_to_parameters, origin_of
+from baoc_compile.passes.capture.created_state import created_state, give_to_parameters
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
-from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, values_in
+from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, origin_of, values_in
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 

@@ -38,7 +38,9 @@ class MetaResults:
 
     def _compute(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         try:
-            return func(*[self._as_meta(a) for a in args], **{k: self._as_meta(v) for k, v in kwargs.items()})
+            # torch asks a tensor that is given for a factor for its value
+            named = {k: 1.0 if k in ("alpha", "value") and isinstance(v, Tensor) else v for k, v in kwargs.items()}
+            return func(*[self._as_meta(a) for a in args], **{k: self._as_meta(v) for k, v in named.items()})
         except NotImplementedError as reason:
             raise UnsupportedStep(f"it needs values of tensors ({reason})") from reason
 

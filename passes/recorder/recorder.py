@@ -15,30 +15,27 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.names import words
 from baoc_compile.core.torch_private import FOREACH
-from baoc_compile.passes.numbers.expressions import NumberTrace
-from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
-from baoc_compile.passes.recorder.arguments import are_numbers, changed_by_view, flat, is_meta, reader
-from baoc_compile.passes.recorder.meta_results import MetaResults
-from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder, plain
-from baoc_compile.passes.recorder.readers import Readers
-from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup
-from baoc_compile.passes.recorder.shared_memory import SharedMemory
+from baoc_compile.passes.numbers.element_numbers import compute, is_of_elements, look
+from baoc_compile.passes.numbers.traced_numbers import plain_value
+from baoc_compile.passes.recorder.arguments import are_numbers, flat, is_meta, reader
+from baoc_compile.passes.recorder.number_recorder import HoldsElements, plain
+from baoc_compile.passes.recorder.recording import Call
 from baoc_compile.passes.recorder.torch_calls import (
     ALIASES,
     BRANCHES,
     ESCAPES,
     METADATA,
     RANDOM,
-    REDUCTIONS,
     TENSOR_FORMS,
     VIEWS,
     is_ignored,
     list_of_one,
     named,
     single_function,
-    words,
 )
+from baoc_compile.passes.recorder.value_recorder import ValueRecorder
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
@@ -48,57 +45,8 @@ id = builtins.id
 MAKES_ELEMENTS = words("stack cat expand repeat new_zeros new_ones new_full new_empty")
 
 
-class Recorder(NumberRecorder):
-    """Mode that records the calls of torch made inside it.
-
-    calls: the calls, in order.
-    current: id of a tensor -> its present value.
-    dropped: calls that the recording does not need.
-    made: id of a tensor that a call made -> its first value.
-    refusal: the first reason why the step can't be recorded.
-    device: the device of the parameters.
-    devices: id of a stand-in -> the device of the tensor that it stands for.
-    """
-
-    def __init__(self, trace: NumberTrace, device: torch.device):
-        super().__init__(trace)
-        self.device = device
-        self.calls: list[Call] = []
-        self.current: dict[int, Value] = {}
-        self.devices: dict[int, torch.device] = {}
-        self.made: dict[int, Value] = {}
-        self.dropped: set[Call] = set()
-        self.refusal: UnsupportedStep | None = None
-        self._initial: dict[int, Value] = {}  # id of a stand-in -> its value before the step
-        self.memory = SharedMemory()
-        self.readers = Readers()
-        self._results = MetaResults()
-
-    # what there is before the step
-
-    def enter(self, tensor: Tensor, value: Value, device: torch.device) -> None:
-        """Let `value` be the present value of a stand-in."""
-        self.current[id(tensor)] = self._initial[id(tensor)] = value
-        self.devices[id(tensor)] = device
-        self._kept.append(tensor)
-
-    def root_of(self, tensor: Tensor) -> int:
-        """Return the id of the tensor whose elements this one shows: its own, unless it is an alias."""
-        return self.memory.root_of(tensor)
-
-    def value_of(self, tensor: Tensor) -> Value | None:
-        """Return the present value of a tensor; None if no call and no input made it."""
-        return self.current.get(self.root_of(tensor))
-
-    def is_unchanged(self, tensor: Tensor) -> bool:
-        """Return whether a stand-in has the value from before the step."""
-        return self._initial.get(id(tensor)) is self.current.get(id(tensor))
-
-    def is_from_before(self, identity: int) -> bool:
-        """Return whether the tensor of this id existed before the step."""
-        return identity in self._initial
-
-    # the calls
+class Recorder(ValueRecorder):
+    """Mode that records the calls of torch made inside it; see `ValueRecorder`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -108,6 +56,8 @@ class Recorder(NumberRecorder):
             raise
 
     def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func in (compute, look):
+            return self._compute(*args)
         name, is_inplace, is_property = named(func)
         if is_property:
             return self._property(name, func, args)
@@ -128,6 +78,8 @@ class Recorder(NumberRecorder):
             return self._factory(name, func, args, kwargs)
         if name not in MAKES_ELEMENTS and all(id(t) in self.numbers for t in tensors):
             return self._numbers_call(name, func, is_inplace, args, kwargs)
+        if name == "item" and self.has_element(args[0]):
+            return self._compute(name, func, args)
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         if "out" in kwargs:
@@ -204,6 +156,8 @@ class Recorder(NumberRecorder):
 
     def _factory(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Make a tensor from numbers: a number if it is 0-dim on the host, else a stand-in."""
+        if any(map(is_of_elements, flat((*args, *kwargs.values())))):
+            raise UnsupportedStep(f"it makes a tensor of numbers of elements ({name})")
         found = func(*map(plain, args), **{k: plain(v) for k, v in kwargs.items()})
         if not isinstance(found, Tensor):
             return found
@@ -224,112 +178,13 @@ class Recorder(NumberRecorder):
 
     def _numbers_call(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Record a call on 0-dim tensors of the host, and perhaps on others."""
-        if any(isinstance(a, Tensor) and id(a) not in self.numbers for a in (*args, *kwargs.values())):
+        operands = (*args, *kwargs.values())
+        if any(map(is_of_elements, operands)):
+            raise UnsupportedStep(f"it computes with tensors on the host and numbers of elements ({name})")
+        if any(isinstance(a, Tensor) and id(a) not in self.numbers for a in operands):
             if is_inplace:
                 raise HoldsElements(self.numbers[id(args[0])])
             return self._record(name, func, False, args, kwargs)
         if name in ALIASES:
             return self._shown(func(*args, **kwargs), args[0])
         return self.on_numbers(name, func, is_inplace, args, kwargs)
-
-    def _argument(self, argument: Any) -> Any:
-        """Return an argument as a call holds it."""
-        if isinstance(argument, Tensor):
-            if id(argument) in self.numbers:
-                return self.number_of(argument)
-            return self._read(argument)
-        if is_traced(argument):
-            return argument.expression
-        if isinstance(argument, (list, tuple)):
-            return type(argument)(map(self._argument, argument)) if type(argument) in (list, tuple) else argument
-        return argument
-
-    def _read(self, tensor: Tensor) -> Value:
-        value = self.value_of(tensor)
-        if value is None:
-            raise UnsupportedStep("it uses a tensor that is neither a parameter, nor a gradient, nor state")
-        if self.memory.is_stale(tensor):
-            self.readers.check_stale(value, self.current.get(self.memory.owner_of(tensor)))
-        return value
-
-    def _record(self, name: str, func: Any, is_inplace: bool, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Record a call on tensors with elements, and return its result."""
-        if is_inplace and isinstance(args[0], Tensor) and id(args[0]) in self.numbers:
-            raise HoldsElements(self.numbers[id(args[0])])
-        call = Call(
-            name, func, is_inplace, [self._argument(a) for a in args], {k: self._argument(v) for k, v in kwargs.items()}
-        )
-        values = [a for a in flat((*call.arguments, *call.options.values())) if isinstance(a, Value)]
-        given = next(a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor) and id(a) not in self.numbers)
-        result = self._results.of(name, func, is_inplace, args, kwargs)
-        if not is_inplace and any(result is a for a in args):  # a conversion to the type that it has
-            return result
-        group: ValueGroup | None = None
-        grouped = [v for v in values if v.group is not None]
-        if grouped and not self._is_for_all(name, args, kwargs, result):
-            group = grouped[0].group
-            for value in grouped[1:]:
-                group = group.join(value.group)  # type: ignore[union-attr, arg-type]
-        if is_inplace and group is None and self._is_of_parameter(args[0]):
-            raise UnsupportedStep("a number that several parameters share is changed by one of them")
-        if is_inplace:
-            group = self.readers.write(self.memory.owner_of(args[0]), group)
-        if group is not None and len(grouped) < len(values):
-            tensors = [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
-            self.readers.read([self.memory.owner_of(t) for t in tensors if not self._is_of_parameter(t)], group)
-        if name in VIEWS and isinstance(args[0], Tensor):
-            for shown in flat(result if isinstance(result, (list, tuple)) else [result]):
-                self.memory.add_view(shown, args[0])
-        return self._finish(call, result, group, self.devices.get(self.root_of(given), given.device))
-
-    def _is_of_parameter(self, tensor: Any) -> bool:
-        value = self.value_of(tensor)
-        return value is not None and value.group is not None
-
-    def _is_for_all(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> bool:
-        """Return whether the call reduces tensors from before the step to one number, so that it can run before all updates."""
-        tensors = [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
-        return (
-            isinstance(result, Tensor)
-            and result.ndim == 0
-            and name in REDUCTIONS
-            and all(
-                self._initial.get(self.root_of(t)) is self.value_of(t) and not self.memory.is_view(t) for t in tensors
-            )
-        )
-
-    def _finish(self, call: Call, result: Any, group: ValueGroup | None, device: torch.device) -> Any:
-        self.calls.append(call)
-        if call.is_inplace:
-            target = call.arguments[0]
-            value = Value(target.shape, target.dtype, None, call, group)
-            tensor = result
-            if self.memory.is_view(tensor) and group is not None:
-                group.root().reason = group.root().reason or f"it writes through a view ({call.name})"
-            root = self.memory.write(tensor)
-            self.current[self.root_of(tensor)] = value
-            call.results = (value,)
-            if root != self.root_of(tensor) and root in self.current:
-                self._change_owner(root, value, group)
-            return result
-        call.is_sequence = isinstance(result, (list, tuple))
-        found = list(result) if call.is_sequence else [result]
-        if not all(isinstance(r, Tensor) for r in found):
-            raise UnsupportedStep(f"it uses {call.name}, which gives more than tensors")
-        values = []
-        for tensor in found:
-            value = Value(tensor.shape, tensor.dtype, None, call, group)
-            self.current[id(tensor)] = self.made[id(tensor)] = value
-            self.devices[id(tensor)] = device
-            self._kept.append(tensor)
-            values.append(value)
-        call.results = tuple(values)
-        return result
-
-    def _change_owner(self, owner: int, view: Value, group: ValueGroup | None) -> None:
-        """Give the tensor of which a view was written a new value."""
-        call = Call("changed_by_view", changed_by_view, True, [self.current[owner], view], {})
-        value = Value(self.current[owner].shape, self.current[owner].dtype, None, call, group)
-        call.results = (value,)
-        self.calls.append(call)
-        self.current[owner] = value

@@ -10,6 +10,7 @@ import torch
 
 from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.numbers.expressions import Expression, Guard, Source
+from baoc_compile.passes.recorder.torch_calls import VIEWS
 
 
 class Value:
@@ -104,6 +105,13 @@ def values_in(argument: Any) -> list[Value]:
     if isinstance(argument, Call):
         return values_in([*argument.arguments, *argument.options.values()])
     return [v for a in argument for v in values_in(a)] if isinstance(argument, (list, tuple)) else []
+
+
+def origin_of(value: Value) -> Value:
+    """Follow in-place calls, and views, back to the value that the tensor had first."""
+    while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
+        value = value.call.arguments[0]
+    return value
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baoc_compile.core.names import words
 from baoc_compile.core.torch_private import COMPUTES_NOTHING, FOREACH
 
 _SPELLINGS = {
@@ -48,11 +49,6 @@ _SPELLINGS = {
 #: What Python asks of a tensor for a number: `float(x)` is `x.__float__()`, which is not `x.float()`.
 _CONVERSIONS = {"bool", "int", "float", "complex", "index"}
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
-
-
-def words(text: str) -> frozenset[str]:
-    """Return the words of a text."""
-    return frozenset(text.split())
 
 
 #: Questions about a tensor that need none of its elements.
@@ -254,6 +250,9 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
+    "item": lambda x: x,
+    "larger": lambda x, y: torch.where(_as_tensor(y) > _as_tensor(x), _as_tensor(y), _as_tensor(x)),
+    "smaller": lambda x, y: torch.where(_as_tensor(y) < _as_tensor(x), _as_tensor(y), _as_tensor(x)),
 }
 
 
