@@ -13,6 +13,7 @@ from typing import Any
 
 import misleading_counts  # noqa: F401
 import misleading_elements  # noqa: F401
+import misleading_nested  # noqa: F401
 import misleading_numbers  # noqa: F401
 import misleading_objects  # noqa: F401
 import misleading_optimizers  # noqa: F401

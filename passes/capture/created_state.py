@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections import defaultdict
 
 import numpy as np
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import InputRole
+from baoc_compile.passes.capture.leaves import leaves_at
 from baoc_compile.passes.capture.refuse_overlap import offsets_of
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.element_numbers import CHOICES
 from baoc_compile.passes.recorder.recorder import Recorder
 from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup, origin_of, values_in
+
+#: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
+id = builtins.id
 
 
 def created_state(stand_in: StandIn) -> list[tuple[InputRole, Value]]:
@@ -24,32 +29,41 @@ def created_state(stand_in: StandIn) -> list[tuple[InputRole, Value]]:
     recorder = stand_in.recorder
     created: list[tuple[InputRole, Value]] = []
     in_memory: dict[int, list[Tensor]] = defaultdict(list)  # id of the tensor that owns the memory -> the entries in it
+    index_of = {id(p): i for i, p in enumerate(stand_in.parameters)}
     for parameter, entries in stand_in.optimizer.state.items():
         index = stand_in.index_of(parameter)
         if index is None:
             continue
-        for key, tensor in entries.items():
+        for source, tensor in leaves_at(entries, "state", (), index, index_of):
             value = recorder.value_of(tensor) if isinstance(tensor, Tensor) else None
             if value is None:
                 continue
+            role = InputRole("state", index, source.path[0])
+            if len(source.path) > 1:
+                role = InputRole("nested", index, source.path, source)
             others = in_memory[recorder.memory.owner_of(tensor)]
-            if any(_overlap(tensor, other) for other in others) or _is_shared(value, tensor, recorder, index, key):
-                raise UnsupportedStep(f"its state {key!r} shares memory with another tensor; keep a copy (`.clone()`)")
+            if any(other is tensor for other in others) and stand_in.placed.get(source) is tensor:
+                continue  # one tensor in several places of the state, as before the step
+            if any(_overlap(tensor, other) for other in others) or _is_shared(value, tensor, recorder, role):
+                raise UnsupportedStep(
+                    f"its {source} shares memory with another tensor; keep a copy (`.clone()`)"
+                    if role.kind == "nested"
+                    else f"its state {role.key!r} shares memory with another tensor; keep a copy (`.clone()`)"
+                )
             others.append(tensor)
-            if value.role is None and origin_of(value).role != InputRole("state", index, key):
-                created.append((InputRole("state", index, key), value))
+            if value.role is None and origin_of(value).role != role:
+                created.append((role, value))
     return created
 
 
-def _is_shared(value: Value, tensor: Tensor, recorder: Recorder, index: int, key: object) -> bool:
+def _is_shared(value: Value, tensor: Tensor, recorder: Recorder, role: InputRole) -> bool:
     """Return whether a state entry shows elements of a tensor from before the step, or ones that were changed since."""
     memory, origin = recorder.memory, origin_of(value)
     if origin.call is not None and origin.call.name in CHOICES:
         return True  # it may be the tensor, or a number
     if memory.is_view(tensor):
         return memory.is_stale(tensor) or recorder.is_from_before(memory.owner_of(tensor))
-    role = origin.role
-    return role is not None and (role.kind != "state" or (role.parameter, role.key) != (index, key))
+    return origin.role is not None and origin.role != role
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.errors import StateToCome, UnsupportedStep
 from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.capture.leaves import is_constant, leaves_of, snapshot
 from baoc_compile.passes.capture.stand_in import StandIn
@@ -29,7 +29,8 @@ def find_writes(stand_in: StandIn) -> Recording:
     before, after = stand_in.placed, dict(leaves_of(stand_in.optimizer, stand_in.parameters))
     missing = next((source for source in before if source not in after), None)
     if missing is not None:
-        raise UnsupportedStep(f"it deletes or restructures {missing}")
+        error = StateToCome if missing.kind == "state" else UnsupportedStep
+        raise error(f"it deletes or restructures {missing}")
     for source, value in after.items():
         old = before.get(source)
         if isinstance(value, tuple) and value[:1] == ("parameter",):
@@ -106,8 +107,8 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
             raise UnsupportedStep(f"it changes {source}, a tensor that is no state")
         if isinstance(old, Tensor) and id(old) in recorder.numbers:
             raise HoldsElements(recorder.numbers[id(old)])
-        if len(source.path) > 1 and not (tensor is old and recorder.is_unchanged(tensor)):
-            raise UnsupportedStep(f"it keeps {source} inside a list or dictionary of state")
+        if len(source.path) > 1 and not (isinstance(old, Tensor) and _is_alike(old, tensor)):
+            raise StateToCome(f"it makes {source} inside a list or dictionary of state")
         return None
     if tensor is old and held.expression is held.initial:
         return None
@@ -117,6 +118,10 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
     if isinstance(old, Tensor) and old.dtype != tensor.dtype:
         raise UnsupportedStep(f"it changes the type of {source}")
     return Write(source, value, tensor.dtype)  # a replaced tensor is changed in place instead
+
+
+def _is_alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _tensor_source(source: Source) -> Source:

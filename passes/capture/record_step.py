@@ -18,7 +18,7 @@ from baoc_compile.passes.capture.find_writes import find_writes
 from baoc_compile.passes.capture.split_pieces import split_pieces
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
-from baoc_compile.passes.numbers.expressions import NOBODY, NumberTrace
+from baoc_compile.passes.numbers.expressions import NOBODY, NumberTrace, Source
 from baoc_compile.passes.numbers.traced_functions import traced_functions
 from baoc_compile.passes.numbers.traced_numbers import is_traced
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
@@ -46,14 +46,27 @@ def record_step(
 
     Raises UnsupportedStep, with the reason, for a step that can't be recorded.
     """
-    elements = elements_of_scalars(table)
+    elements, fixed = elements_of_scalars(table), frozenset[Source]()
     while True:
         try:
-            return _record(table, step, present, has_closure, steps, elements, nudges)
+            return _record(table, step, present, has_closure, steps, elements, nudges, fixed)
         except HoldsElements as found:
             if found.entry is None or found.entry in elements:
                 raise
             elements |= {found.entry}
+        except _FailsWhenNudged as found:
+            fixed |= found.sources
+
+
+class _FailsWhenNudged(Exception):
+    """The step could not be run with smaller floats, of which it has looked at some.
+
+    sources: those floats. What is done is recorded for their values alone, so they need no nudge.
+    """
+
+    def __init__(self, sources: frozenset[Source]):
+        super().__init__()
+        self.sources = sources
 
 
 def elements_of_scalars(table: ParameterTable) -> frozenset[tuple[int, Any]]:
@@ -85,6 +98,7 @@ def _record(
     steps: int,
     elements: frozenset[tuple[int, Any]],
     nudges: bool,
+    fixed: frozenset[Source],
 ) -> list[Recording]:
     recordings: list[Recording] = []
     before: StandIn | None = None
@@ -94,9 +108,17 @@ def _record(
         stand_in = StandIn.__new__(StandIn)
         with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id, recorder.has_element):
             nudge = 1.0 if not nudges else NUDGE if k == 0 else 1 / NUDGE if k == 1 else 1.0
-            stand_in.__init__(table, recorder, present, elements, before, nudge)  # type: ignore[misc]
+            stand_in.__init__(table, recorder, present, elements, before, nudge, fixed)  # type: ignore[misc]
             asked = stand_in.asked_ids
-            returned = _run(stand_in, step, has_closure)
+            try:
+                returned = _run(stand_in, step, has_closure)
+            except HoldsElements:
+                raise
+            except UnsupportedStep as reason:
+                looked_at = frozenset[Source]() if nudge == 1.0 else recorder.trace.compared_by_value - fixed
+                if looked_at:
+                    raise _FailsWhenNudged(looked_at) from reason
+                raise
             if stand_in.keeps_ids and stand_in.asked_ids == asked:
                 raise UnsupportedStep("it looks up parameters by their ids in a way that can't be followed")
             recording = find_writes(stand_in)

@@ -6,8 +6,9 @@ updates. A slot that is the gradient or the parameter itself would change with i
 
 from __future__ import annotations
 
+import builtins
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.passes.capture.leaves import leaves_at
+
+#: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
+id = builtins.id
 
 
 def refuse_overlap(table: ParameterTable) -> None:
@@ -30,7 +35,24 @@ def refuse_overlap(table: ParameterTable) -> None:
                 f"{name}: several of its elements share memory (shape {tuple(parameter.shape)}, strides "
                 f"{parameter.stride()}), so its update is not defined; make it contiguous before you create the optimizer"
             )
-    tensors = [(role, name, tensor) for role, name, tensor in _tensors(table) if _owns_memory(tensor)]
+    _refuse(_tensors(table))
+
+
+def refuse_nested_overlap(table: ParameterTable) -> None:
+    """Raise UnsupportedStep if a tensor in a container of state shares memory with another tensor of the optimizer."""
+    index_of = {id(p): i for i, p in enumerate(table.parameters)}
+    nested: dict[int, tuple[str, str, Tensor]] = {}
+    for index, name in enumerate(table.names):
+        for source, value in leaves_at(table.state(index), "state", (), index, index_of):
+            if isinstance(value, Tensor) and len(source.path) > 1:
+                keys = "".join(f"[{key!r}]" for key in source.path)
+                nested.setdefault(id(value), ("state", f"state{keys} of {name}", value))
+    if nested:
+        _refuse([*_tensors(table), *nested.values()])
+
+
+def _refuse(named: Iterable[tuple[str, str, Tensor]]) -> None:
+    tensors = [(role, name, tensor) for role, name, tensor in named if _owns_memory(tensor)]
     by_memory: dict[tuple[torch.device, int], list[tuple[int, int, int]]] = defaultdict(list)
     for position, (_, _, tensor) in enumerate(tensors):
         memory = tensor.device, tensor.untyped_storage().data_ptr()

@@ -12,7 +12,7 @@ from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.programs.transcode import decoded, encode
 from baoc_compile.passes.recorder.recording import Piece, Value
-from baoc_compile.passes.rewrite.places import object_at
+from baoc_compile.passes.rewrite.places import entry_at, object_at, set_entry
 from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -43,7 +43,7 @@ class Replay:
 
         known: the prelude's values.
 
-        Returns (parameter index, state key) -> the tensor, for state that is made or replaced.
+        Returns (parameter index, state key) -> the tensor, for state that is made or replaced. Nested tensors are replaced.
         """
         values: dict[Any, Any] = dict(known)
         opened: list[tuple[StateTensor, Tensor]] = []
@@ -64,8 +64,11 @@ class Replay:
             encode(state, plain)
         made = {}
         for role, value in self.piece.created:
-            old = table.state(role.parameter).get(role.key)
-            if isinstance(old, StateTensor):
+            old = table.state(role.parameter).get(role.key) if role.kind == "state" else None
+            if role.kind == "nested":
+                *path, last = role.key
+                set_entry(entry_at(table.state(role.parameter), path), last, values[value])
+            elif isinstance(old, StateTensor):
                 encode(old, values[value])
             else:
                 made[role.parameter, role.key] = values[value]
