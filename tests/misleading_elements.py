@@ -151,18 +151,56 @@ class ItemAndHost(Refused):
         return (torch.tensor(group["lr"]) * number).item()
 
 
-@misleads("refused")
+@misleads("right")
 class ItemInState(Refused):
+    """State that is a number of elements, which the next step reads."""
+
     def scale(self, tensor, number, p, state, group):
-        state["norm"] = number
-        return 1.0
+        state["norm"] = 0.5 * state.get("norm", 0.0) + number
+        return 1.0 / (1.0 + state["norm"])
+
+
+@misleads("right")
+class ItemInGroup(OneByOne):
+    """A group keeps a number of elements of all parameters, of before the step."""
+
+    def step(self):
+        before = self.param_groups[0].get("norm", 0.0)
+        norm = sum(p.norm().item() for p in self.parameters if p.grad is not None)
+        self.param_groups[0]["norm"] = 0.5 * before + norm
+        super().step()
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=group["lr"] / (1.0 + self.param_groups[0]["norm"]))
+
+
+@misleads("right")
+class TensorInGroup(Refused):
+    """A group keeps a norm of the parameter that was stepped last, as a tensor."""
+
+    def scale(self, tensor, number, p, state, group):
+        before = group.get("norm", 0.0)
+        group["norm"] = p.norm() + 0.5 * tensor
+        return 1.0 / (1.0 + before)
 
 
 @misleads("refused")
-class ItemInGroup(Refused):
+class TensorInGroupAndState(Refused):
+    """A group and the state keep the same tensor."""
+
     def scale(self, tensor, number, p, state, group):
-        group["norm"] = number
+        group["norm"] = state["norm"] = p.norm() + tensor
         return 1.0
+
+
+@misleads("right")
+class BranchOnItemOfLastStep(Refused):
+    """What the last step kept is a number that the host knows."""
+
+    def scale(self, tensor, number, p, state, group):
+        was_long = state.get("norm", 0.0) > 4.0
+        state["norm"] = number
+        return 0.5 if was_long else 1.0
 
 
 @misleads("refused")

@@ -66,7 +66,7 @@ class GlobalState(OneByOne):
         p.sub_(p.grad if self.state["all"]["k"] < 7 else p.grad.sign(), alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class BuffersInAttribute(OneByOne):
     """Buffers by parameter in an attribute."""
 
@@ -78,7 +78,7 @@ class BuffersInAttribute(OneByOne):
         p.sub_(self.buffers[p], alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class BuffersById(OneByOne):
     """Buffers by identity in an attribute, made at the first step."""
 

@@ -110,3 +110,66 @@ class WritesByIndex(OneByOne):
     def update(self, p, state, group):
         chosen = p.grad.reshape(-1).index_select(0, self.indices[p])
         p.view(-1).index_add_(0, self.indices[p], chosen, alpha=-group["lr"])
+
+
+@misleads("refused")
+class ParameterInAttribute(OneByOne):
+    """An attribute shows a part of each parameter."""
+
+    def begin(self):
+        self.parts = {p: p.detach().view(-1)[:2] for p in self.parameters}
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=group["lr"])
+        p.sub_(p.sign() * self.parts[p].sum(), alpha=1e-3)
+
+
+@misleads("right")
+class TotalInAttribute(OneByOne):
+    """A tensor in an attribute is changed in place by all updates, and then read."""
+
+    def begin(self):
+        self.total = torch.zeros(1, dtype=self.parameters[0].dtype)
+
+    def step(self):
+        self.total.mul_(0.5)
+        super().step()
+        with torch.no_grad():
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.sub_(p.sign() / (1.0 + self.total), alpha=1e-3)
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=group["lr"])
+        self.total.add_(p.square().sum())
+
+
+@misleads("right")
+class TotalReplaced(OneByOne):
+    """A tensor in an attribute is replaced by another one."""
+
+    def begin(self):
+        self.total = torch.zeros(1, dtype=self.parameters[0].dtype)
+
+    def step(self):
+        with torch.no_grad():
+            self.total = 0.5 * self.total + sum(p.grad.square().sum() for p in self.parameters if p.grad is not None)
+        super().step()
+
+    def update(self, p, state, group):
+        p.sub_(p.grad / (1.0 + self.total), alpha=group["lr"])
+
+
+@misleads("refused")
+class TotalsTurn(OneByOne):
+    """Two tensors in attributes change places."""
+
+    def begin(self):
+        self.one, self.other = torch.zeros(1), torch.ones(1)
+
+    def step(self):
+        self.one, self.other = self.other, self.one
+        super().step()
+
+    def update(self, p, state, group):
+        p.sub_(p.grad * self.one, alpha=group["lr"])

@@ -19,9 +19,10 @@ from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_con
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.numbers.expressions import Expression
-from baoc_compile.passes.recorder.recording import values_in
+from baoc_compile.passes.recorder.recording import Value, values_in
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
+from baoc_compile.passes.rewrite.places import put, put_shared
 from baoc_compile.passes.rewrite.replay import tensor_of
 from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.passes.rules.reading import Reading
@@ -74,7 +75,7 @@ class BoundStep:
         self._dictionaries, self._options = Dictionaries([optimizer.state, *plain]), Dictionaries(self._groups)
         self._held_groups = [dict(group) for group in self._groups]
         self._attributes, self._size = _attributes(optimizer), len(vars(optimizer))
-        writes_constants = any(not isinstance(w.value, Expression) for w in self.reading.recording.writes)
+        writes_constants = any(not isinstance(w.value, (Expression, Value)) for w in self.reading.recording.writes)
         #: Whether flags and the like may change at every step, so that all is compared every time.
         self._is_careful = writes_constants or any(_holds_containers(s) for s in states) or _has_containers(optimizer)
         self._constants = constants_of(table) if self._is_careful else {}
@@ -151,12 +152,23 @@ class BoundStep:
         for replay in self.bound.replays:
             if here.issuperset(replay.indices):
                 made |= replay(table(), values)
+        self._write_elements(table, values)
         if made:
             optimizer, parameters = table().optimizer, self.parameters.tensors
             here = self.present
             for (index, key), tensor in made.items():
                 if index in here:
                     optimizer.state[parameters[index]][key] = tensor
+
+    def _write_elements(self, table: Callable[[], ParameterTable], values: dict[Any, Any]) -> None:
+        """Write numbers of elements to where the optimizer keeps them; not those of updates that take no part."""
+        for write in self.reading.numbers.element_writes:
+            if write.value not in values:
+                continue
+            if write.source.parameter < 0:
+                put_shared(table().optimizer, write, values[write.value])
+            else:
+                put(table().state(write.source.parameter), write, values[write.value])
 
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:

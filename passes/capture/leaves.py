@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baoc_compile.core.names import words
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.passes.numbers.element_numbers import is_of_elements
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.state.state_tensor import StateTensor
@@ -147,6 +148,8 @@ def constant_of(value: Any) -> Any:
     """Return what a step may look at in a value besides its number or its elements."""
     if is_traced(value):
         return type(plain_value(value))
+    if is_of_elements(value):
+        return float
     if type(value) in (int, float):
         return type(value)
     if isinstance(value, Tensor):

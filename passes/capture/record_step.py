@@ -123,7 +123,7 @@ def _record(
                 raise UnsupportedStep("it looks up parameters by their ids in a way that can't be followed")
             recording = find_writes(stand_in)
             recording.returns, recording.options = returned, stand_in.options
-            recording.pieces, recording.prelude = split_pieces(stand_in)
+            recording.pieces, recording.prelude = split_pieces(stand_in, recording.writes)
         recording.guards, recording.sources = recorder.trace.guards, recorder.trace.sources
         recording.surroundings = Surroundings(step, table.optimizer).values()
         mixed = any(len(piece.parameters) > 1 for piece in recording.pieces)

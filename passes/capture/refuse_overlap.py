@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
-from baoc_compile.passes.capture.leaves import leaves_at
+from baoc_compile.passes.capture.leaves import leaves_of
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
@@ -38,17 +38,14 @@ def refuse_overlap(table: ParameterTable) -> None:
     _refuse(_tensors(table))
 
 
-def refuse_nested_overlap(table: ParameterTable) -> None:
-    """Raise UnsupportedStep if a tensor in a container of state shares memory with another tensor of the optimizer."""
-    index_of = {id(p): i for i, p in enumerate(table.parameters)}
-    nested: dict[int, tuple[str, str, Tensor]] = {}
-    for index, name in enumerate(table.names):
-        for source, value in leaves_at(table.state(index), "state", (), index, index_of):
-            if isinstance(value, Tensor) and len(source.path) > 1:
-                keys = "".join(f"[{key!r}]" for key in source.path)
-                nested.setdefault(id(value), ("state", f"state{keys} of {name}", value))
-    if nested:
-        _refuse([*_tensors(table), *nested.values()])
+def refuse_overlap_of_others(table: ParameterTable) -> None:
+    """Raise UnsupportedStep if a tensor in an attribute, a group or a container of state shares memory with another tensor."""
+    others: dict[int, tuple[str, str, Tensor]] = {}
+    for source, value in leaves_of(table.optimizer, table.parameters):
+        if isinstance(value, Tensor) and (source.kind != "state" or len(source.path) > 1):
+            others.setdefault(id(value), ("state", str(source), value))
+    if others:
+        _refuse([*_tensors(table), *others.values()])
 
 
 def _refuse(named: Iterable[tuple[str, str, Tensor]]) -> None:

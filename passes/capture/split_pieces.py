@@ -14,18 +14,26 @@ from baoc_compile.passes.capture.created_state import created_state, give_to_par
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
-from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, origin_of, values_in
+from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, Write, origin_of, values_in
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 
-def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
+def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], list[Call]]:
     """Return the pieces, in the order of their parameters, and the prelude's calls.
+
+    writes: what else the step changes.
 
     Raises UnsupportedStep for state that shares its memory with a parameter, a gradient or other state.
     """
     recorder = stand_in.recorder
     created = created_state(stand_in)
     give_to_parameters(created, stand_in)
+    written = [w.value for w in writes if isinstance(w.value, Value)]
+    for value in written:
+        if value.group is not None:
+            value.group.root().reason = (
+                value.group.root().reason or "it keeps a number of elements outside of its state"
+            )
     pieces: dict[ValueGroup, Piece] = {}
     prelude: list[Call] = []
     for call in recorder.calls:
@@ -42,16 +50,19 @@ def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
     for role, value in created:
         assert value.group is not None
         pieces[value.group.root()].created.append((role, value))
-    prelude = _needed(prelude, list(pieces.values()))
+    for value in written:
+        if value.group is not None:
+            pieces[value.group.root()].written.append(value)
+    prelude = _needed(prelude, list(pieces.values()), written)
     shared = _described_values(prelude)
     for piece in pieces.values():
         _describe(piece, stand_in, shared)
     return sorted(pieces.values(), key=lambda piece: piece.parameters), prelude
 
 
-def _needed(prelude: list[Call], pieces: list[Piece]) -> list[Call]:
+def _needed(prelude: list[Call], pieces: list[Piece], written: list[Value]) -> list[Call]:
     """Leave out calls of the prelude whose results nobody uses."""
-    wanted: set[Value] = set()
+    wanted = set(written)
     for piece in pieces:
         for call in piece.calls:
             wanted.update(v for v in values_in(call) if v.group is None)
@@ -131,6 +142,7 @@ def _describe(piece: Piece, stand_in: StandIn, shared: dict[Value, int]) -> None
                 final[origin] = call.results[0]
     for role, value in piece.created:
         signature.append(("creates", role.key, piece.parameters.index(role.parameter), numbered(value)))
+    signature += [("writes", numbered(value)) for value in piece.written]
     piece.final = [final.get(value, value) for value in piece.inputs]
     piece.signature = (tuple(signature), piece.reason)
 

@@ -34,8 +34,9 @@ from baoc_compile.passes.capture.leaves import (
     leaves_at,
     snapshot,
 )
-from baoc_compile.passes.capture.refuse_overlap import refuse_nested_overlap
+from baoc_compile.passes.capture.refuse_overlap import refuse_overlap_of_others
 from baoc_compile.passes.capture.stand_in_containers import StandInGroup, StandInState, StateEntries
+from baoc_compile.passes.numbers.element_numbers import is_of_elements
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
 from baoc_compile.passes.recorder.recorder import Recorder
@@ -198,7 +199,7 @@ class StandIn:
     def _state(self, real: Any) -> Any:
         state: Any = StandInState(self)
         if self._before is None:
-            refuse_nested_overlap(self.table)
+            refuse_overlap_of_others(self.table)
         for parameter, entries in real.items():
             index = self._index.get(id(parameter))
             if index is None:
@@ -222,6 +223,8 @@ class StandIn:
     def _copied(self, value: Any, kind: Any, path: tuple[Any, ...], parameter: int = -1) -> Any:
         """Return a copy of a number, a container or another object."""
         source = Source(kind, path, parameter)
+        if self._before is not None:
+            value = self._before.known(source, value)
         if type(value) in (int, float) or is_traced(value):
             plain = plain_value(value) if kind == "state" or source in self._fixed else self._nudged(plain_value(value))
             number = traced(self.trace, self.trace.of_source(source, plain), plain)
@@ -276,6 +279,12 @@ class StandIn:
             is_parameter = isinstance(leaf, tuple) and leaf[:1] == ("parameter",)
             self.placed[source] = self.parameters[leaf[1]] if is_parameter else leaf
         return made
+
+    def known(self, source: Source, value: Any) -> Any:
+        """Return a value that the step has left, or of a number of elements, which is not known, the number before it."""
+        old = self.placed.get(source)
+        is_element = isinstance(value, Tensor) and isinstance(old, Tensor) and id(old) in self.recorder.numbers
+        return old if is_of_elements(value) or (is_element and id(value) not in self.recorder.numbers) else value
 
     def _nudged(self, value: Any) -> Any:
         return value * self._nudge if type(value) is float else value

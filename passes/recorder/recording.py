@@ -125,6 +125,7 @@ class Piece:
     constants: the numbers that the step has literally, in order.
     final: the last value of each input.
     created: state entries that the step makes, and their values.
+    written: values that are written to places outside of tensors.
     signature: equal for pieces of the same structure.
     reason: why the piece is not elementwise, as far as the recording shows.
     """
@@ -136,6 +137,7 @@ class Piece:
     constants: list[float] = field(default_factory=list)
     final: list[Value] = field(default_factory=list)
     created: list[tuple[InputRole, Value]] = field(default_factory=list)
+    written: list[Value] = field(default_factory=list)
     signature: Hashable = None
     reason: str = ""
 
@@ -145,7 +147,7 @@ class Write:
     """A change of the optimizer besides its tensors: the entry at a path gets a value.
 
     source: where the entry is.
-    value: an expression, or a constant.
+    value: an expression, a constant, or a `Value`: a number of elements, or a tensor of one.
     dtype: type of a 0-dim tensor, which is changed in place; None for Python numbers and other constants.
     """
 

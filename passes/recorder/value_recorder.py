@@ -194,6 +194,9 @@ class ValueRecorder(NumberRecorder):
             tensor = result
             if self.memory.is_view(tensor) and group is not None:
                 group.root().reason = group.root().reason or f"it writes through a view ({call.name})"
+            role = origin_of(value).role
+            if role is not None and role.kind == "scalar" and group is not None:
+                group.root().reason = group.root().reason or f"it changes {role.key}"
             root = self.memory.write(tensor)
             self.current[self.root_of(tensor)] = value
             call.results = (value,)

@@ -41,7 +41,7 @@ class Replay:
     def __call__(self, table: ParameterTable, known: dict[Value, Any]) -> dict[tuple[int, Any], Tensor]:
         """Run the piece.
 
-        known: the prelude's values.
+        known: the prelude's values; gets those that are written to places outside of tensors.
 
         Returns (parameter index, state key) -> the tensor, for state that is made or replaced. Nested tensors are replaced.
         """
@@ -60,6 +60,7 @@ class Replay:
             elif scalar.call is None and scalar not in values:  # a tensor of a group or an attribute
                 values[scalar] = tensor_of(scalar, table)
         run_calls(self.piece.calls, values)
+        known |= {value: values[value] for value in self.piece.written}
         for state, plain in opened:
             encode(state, plain)
         made = {}
