@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from math import sqrt
 
 import torch
@@ -104,3 +105,19 @@ class SumOfNumbers(OneByOne):
 
     def update(self, p, state, group):
         p.sub_(p.grad * self.rate)
+
+
+@misleads("right")
+class CountInOneElement(OneByOne):
+    """The step counts in a tensor of one element, and takes its root by `math`."""
+
+    def step(self):
+        if "k" not in self.state:
+            self.state["k"] = torch.tensor([0])
+        self.rate = self.param_groups[0]["lr"] * math.pow(self.state["k"] + 1, 0.5)
+        super().step()
+        self.state["k"] += 1
+        del self.rate
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=self.rate)

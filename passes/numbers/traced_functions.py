@@ -41,7 +41,7 @@ def traced_functions(real_id: Callable[[Any], int], has_element: Callable[[Any],
         def wrapped(*arguments: Any, **named: Any) -> Any:
             if not named and any(map(is_traced, arguments)) and all(map(is_number, arguments)):
                 return computed(function, *arguments)
-            arguments = tuple(a.item() if has_element(a) else a for a in arguments)
+            arguments = tuple(compute("item", Tensor.item, (a,)) if has_element(a) else a for a in arguments)
             if any(map(is_of_elements, arguments)):
                 return compute(name, function, arguments) if name in _OF_FLOATS and not named else look(f"math.{name}")
             for argument in arguments:

@@ -78,7 +78,7 @@ class Recorder(ValueRecorder):
             return self._factory(name, func, args, kwargs)
         if name not in MAKES_ELEMENTS and all(id(t) in self.numbers for t in tensors):
             return self._numbers_call(name, func, is_inplace, args, kwargs)
-        if name == "item" and self.has_element(args[0]):
+        if name == "item" and self.has_element(args[0]) and args[0].is_floating_point():  # an int has other methods
             return self._compute(name, func, args)
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")

@@ -77,9 +77,11 @@ class ValueRecorder(NumberRecorder):
         return identity in self._initial
 
     def has_element(self, value: Any) -> bool:
-        """Return whether an object is a tensor of one element, a float, that the host does not know."""
+        """Return whether an object is a tensor of one real element that the host does not know."""
         found = self.value_of(value) if isinstance(value, Tensor) and id(value) not in self.numbers else None
-        return found is not None and found.shape.numel() == 1 and found.dtype.is_floating_point
+        return (
+            found is not None and found.shape.numel() == 1 and not found.dtype.is_complex and found.dtype != torch.bool
+        )
 
     # calls
 
@@ -92,6 +94,8 @@ class ValueRecorder(NumberRecorder):
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         call = Call(name, function, False, [self._argument(a) for a in arguments], {})
         given = next((a for a in arguments if isinstance(a, Tensor)), None) if name != "item" else None
+        if given is not None and not given.is_floating_point():
+            raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         shape, dtype = ((), torch.float64) if given is None else (given.shape, given.dtype)
         stand_in = torch.empty(shape, dtype=dtype, device="meta")
         made = self._finish(call, stand_in, self._group_of(call, arguments), self.device)
