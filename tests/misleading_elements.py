@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from math import sqrt
 
@@ -227,3 +228,21 @@ class ChoiceInState(Refused):
     def scale(self, tensor, number, p, state, group):
         state["norm"] = max(tensor, 4.0)
         return 1.0
+
+
+@misleads("refused")
+class ImportedSqrtDecides(Refused):
+    """A number that is lost decides."""
+
+    def scale(self, tensor, number, p, state, group):
+        return 0.5 if sqrt(number) > 2.0 else 1.0
+
+
+@misleads("right")
+class IsFloat(Refused):
+    """The type of a number of elements, clones of it, and numbers of numpy."""
+
+    def scale(self, tensor, number, p, state, group):
+        assert isinstance(number, float) and not isinstance(number, int)
+        (doubled,) = torch._foreach_mul([p.grad], [copy.copy(number)])
+        return 1.0 / (1.0 + np.float64(2.0) * number) + doubled.sum().item() * 1e-6 * number.real

@@ -89,7 +89,12 @@ def has_attributes(value: Any) -> bool:
         weakref.WeakSet,
         weakref.WeakValueDictionary,
     )
-    return is_plain and hasattr(value, "__dict__") and not isinstance(value, (*odd, enum.Enum))
+    return (
+        is_plain
+        and not is_of_elements(value)
+        and hasattr(value, "__dict__")
+        and not isinstance(value, (*odd, enum.Enum))
+    )
 
 
 def is_constant(value: Any) -> bool:

@@ -1,13 +1,12 @@
 """Numbers of elements: Python numbers that a step makes of the elements of tensors, as by `x.norm().item()`.
 
 Their values are not known while the step is recorded. Arithmetic with them is recorded as calls; where the step would look at
-one, as at a comparison, it can't be recorded. Their value as a float is NaN: where a function of C computes with it unseen,
-the recording gets a NaN, and is refused.
+one, as at a comparison, it can't be recorded. They have no value that a function of C could compute with unseen: all must ask
+for it by `__float__`. Functions of torch take them, as they take any symbolic number.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -19,27 +18,33 @@ from torch.overrides import handle_torch_function
 from baoc_compile.core.names import words
 
 
-class ElementNumber(float):
+class ElementNumber(torch.SymFloat):
     """A number of elements.
 
     tensor: a stand-in without dimensions, whose element is the number.
     """
 
-    tensor: Tensor
+    __array_ufunc__ = None  # functions of numpy can't compute with it
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # isinstance(number, float) is true
+        return float
+
+    def __copy__(self) -> ElementNumber:
+        return self
 
     def __deepcopy__(self, memo: Any) -> ElementNumber:
         return self
 
     @property
-    def real(self) -> Any:  # type: ignore[override]
+    def real(self) -> Any:
         return self
 
-
-def number_of_element(tensor: Tensor) -> ElementNumber:
-    """Return the element of a stand-in without dimensions."""
-    number = ElementNumber(math.nan)
-    number.tensor = tensor
-    return number
+    def conjugate(self) -> Any:
+        return self
 
 
 def is_of_elements(value: Any) -> bool:
@@ -107,9 +112,9 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     setattr(ElementNumber, f"__r{_name}__", _reverse)
 for _name in ("neg", "abs"):
     setattr(ElementNumber, f"__{_name}__", _unary(_name, getattr(operator, _name)))
-ElementNumber.__pos__ = lambda self: self  # type: ignore[assignment]
+ElementNumber.__pos__ = lambda self: self  # type: ignore[assignment, operator]
 for _name in words(
-    "lt le gt ge eq ne bool int float round trunc floor ceil hash str repr format divmod rdivmod reduce_ex"
+    "lt le gt ge eq ne bool int float round trunc floor ceil hash str repr format divmod rdivmod reduce_ex complex index"
 ):
     setattr(ElementNumber, f"__{_name}__", _looking(_name))
 for _name in ("is_integer", "as_integer_ratio", "hex"):

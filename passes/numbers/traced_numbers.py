@@ -147,7 +147,9 @@ def plain_value(value: Any) -> Any:
     """Return a number without its trace, and without a guard; any other value unchanged."""
     if type(value) is TracedInt:
         return value.exact
-    return float.__float__(value) if type(value) in (TracedFloat, ElementNumber) else value
+    if type(value) is ElementNumber:
+        return math.nan
+    return float.__float__(value) if type(value) is TracedFloat else value
 
 
 def traced(trace: NumberTrace, expression: Expression, value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.torch_private import base_of
+from baoc_compile.passes.numbers.element_numbers import is_of_elements
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.number_recorder import plain
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
@@ -55,7 +56,7 @@ class MetaResults:
 def _kind(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.shape, argument.stride(), argument.dtype, argument.device.type
-    if type(argument) in (int, float) or is_traced(argument):
+    if type(argument) in (int, float) or is_traced(argument) or is_of_elements(argument):
         return type(plain_value(argument))
     if type(argument) in (list, tuple):
         return tuple(map(_kind, argument))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.passes.numbers.element_numbers import CHOICES, is_of_elements, number_of_element
+from baoc_compile.passes.numbers.element_numbers import CHOICES, ElementNumber, is_of_elements
 from baoc_compile.passes.numbers.expressions import NumberTrace
-from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
+from baoc_compile.passes.numbers.traced_numbers import is_traced
 from baoc_compile.passes.recorder.arguments import changed_by_view, flat
 from baoc_compile.passes.recorder.meta_results import MetaResults
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder
@@ -100,7 +99,7 @@ class ValueRecorder(NumberRecorder):
         stand_in = torch.empty(shape, dtype=dtype, device="meta")
         made = self._finish(call, stand_in, self._group_of(call, arguments), self.device)
         if given is None:
-            return number_of_element(made)
+            return ElementNumber(made)
         self.memory.add_view(made, given)
         return made
 
@@ -108,8 +107,6 @@ class ValueRecorder(NumberRecorder):
         """Return an argument as a call holds it."""
         if is_of_elements(argument):
             return self._read(argument.tensor)
-        if isinstance(argument, float) and math.isnan(plain_value(argument)):
-            raise UnsupportedStep("it computes with a number of elements in a way that can't be followed, or with NaN")
         if isinstance(argument, Tensor):
             if id(argument) in self.numbers:
                 return self.number_of(argument)
