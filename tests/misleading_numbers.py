@@ -179,7 +179,7 @@ class Rectified(OneByOne):
             p.sub_(state["m"], alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class GradientNorm(OneByOne):
     """`.item()` of a norm."""
 

@@ -51,7 +51,7 @@ class FirstThenData(OneByOne):
             state["m"] = torch.zeros_like(p)
             p.mul_(0.5)
         state["m"].mul_(0.9).add_(p.grad)
-        scale = p.grad.norm().item() if group["lr"] > 0.012 else 1.0
+        scale = float(p.grad.norm()) if group["lr"] > 0.012 else 1.0
         p.sub_(state["m"], alpha=group["lr"] * scale)
 
 
@@ -248,6 +248,19 @@ class NestedNumbersFromStart(OneByOne):
 
 
 @misleads("right")
+class GlobalNumbers(OneByOne):
+    """Numbers under a string in the state, made at the first step."""
+
+    def step(self):
+        numbers = self.state.setdefault("numbers", {})
+        numbers["short"] = 0.5 * self.param_groups[0]["lr"] + 0.5 * numbers.get("short", 0.0)
+        super().step()
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=self.state["numbers"]["short"])
+
+
+@misleads("right")
 class CountReplacedFromStart(OneByOne):
     """A 0-dim tensor that exists before the first step is replaced at every step."""
 
@@ -258,3 +271,37 @@ class CountReplacedFromStart(OneByOne):
     def update(self, p, state, group):
         state["k"] = state["k"] + 1
         p.sub_(p.grad, alpha=group["lr"] / state["k"].item())
+
+
+@misleads("right")
+class SharedOptions(OneByOne):
+    """A dictionary of options that groups and defaults share, empty, or with a number that the step changes."""
+
+    def begin(self):
+        self.empty, self.options = {}, {"k": 0}
+        for group in self.param_groups:
+            group["empty"], group["options"] = self.empty, self.options
+
+    def step(self):
+        self.param_groups[0]["options"]["k"] += 1
+        super().step()
+
+    def update(self, p, state, group):
+        scaled = p.grad.mul(1.0, **group["empty"])
+        p.sub_(scaled if self.options["k"] < 7 else scaled.sign(), alpha=group["lr"] / group["options"]["k"])
+
+
+@misleads("right")
+class SharedOptionsReplaced(OneByOne):
+    """A dictionary that two places share until the step gives one of them another."""
+
+    def begin(self):
+        self.options = {"scale": 1.0}
+        self.param_groups[0]["options"] = self.options
+
+    def step(self):
+        super().step()
+        self.options = {"scale": self.options["scale"] * 0.5}
+
+    def update(self, p, state, group):
+        p.sub_(p.grad, alpha=group["lr"] * self.options["scale"] * self.param_groups[0]["options"]["scale"])

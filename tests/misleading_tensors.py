@@ -66,7 +66,7 @@ class GlobalState(OneByOne):
         p.sub_(p.grad if self.state["all"]["k"] < 7 else p.grad.sign(), alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class BuffersInAttribute(OneByOne):
     """Buffers by parameter in an attribute."""
 
@@ -78,7 +78,7 @@ class BuffersInAttribute(OneByOne):
         p.sub_(self.buffers[p], alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class BuffersById(OneByOne):
     """Buffers by identity in an attribute, made at the first step."""
 
@@ -135,7 +135,7 @@ class SharedData(OneByOne):
         state["z"].sub_(p.grad, alpha=group["lr"])
 
 
-@misleads("refused")
+@misleads("right")
 class ThroughViews(OneByOne):
     """Writes through views."""
 
@@ -291,3 +291,49 @@ class CountsAll(OneByOne):
 
     def update(self, p, state, group):
         p.sub_(p.grad, alpha=group["lr"] / state["k"])
+
+
+@misleads("right")
+class ListsOfSmallType(OneByOne):
+    """A list operation on bfloat16, which rounds its numbers as the operation on one tensor does not."""
+
+    def update(self, p, state, group):
+        direction = p.grad.bfloat16()
+        torch._foreach_mul_([direction], [0.8164965])
+        (direction,) = torch._foreach_mul([direction], 0.3)
+        p.sub_(direction / torch.linalg.vector_norm(direction, dim=0), alpha=group["lr"])
+
+
+@misleads("refused")
+class SharedScaleShrinks(OneByOne):
+    """A tensor of no parameter, which all read and which the step changes between them."""
+
+    def step(self):
+        self.scale = torch.ones(1)
+        super().step()
+        del self.scale
+
+    def update(self, p, state, group):
+        p.sub_(p.grad * self.scale, alpha=group["lr"])
+        self.scale.mul_(0.5)
+
+
+@misleads("right")
+class SharedScaleGrows(OneByOne):
+    """A tensor that earlier parameters read and later ones change, stepped from the last to the first."""
+
+    def step(self):
+        self.scale = torch.ones(1)
+        for group in self.param_groups[::-1]:
+            for p in group["params"][::-1]:
+                if p.grad is not None:
+                    self.update(p, self.state[p], group)
+        del self.scale
+
+    @torch.no_grad()
+    def update(self, p, state, group):
+        p.sub_(p.grad * self.scale, alpha=group["lr"])
+        if p.ndim == 2 and p.shape[0] == 5:
+            self.scale.add_(p.norm())
+        else:
+            p.sub_(p.sign() / p.norm(), alpha=group["lr"])

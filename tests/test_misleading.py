@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import misleading_counts  # noqa: F401
+import misleading_elements  # noqa: F401
+import misleading_nested  # noqa: F401
 import misleading_numbers  # noqa: F401
 import misleading_objects  # noqa: F401
 import misleading_optimizers  # noqa: F401
+import misleading_results  # noqa: F401
 import misleading_state  # noqa: F401
 import misleading_tensors  # noqa: F401
+import misleading_views  # noqa: F401
 import pytest
 import torch
 from misleading_base import TABLE, Misleading
@@ -41,12 +45,14 @@ class Run:
 
     parameters: after every step.
     gradients: as the last step left them.
+    returned: what every step returned.
     outcome: "right"; "refused" if no step of ours ever ran, "late" if some did; "plain" for a run without baoc.
     """
 
     optimizer: Any
     parameters: list[list[Tensor]]
     gradients: list[Tensor | None]
+    returned: list[Any]
     outcome: str = "plain"
 
 
@@ -59,7 +65,7 @@ def train(case: Misleading, dtype: torch.dtype, *, absent: bool, prepared: bool)
     case.reset()
     named = list(zip(("first.weight", "second.weight", "bias"), parameters, strict=True))
     optimizer = case.make([{"params": named[:2]}, {"params": named[2:]}], **case.options)
-    run = Run(optimizer, [], [])
+    run = Run(optimizer, [], [], [])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if prepared:
@@ -71,7 +77,7 @@ def train(case: Misleading, dtype: torch.dtype, *, absent: bool, prepared: bool)
             for i, p in enumerate(parameters):
                 grad = torch.randn(p.shape, generator=generator).to(dtype)
                 p.grad = None if absent and i in ABSENT.get(t, ()) else grad
-            optimizer.step()
+            run.returned.append(optimizer.step())
             run.parameters.append([p.detach().clone() for p in parameters])
     run.gradients = [p.grad for p in parameters]
     if prepared:
@@ -136,6 +142,7 @@ def check(case: Misleading, *, absent: bool) -> str:
     for t in range(STEPS):
         assert_same(ours.parameters[t], eager.parameters[t], exact.parameters[t], f"step {t}", bitwise=bitwise)
     assert_same(ours.gradients, eager.gradients, exact.gradients, "gradients", bitwise=bitwise)
+    assert_same(ours.returned, eager.returned, exact.returned, "returned", bitwise=bitwise)
     assert_same(held(ours.optimizer), held(eager.optimizer), held(exact.optimizer), "optimizer", bitwise=bitwise)
     return ours.outcome
 

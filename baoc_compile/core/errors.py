@@ -30,6 +30,10 @@ class UnsupportedStep(BaocError):
     """A step that can't be rewritten; the message says why."""
 
 
+class StateToCome(UnsupportedStep):
+    """A step that makes state which only itself can make; once that exists, the step may be rewritten."""
+
+
 class BaocWarning(UserWarning):
     """Something works, but probably not as the user meant it."""
 

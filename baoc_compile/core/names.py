@@ -35,3 +35,8 @@ def identifier(text: str, taken: Container[str] = ()) -> str:
         number += 1
         name = f"{plain}_{number}"
     return name
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())

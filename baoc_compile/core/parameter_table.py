@@ -12,17 +12,17 @@ import torch
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.names import identifier
 
-RoleKind = Literal["param", "grad", "state", "scalar"]
+RoleKind = Literal["param", "grad", "state", "nested", "scalar"]
 
 
 @dataclass(frozen=True)
 class InputRole:
     """What a tensor from before a step is to the optimizer.
 
-    kind: "param", "grad", "state" or "scalar".
+    kind: "param", "grad", "state", "nested" for tensors in containers of state, or "scalar".
     parameter: index in `ParameterTable.parameters`; -1 for scalars that belong to no parameter.
-    key: the state key, or the name of a scalar.
-    source: where a scalar is kept.
+    key: the state key, the path of keys of a nested tensor, or the name of a scalar.
+    source: where a nested tensor or a scalar is kept.
     """
 
     kind: RoleKind

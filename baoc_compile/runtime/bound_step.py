@@ -16,13 +16,14 @@ from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.held_objects import Dictionaries, Lists
 from baoc_compile.kernels.launch.survey import Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
-from baoc_compile.passes.capture.split_pieces import values_in
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recording import Value, values_in
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
+from baoc_compile.passes.rewrite.places import put, put_shared
 from baoc_compile.passes.rewrite.replay import tensor_of
 from baoc_compile.passes.rewrite.run_calls import run_calls
 from baoc_compile.passes.rules.reading import Reading
@@ -77,7 +78,7 @@ class BoundStep:
         self._dictionaries, self._options = Dictionaries([optimizer.state, *plain]), Dictionaries(self._groups)
         self._held_groups = [dict(group) for group in self._groups]
         self._attributes, self._size = _attributes(optimizer), len(vars(optimizer))
-        writes_constants = any(not isinstance(w.value, Expression) for w in self.reading.recording.writes)
+        writes_constants = any(not isinstance(w.value, (Expression, Value)) for w in self.reading.recording.writes)
         #: Whether flags and the like may change at every step, so that all is compared every time.
         self._is_careful = writes_constants or any(_holds_containers(s) for s in states) or _has_containers(optimizer)
         self._constants = constants_of(table) if self._is_careful else {}
@@ -147,7 +148,7 @@ class BoundStep:
         if recording.prelude or self.bound.tensors:
             self._run_prelude(table(), values)
         self._values = values
-        tensors = [values[value].detach() for value in self.bound.tensors]
+        tensors = [_as_tensor(values[value]) for value in self.bound.tensors]
         for launch in self.bound.launches:
             launch(self.parameters, tensors)
         made = dict(self.bound.created)
@@ -156,6 +157,7 @@ class BoundStep:
             for replay in self.bound.replays:
                 if here.issuperset(replay.indices):
                     made |= replay(of, values)
+        self._write_elements(table, values)
         if made:
             optimizer, parameters = table().optimizer, self.parameters.tensors
             here = self.present
@@ -163,6 +165,16 @@ class BoundStep:
                 if index in here:
                     optimizer.state[parameters[index]][key] = tensor
         self.weights.note()
+
+    def _write_elements(self, table: Callable[[], ParameterTable], values: dict[Any, Any]) -> None:
+        """Write numbers of elements to where the optimizer keeps them; not those of updates that take no part."""
+        for write in self.reading.numbers.element_writes:
+            if write.value not in values:
+                continue
+            if write.source.parameter < 0:
+                put_shared(table().optimizer, write, values[write.value])
+            else:
+                put(table().state(write.source.parameter), write, values[write.value])
 
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:
@@ -209,6 +221,11 @@ class BoundStep:
         self.bound.created.clear()
         self._dictionaries, self._columns, self._counting, self._held_groups = Dictionaries([]), [], [], []
         self._values, self.codebooks, self.weights.states = {}, CodebookRefresh([]), []
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """Return what the prelude made, a tensor or a Python number, as a tensor."""
+    return value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _layout(parameter: Tensor) -> Any:

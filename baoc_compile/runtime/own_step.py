@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.errors import StateToCome, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import divide_all
 from baoc_compile.passes.migrate.compress_made import CompressMade
@@ -35,6 +35,9 @@ from baoc_compile.runtime.session import Session
 from baoc_compile.runtime.step_reader import FirstAsWritten, StepReader
 
 log = logging.getLogger("baoc")
+
+#: Steps that may run as written since they make state; one that makes more is refused.
+MOST_POSTPONED = 8
 
 
 class _Known:
@@ -55,7 +58,7 @@ class OwnStep(StepReader):
 
     refused: why the step runs as written; empty if it does not.
     count: steps so far.
-    postponed: whether the first step ran as written because it could not be read before.
+    postponed: how many steps ran as written because they could not be read before their state was made.
     audits: when the recording is audited.
     """
 
@@ -63,7 +66,7 @@ class OwnStep(StepReader):
         super().__init__(session, function)
         self.refused = ""
         self.count = 0
-        self.postponed = False
+        self.postponed = 0
         self.audits = Schedule()
         self._lock = threading.RLock()
         self._is_written_running = False  # whoever calls the step now is the user's step, which has `super().step()`
@@ -103,10 +106,11 @@ class OwnStep(StepReader):
                     self._prepare_for_written()
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 except UnsupportedStep as reason:
-                    self._postpone_or_refuse(str(reason), closure is not None)
+                    self._postpone_or_refuse(reason, closure is not None)
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
                 self._run(bound, optimizer)
-            return loss if bound.reading.recording.returns == "loss" else None
+            kind = bound.reading.recording.returns.kind
+            return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
 
     def _can_be_called_first(self, closure: Callable[[], Any]) -> bool:
         """Return whether the step is known to call its closure once and first; refuse the step if it does not."""
@@ -119,7 +123,7 @@ class OwnStep(StepReader):
             self.readings = [r for r in self.readings if r is not found.first and r is not found.warm]
             return True
         except UnsupportedStep as reason:
-            self._postpone_or_refuse(str(reason), has_closure=True)
+            self._postpone_or_refuse(reason, has_closure=True)
             return False
 
     def _prepare_for_written(self) -> None:
@@ -174,15 +178,19 @@ class OwnStep(StepReader):
         if found:
             self.refuse(found)
 
-    def _postpone_or_refuse(self, reason: str, has_closure: bool) -> None:
-        """Let the first step run as written, and try again at the second: the state may show what is missing."""
-        if self.count or self.postponed:
-            self.refuse(reason)
-        else:
-            self.postponed = True
+    def _postpone_or_refuse(self, reason: UnsupportedStep, has_closure: bool) -> None:
+        """Let the first step run as written, and try again at the second: the state may show what is missing.
+
+        The same for a few later steps that make state which nothing but the step can make.
+        """
+        is_first = not self.count and not self.postponed
+        if is_first or (isinstance(reason, StateToCome) and self.postponed < MOST_POSTPONED):
+            self.postponed += 1
             self._prepare_for_written()
             self.foresee_state(has_closure)
-            log.info("%s converts its state after its first step: %s", type(self.session.optimizer()).__name__, reason)
+            log.info("%s converts its state after this step: %s", type(self.session.optimizer()).__name__, reason)
+        else:
+            self.refuse(str(reason))
 
     def refuse(self, reason: str) -> None:
         """Run the step as its user wrote it from now on, on decoded state, and say why.

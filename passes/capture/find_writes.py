@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.errors import StateToCome, UnsupportedStep
 from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.capture.leaves import is_constant, leaves_of, snapshot
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.capture.stand_in_containers import StateEntries
+from baoc_compile.passes.numbers.element_numbers import CHOICES, is_of_elements
 from baoc_compile.passes.numbers.expressions import Attribute, Expression, Source
-from baoc_compile.passes.numbers.traced_numbers import is_traced
+from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
-from baoc_compile.passes.recorder.recording import Beginning, Recording, Value, Write
+from baoc_compile.passes.recorder.recording import Beginning, Recording, Value, Write, origin_of
 
 
 def find_writes(stand_in: StandIn) -> Recording:
@@ -29,7 +30,8 @@ def find_writes(stand_in: StandIn) -> Recording:
     before, after = stand_in.placed, dict(leaves_of(stand_in.optimizer, stand_in.parameters))
     missing = next((source for source in before if source not in after), None)
     if missing is not None:
-        raise UnsupportedStep(f"it deletes or restructures {missing}")
+        error = StateToCome if missing.kind == "state" else UnsupportedStep
+        raise error(f"it deletes or restructures {missing}")
     for source, value in after.items():
         old = before.get(source)
         if isinstance(value, tuple) and value[:1] == ("parameter",):
@@ -42,6 +44,10 @@ def find_writes(stand_in: StandIn) -> Recording:
             continue
         if isinstance(value, Tensor):
             write = _tensor(recorder, source, old, value)
+        elif is_of_elements(value):
+            if type(plain_value(old)) is not float:
+                raise StateToCome(f"it makes {source} a number of elements")
+            write = Write(source, recorder.value_of(value.tensor))
         elif is_traced(value):
             if value.expression.source == source:
                 continue
@@ -60,6 +66,10 @@ def find_writes(stand_in: StandIn) -> Recording:
             if source.kind != "state" and source not in before:
                 raise UnsupportedStep(f"it makes {source}")
             recording.writes.append(write)
+    written = {id(w.value) for w in recording.writes if isinstance(w.value, Value)}
+    for source, value in after.items():
+        if source.kind == "state" and isinstance(value, Tensor) and id(recorder.value_of(value)) in written:
+            raise UnsupportedStep(f"its {source} is kept elsewhere, too")
     _find_beginnings(stand_in, recording)
     return recording
 
@@ -101,13 +111,11 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
     held = recorder.numbers.get(id(tensor))
     if held is None:
         if source.kind != "state":
-            if tensor is old and recorder.is_unchanged(tensor):
-                return None
-            raise UnsupportedStep(f"it changes {source}, a tensor that is no state")
+            return None if tensor is old else _element(recorder, source, old, tensor)
         if isinstance(old, Tensor) and id(old) in recorder.numbers:
             raise HoldsElements(recorder.numbers[id(old)])
-        if len(source.path) > 1 and not (tensor is old and recorder.is_unchanged(tensor)):
-            raise UnsupportedStep(f"it keeps {source} inside a list or dictionary of state")
+        if len(source.path) > 1 and not (isinstance(old, Tensor) and _is_alike(old, tensor)):
+            raise StateToCome(f"it makes {source} inside a list or dictionary of state")
         return None
     if tensor is old and held.expression is held.initial:
         return None
@@ -117,6 +125,22 @@ def _tensor(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Wri
     if isinstance(old, Tensor) and old.dtype != tensor.dtype:
         raise UnsupportedStep(f"it changes the type of {source}")
     return Write(source, value, tensor.dtype)  # a replaced tensor is changed in place instead
+
+
+def _element(recorder: Recorder, source: Source, old: Any, tensor: Tensor) -> Write:
+    """Return the write of a tensor that takes the place of a number or a tensor outside of the state."""
+    value = recorder.value_of(tensor)
+    origin = None if value is None else origin_of(value)
+    is_own = origin is not None and origin.role is None and origin.call is not None and origin.call.name not in CHOICES
+    if not is_own or recorder.memory.shows(tensor):
+        raise UnsupportedStep(f"it changes {source}, a tensor that is no state")
+    if not isinstance(old, Tensor) or not _is_alike(old, tensor):
+        raise StateToCome(f"it makes {source} another tensor")
+    return Write(source, value, tensor.dtype)
+
+
+def _is_alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _tensor_source(source: Source) -> Source:

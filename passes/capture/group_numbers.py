@@ -10,7 +10,7 @@ from typing import Any
 from baoc_compile.passes.capture.piece_graph import operands_of
 from baoc_compile.passes.numbers.expressions import SEVERAL, Expression, Guard
 from baoc_compile.passes.numbers.number_function import NumberFunction, compile_numbers
-from baoc_compile.passes.recorder.recording import Piece, Recording, Write
+from baoc_compile.passes.recorder.recording import Piece, Recording, Value, Write
 
 
 @dataclass(eq=False)
@@ -35,17 +35,19 @@ class NumberGroup:
 class GroupedNumbers:
     """The numbers of a recording.
 
-    shared: checks the guards that concern no parameter alone, and computes what is written outside of their state and what
-        the prelude takes.
+    shared: checks the guards that concern no parameter alone, and computes what is written outside of their state, what
+        the prelude takes, and the number that the step returns, if it does.
     shared_writes: where the values that `shared` returns first go.
     prelude: the expressions whose values `shared` returns after them.
     groups: the numbers of parameters.
+    element_writes: where numbers go that are not computed on the host, but by the prelude and the pieces.
     """
 
     shared: NumberFunction
     shared_writes: tuple[Write, ...]
     prelude: tuple[Expression, ...]
     groups: list[NumberGroup]
+    element_writes: tuple[Write, ...] = ()
 
 
 @dataclass
@@ -63,8 +65,11 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
     for found in recording.pieces:
         of[found.parameters[0]].piece = found
     shared_writes = []
+    element_writes = []
     for write in recording.writes:
-        if write.source.parameter >= 0:
+        if isinstance(write.value, Value):
+            element_writes.append(write)
+        elif write.source.parameter >= 0:
             of[write.source.parameter].writes.append(write)
         else:
             shared_writes.append(write)
@@ -76,7 +81,8 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
             shared_guards.append(guard)
     operands = [v for call in recording.prelude for v in operands_of(call)]
     prelude = tuple(dict.fromkeys(v for v in operands if isinstance(v, Expression)))
-    shared = compile_numbers(shared_guards, [*(write.value for write in shared_writes), *prelude])
+    returned = [recording.returns.number] if recording.returns.kind == "number" else []
+    shared = compile_numbers(shared_guards, [*(write.value for write in shared_writes), *prelude, *returned])
     groups: dict[Hashable, NumberGroup] = {}
     for index, numbers in sorted(of.items()):
         piece, writes = numbers.piece, numbers.writes
@@ -95,7 +101,7 @@ def group_numbers(recording: Recording) -> GroupedNumbers:
             groups[key] = NumberGroup(function, [], [], tuple(i for i, _ in scalars), tuple(writes))
         groups[key].members.append(index)
         groups[key].pieces.append(piece)
-    return GroupedNumbers(shared, tuple(shared_writes), prelude, list(groups.values()))
+    return GroupedNumbers(shared, tuple(shared_writes), prelude, list(groups.values()), tuple(element_writes))
 
 
 def _owner(value: Any) -> int:
@@ -119,7 +125,8 @@ def _described(numbers: GroupedNumbers) -> Any:
         for g in numbers.groups
     ]
     shared = [(w.source.kind, w.source.path, w.dtype) for w in numbers.shared_writes]
-    return _function(numbers.shared, -1), shared, groups
+    elements = [(w.source, w.dtype) for w in numbers.element_writes]
+    return _function(numbers.shared, -1), shared, groups, elements
 
 
 def _function(function: NumberFunction, owner: int) -> Any:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baoc_compile.core.names import words
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.passes.numbers.element_numbers import is_of_elements
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
-from baoc_compile.passes.recorder.torch_calls import words
 from baoc_compile.state.state_tensor import StateTensor
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
@@ -58,15 +59,15 @@ def leaves_of(optimizer: Any, parameters: Sequence[Tensor]) -> Iterator[tuple[So
     for g, group in enumerate(optimizer.param_groups):
         for key, value in dict.items(group):
             if key != "params" and not is_way_to_compute(optimizer, key):
-                yield from _leaves(value, "group", (g, key), -1, index_of)
+                yield from leaves_at(value, "group", (g, key), -1, index_of)
     for parameter, entries in optimizer.state.items():
         index = index_of.get(id(parameter), -1)
         if index >= 0 or not isinstance(parameter, Tensor):
             path = () if index >= 0 else ("state", parameter)
-            yield from _leaves(entries, "state" if index >= 0 else "attribute", path, index, index_of)
+            yield from leaves_at(entries, "state" if index >= 0 else "attribute", path, index, index_of)
     for name, value in vars(optimizer).items():
         if not is_left_out(name):
-            yield from _leaves(value, "attribute", (name,), -1, index_of)
+            yield from leaves_at(value, "attribute", (name,), -1, index_of)
 
 
 def bare(value: Any) -> Any:
@@ -88,7 +89,12 @@ def has_attributes(value: Any) -> bool:
         weakref.WeakSet,
         weakref.WeakValueDictionary,
     )
-    return is_plain and hasattr(value, "__dict__") and not isinstance(value, (*odd, enum.Enum))
+    return (
+        is_plain
+        and not is_of_elements(value)
+        and hasattr(value, "__dict__")
+        and not isinstance(value, (*odd, enum.Enum))
+    )
 
 
 def is_constant(value: Any) -> bool:
@@ -116,9 +122,10 @@ def snapshot(value: Any) -> Any:
     return pickle.dumps(value)
 
 
-def _leaves(
+def leaves_at(
     value: Any, kind: Any, path: tuple[Any, ...], parameter: int, index_of: dict[int, int]
 ) -> Iterator[tuple[Source, Any]]:
+    """Yield (source, value) of everything in a value that is kept at a path; of a parameter, its index in `index_of`."""
     if id(value) in index_of:
         yield Source(kind, path, parameter), ("parameter", index_of[id(value)])
     elif is_container(value):
@@ -126,10 +133,10 @@ def _leaves(
         for key, entry in entries:
             if not is_of_weight(entry):
                 at = ("parameter", index_of[id(key)]) if id(key) in index_of else key
-                yield from _leaves(entry, kind, (*path, at), parameter, index_of)
+                yield from leaves_at(entry, kind, (*path, at), parameter, index_of)
     elif has_attributes(value):
         for name, entry in vars(value).items():
-            yield from _leaves(entry, kind, (*path, Attribute(name)), parameter, index_of)
+            yield from leaves_at(entry, kind, (*path, Attribute(name)), parameter, index_of)
     else:
         yield Source(kind, path, parameter), value
 
@@ -146,6 +153,8 @@ def constant_of(value: Any) -> Any:
     """Return what a step may look at in a value besides its number or its elements."""
     if is_traced(value):
         return type(plain_value(value))
+    if is_of_elements(value):
+        return float
     if type(value) in (int, float):
         return type(value)
     if isinstance(value, Tensor):

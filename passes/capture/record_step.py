@@ -15,14 +15,15 @@ from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import uncompiled
 from baoc_compile.passes.capture.find_writes import find_writes
-from baoc_compile.passes.capture.split_pieces import split_pieces, values_in
+from baoc_compile.passes.capture.split_pieces import split_pieces
 from baoc_compile.passes.capture.stand_in import NUDGE, StandIn
 from baoc_compile.passes.capture.surroundings import Surroundings, undisturbed
-from baoc_compile.passes.numbers.expressions import NumberTrace
-from baoc_compile.passes.numbers.traced_numbers import traced_functions
+from baoc_compile.passes.numbers.expressions import NOBODY, NumberTrace, Source
+from baoc_compile.passes.numbers.traced_functions import traced_functions
+from baoc_compile.passes.numbers.traced_numbers import is_traced
 from baoc_compile.passes.recorder.number_recorder import HoldsElements
 from baoc_compile.passes.recorder.recorder import Recorder
-from baoc_compile.passes.recorder.recording import Recording
+from baoc_compile.passes.recorder.recording import Recording, Returned, values_in
 
 
 def record_step(
@@ -45,14 +46,27 @@ def record_step(
 
     Raises UnsupportedStep, with the reason, for a step that can't be recorded.
     """
-    elements = elements_of_scalars(table)
+    elements, fixed = elements_of_scalars(table), frozenset[Source]()
     while True:
         try:
-            return _record(table, step, present, has_closure, steps, elements, nudges)
+            return _record(table, step, present, has_closure, steps, elements, nudges, fixed)
         except HoldsElements as found:
             if found.entry is None or found.entry in elements:
                 raise
             elements |= {found.entry}
+        except _FailsWhenNudged as found:
+            fixed |= found.sources
+
+
+class _FailsWhenNudged(Exception):
+    """The step could not be run with smaller floats, of which it has looked at some.
+
+    sources: those floats. What is done is recorded for their values alone, so they need no nudge.
+    """
+
+    def __init__(self, sources: frozenset[Source]):
+        super().__init__()
+        self.sources = sources
 
 
 def elements_of_scalars(table: ParameterTable) -> frozenset[tuple[int, Any]]:
@@ -84,6 +98,7 @@ def _record(
     steps: int,
     elements: frozenset[tuple[int, Any]],
     nudges: bool,
+    fixed: frozenset[Source],
 ) -> list[Recording]:
     recordings: list[Recording] = []
     before: StandIn | None = None
@@ -91,16 +106,24 @@ def _record(
     for k in range(steps):
         recorder = Recorder(NumberTrace(), device)
         stand_in = StandIn.__new__(StandIn)
-        with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id):
+        with undisturbed(step, table.optimizer), traced_functions(stand_in.real_id, recorder.has_element):
             nudge = 1.0 if not nudges else NUDGE if k == 0 else 1 / NUDGE if k == 1 else 1.0
-            stand_in.__init__(table, recorder, present, elements, before, nudge)  # type: ignore[misc]
+            stand_in.__init__(table, recorder, present, elements, before, nudge, fixed)  # type: ignore[misc]
             asked = stand_in.asked_ids
-            returned = _run(stand_in, step, has_closure)
+            try:
+                returned = _run(stand_in, step, has_closure)
+            except HoldsElements:
+                raise
+            except UnsupportedStep as reason:
+                looked_at = frozenset[Source]() if nudge == 1.0 else recorder.trace.compared_by_value - fixed
+                if looked_at:
+                    raise _FailsWhenNudged(looked_at) from reason
+                raise
             if stand_in.keeps_ids and stand_in.asked_ids == asked:
                 raise UnsupportedStep("it looks up parameters by their ids in a way that can't be followed")
             recording = find_writes(stand_in)
             recording.returns, recording.options = returned, stand_in.options
-            recording.pieces, recording.prelude = split_pieces(stand_in)
+            recording.pieces, recording.prelude = split_pieces(stand_in, recording.writes)
         recording.guards, recording.sources = recorder.trace.guards, recorder.trace.sources
         recording.surroundings = Surroundings(step, table.optimizer).values()
         mixed = any(len(piece.parameters) > 1 for piece in recording.pieces)
@@ -124,8 +147,8 @@ class _Closure:
         return self.loss
 
 
-def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> str:
-    """Run the step; return what it returns: "none" or "loss"."""
+def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> Returned:
+    """Run the step; return what it returns."""
     recorder = stand_in.recorder
     closure = _Closure(recorder)
     arguments = [closure] if has_closure else []
@@ -146,7 +169,11 @@ def _run(stand_in: StandIn, step: Callable[..., Any], has_closure: bool) -> str:
     if has_closure and not closure.count:
         raise UnsupportedStep("it doesn't call its closure")
     if returned is None:
-        return "none"
+        return Returned("none")
     if returned is closure.loss:
-        return "loss"
-    raise UnsupportedStep(f"its step returns {type(returned).__name__}, not its closure's loss")
+        return Returned("loss")
+    if is_traced(returned) and returned.expression.owner == NOBODY:
+        return Returned("number", returned.expression)
+    if type(returned) in (bool, int, float):
+        return Returned("number", returned, repr(returned))
+    raise UnsupportedStep(f"its step returns {type(returned).__name__}, neither its closure's loss nor a number")

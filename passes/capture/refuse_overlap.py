@@ -6,8 +6,9 @@ updates. A slot that is the gradient or the parameter itself would change with i
 
 from __future__ import annotations
 
+import builtins
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.passes.capture.leaves import leaves_of
+
+#: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
+id = builtins.id
 
 
 def refuse_overlap(table: ParameterTable) -> None:
@@ -30,7 +35,21 @@ def refuse_overlap(table: ParameterTable) -> None:
                 f"{name}: several of its elements share memory (shape {tuple(parameter.shape)}, strides "
                 f"{parameter.stride()}), so its update is not defined; make it contiguous before you create the optimizer"
             )
-    tensors = [(role, name, tensor) for role, name, tensor in _tensors(table) if _owns_memory(tensor)]
+    _refuse(_tensors(table))
+
+
+def refuse_overlap_of_others(table: ParameterTable) -> None:
+    """Raise UnsupportedStep if a tensor in an attribute, a group or a container of state shares memory with another tensor."""
+    others: dict[int, tuple[str, str, Tensor]] = {}
+    for source, value in leaves_of(table.optimizer, table.parameters):
+        if isinstance(value, Tensor) and (source.kind != "state" or len(source.path) > 1):
+            others.setdefault(id(value), ("state", str(source), value))
+    if others:
+        _refuse([*_tensors(table), *others.values()])
+
+
+def _refuse(named: Iterable[tuple[str, str, Tensor]]) -> None:
+    tensors = [(role, name, tensor) for role, name, tensor in named if _owns_memory(tensor)]
     by_memory: dict[tuple[torch.device, int], list[tuple[int, int, int]]] = defaultdict(list)
     for position, (_, _, tensor) in enumerate(tensors):
         memory = tensor.device, tensor.untyped_storage().data_ptr()
@@ -94,7 +113,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1:
             if stride <= reach:
-                offsets = _offsets(tensor)
+                offsets = offsets_of(tensor)
                 return len(np.unique(offsets)) < offsets.size
             reach += (size - 1) * stride
     return False
@@ -107,11 +126,11 @@ def _share_bytes(a: Tensor, b: Tensor) -> bool:
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:
     width = tensor.element_size()
-    first = tensor.data_ptr() + _offsets(tensor).astype(np.int64) * width
+    first = tensor.data_ptr() + offsets_of(tensor).astype(np.int64) * width
     return (first[:, None] + np.arange(width)).reshape(-1)
 
 
-def _offsets(tensor: Tensor) -> np.ndarray:
+def offsets_of(tensor: Tensor) -> np.ndarray:
     """Return the offset of every element from the first, in elements."""
     offsets = np.zeros(1, dtype=np.int64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):

@@ -7,26 +7,34 @@ parameter. An optimizer that mixes parameters gives a piece with several of them
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
-from torch import Tensor
-
 from baoc_compile.core.errors import UnsupportedStep
-from baoc_compile.core.parameter_table import InputRole
+from baoc_compile.passes.capture.created_state import created_state, give_to_parameters
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
-from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup
-from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS, VIEWS
+from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, Write, origin_of, values_in
+from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 
-def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
+def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], list[Call]]:
     """Return the pieces, in the order of their parameters, and the prelude's calls.
+
+    writes: what else the step changes.
 
     Raises UnsupportedStep for state that shares its memory with a parameter, a gradient or other state.
     """
     recorder = stand_in.recorder
+    created = created_state(stand_in)
+    give_to_parameters(created, stand_in)
+    written = [w.value for w in writes if isinstance(w.value, Value)]
+    for value in written:
+        if value.group is not None:
+            value.group.root().reason = (
+                value.group.root().reason or "it keeps a number of elements outside of its state"
+            )
     pieces: dict[ValueGroup, Piece] = {}
     prelude: list[Call] = []
     for call in recorder.calls:
@@ -40,63 +48,23 @@ def split_pieces(stand_in: StandIn) -> tuple[list[Piece], list[Call]]:
         if root not in pieces:
             pieces[root] = Piece(tuple(sorted(root.parameters)), [], reason=root.reason)
         pieces[root].calls.append(call)
-    _add_created(stand_in, pieces)
-    prelude = _needed(prelude, list(pieces.values()))
-    prelude = _move_to_pieces(prelude, list(pieces.values()), recorder.calls)
+    for role, value in created:
+        assert value.group is not None
+        pieces[value.group.root()].created.append((role, value))
+    for value in written:
+        if value.group is not None:
+            pieces[value.group.root()].written.append(value)
+    prelude = _needed(prelude, list(pieces.values()), written)
+    prelude = _move_to_pieces(prelude, list(pieces.values()), recorder.calls, written)
+    shared = _described_values(prelude)
     for piece in pieces.values():
-        _describe(piece, stand_in)
+        _describe(piece, stand_in, shared)
     return sorted(pieces.values(), key=lambda piece: piece.parameters), prelude
 
 
-def _add_created(stand_in: StandIn, pieces: dict[ValueGroup, Piece]) -> None:
-    """Add the state entries whose tensor the step makes or replaces to their pieces."""
-    recorder = stand_in.recorder
-    for parameter, entries in stand_in.optimizer.state.items():
-        index = stand_in.index_of(parameter)
-        if index is None:
-            continue
-        seen: set[int] = set()
-        for key, tensor in entries.items():
-            value = recorder.value_of(tensor) if isinstance(tensor, Tensor) else None
-            if value is None:
-                continue
-            root = recorder.root_of(tensor)
-            if root in seen or _is_shared(value, tensor, recorder, index, key):
-                raise UnsupportedStep(f"its state {key!r} shares memory with another tensor; keep a copy (`.clone()`)")
-            seen.add(root)
-            if value.role is not None or _changes_in_place(value, index, key):
-                continue
-            piece = None if value.group is None else pieces.get(value.group.root())
-            if piece is None:
-                raise UnsupportedStep(f"it makes state {key!r} of nothing that belongs to a parameter")
-            piece.created.append((InputRole("state", index, key), value))
-
-
-def _is_shared(value: Value, tensor: Any, recorder: Any, index: int, key: Any) -> bool:
-    """Return whether a state entry shows the elements of another tensor."""
-    if recorder.memory.is_view(tensor):
-        return True
-    origin = _origin(value)
-    return origin.role is not None and (
-        origin.role.kind != "state" or (origin.role.parameter, origin.role.key) != (index, key)
-    )
-
-
-def _origin(value: Value) -> Value:
-    """Follow in-place calls, and views, back to the value that the tensor had first."""
-    while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
-        value = value.call.arguments[0]
-    return value
-
-
-def _changes_in_place(value: Value, index: int, key: Any) -> bool:
-    origin = _origin(value)
-    return origin.role == InputRole("state", index, key)
-
-
-def _needed(prelude: list[Call], pieces: list[Piece]) -> list[Call]:
+def _needed(prelude: list[Call], pieces: list[Piece], written: list[Value]) -> list[Call]:
     """Leave out calls of the prelude whose results nobody uses."""
-    wanted: set[Value] = set()
+    wanted = set(written)
     for piece in pieces:
         for call in piece.calls:
             wanted.update(v for v in values_in(call) if v.group is None)
@@ -108,9 +76,13 @@ def _needed(prelude: list[Call], pieces: list[Piece]) -> list[Call]:
     return kept[::-1]
 
 
-def _move_to_pieces(prelude: list[Call], pieces: list[Piece], order: list[Call]) -> list[Call]:
+def _move_to_pieces(
+    prelude: list[Call], pieces: list[Piece], order: list[Call], written: Iterable[Value]
+) -> list[Call]:
     """Move the calls that concern one parameter alone, such as its norm, into its piece; return the others."""
     readers: dict[Value, set[int]] = defaultdict(set)  # pieces, or -1: more than a piece reads it
+    for value in written:
+        readers[value].add(-1)
     for k, piece in enumerate(pieces):
         for value in values_in([*piece.calls]) + [v for _, v in piece.created]:
             readers[value].add(k)
@@ -141,17 +113,30 @@ def _sources(value: Value, known: dict[Value, set[int]]) -> set[int]:
     return known.get(value, set()) if value.call is not None else {-1 if value.role is None else value.role.parameter}
 
 
-def values_in(argument: Any) -> list[Value]:
-    """Return the values among the arguments of a call, or in nested lists, in order."""
-    if isinstance(argument, Value):
-        return [argument]
-    if isinstance(argument, Call):
-        return values_in([*argument.arguments, *argument.options.values()])
-    return [v for a in argument for v in values_in(a)] if isinstance(argument, (list, tuple)) else []
+def _described_values(prelude: list[Call]) -> dict[Value, int]:
+    """Return numbers that are equal for values of equal calls, whatever the parameters and the numbers that they take."""
+    found: dict[Value, int] = {}
+
+    def described(argument: Any) -> Hashable:
+        if isinstance(argument, Value):
+            role = argument.role
+            return found.get(argument, role and (role.kind, role.key))
+        if isinstance(argument, (list, tuple)):
+            return tuple(map(described, argument))
+        return "number" if isinstance(argument, Expression) else (type(argument).__name__, repr(argument))
+
+    for call in prelude:
+        options = tuple((k, described(a)) for k, a in call.options.items())
+        known = hash((call.name, call.is_inplace, described(call.arguments), options))
+        found |= {result: hash((known, i)) for i, result in enumerate(call.results)}
+    return found
 
 
-def _describe(piece: Piece, stand_in: StandIn) -> None:
-    """Find the piece's inputs and numbers, the last value of each input, and its signature."""
+def _describe(piece: Piece, stand_in: StandIn, shared: dict[Value, int]) -> None:
+    """Find the piece's inputs and numbers, the last value of each input, and its signature.
+
+    shared: see `_described_values`.
+    """
     number: dict[Any, int] = {}
     final: dict[Value, Value] = {}
     signature: list[Hashable] = []
@@ -161,7 +146,7 @@ def _describe(piece: Piece, stand_in: StandIn) -> None:
             number[value] = len(number)
             if value.group is None:
                 piece.scalars.append(value)
-                signature.append(("tensor", tuple(value.shape), str(value.dtype)))
+                signature.append(("tensor", tuple(value.shape), str(value.dtype), shared.get(value)))
             else:
                 piece.inputs.append(value)
                 signature.append(_role_of(value, piece, stand_in))
@@ -191,11 +176,12 @@ def _describe(piece: Piece, stand_in: StandIn) -> None:
         for result in call.results:
             number[result] = len(number)
         if call.is_inplace:
-            origin = _origin(call.results[0])
+            origin = origin_of(call.results[0])
             if origin.role is not None:
                 final[origin] = call.results[0]
     for role, value in piece.created:
         signature.append(("creates", role.key, piece.parameters.index(role.parameter), numbered(value)))
+    signature += [("writes", numbered(value)) for value in piece.written]
     piece.final = [final.get(value, value) for value in piece.inputs]
     piece.signature = (tuple(signature), piece.reason)
 

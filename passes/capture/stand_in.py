@@ -31,9 +31,12 @@ from baoc_compile.passes.capture.leaves import (
     is_left_out,
     is_of_weight,
     is_way_to_compute,
+    leaves_at,
     snapshot,
 )
+from baoc_compile.passes.capture.refuse_overlap import refuse_overlap_of_others
 from baoc_compile.passes.capture.stand_in_containers import StandInGroup, StandInState, StateEntries
+from baoc_compile.passes.numbers.element_numbers import is_of_elements
 from baoc_compile.passes.numbers.expressions import Attribute, Source
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value, traced
 from baoc_compile.passes.recorder.recorder import Recorder
@@ -55,6 +58,7 @@ class StandIn:
     before: the stand-in of the step before, to be copied instead of the optimizer.
     nudge: a factor on every float outside of the state: a constant of the recording that changes with it is a number whose
         origin was lost.
+    fixed: floats that are not nudged.
     elements: (parameter index, state key) of 0-dim state on the host that has elements rather than numbers.
 
     optimizer: the bare object on which the step is run.
@@ -74,9 +78,10 @@ class StandIn:
         elements: frozenset[tuple[int, Any]],
         before: StandIn | None = None,
         nudge: float = 1.0,
+        fixed: frozenset[Source] = frozenset(),
     ):
         self.table, self.recorder, self.trace = table, recorder, recorder.trace
-        self._elements, self._before, self._nudge = elements, before, nudge
+        self._elements, self._before, self._nudge, self._fixed = elements, before, nudge, fixed
         self._real_ids = {id(p) for p in table.parameters}
         self._in_state: set[int] = set()
         self.keeps_ids = False  # whether a table by the ids of parameters was copied
@@ -139,7 +144,7 @@ class StandIn:
         return parameter
 
     def _state_tensor(self, index: int, key: Any, real: Tensor) -> Tensor:
-        if id(real) in self._in_state:
+        if id(real) in self._in_state or id(real) in self._of:
             raise UnsupportedStep(f"its state {key!r} is one tensor for several parameters or keys")
         self._in_state.add(id(real))
         source = Source("state", (key,), index)
@@ -157,7 +162,7 @@ class StandIn:
 
     def _host_number(self, real: Tensor, source: Source) -> Tensor:
         tensor = real.detach().clone()
-        if source.kind != "state" and tensor.is_floating_point():
+        if source.kind != "state" and tensor.is_floating_point() and replace(source, is_tensor=True) not in self._fixed:
             tensor *= self._nudge
         self.recorder.enter_number(tensor, self.trace.of_source(replace(source, is_tensor=True), tensor.item()), source)
         self.placed[source] = tensor
@@ -193,6 +198,8 @@ class StandIn:
 
     def _state(self, real: Any) -> Any:
         state: Any = StandInState(self)
+        if self._before is None:
+            refuse_overlap_of_others(self.table)
         for parameter, entries in real.items():
             index = self._index.get(id(parameter))
             if index is None:
@@ -216,14 +223,15 @@ class StandIn:
     def _copied(self, value: Any, kind: Any, path: tuple[Any, ...], parameter: int = -1) -> Any:
         """Return a copy of a number, a container or another object."""
         source = Source(kind, path, parameter)
+        if self._before is not None:
+            value = self._before.known(source, value)
         if type(value) in (int, float) or is_traced(value):
-            plain = plain_value(value) if kind == "state" else self._nudged(plain_value(value))
+            plain = plain_value(value) if kind == "state" or source in self._fixed else self._nudged(plain_value(value))
             number = traced(self.trace, self.trace.of_source(source, plain), plain)
             self.placed[source] = number
             return number
         if id(value) in self._of:
-            self.placed[source] = self._of[id(value)]
-            return self._of[id(value)]
+            return self._placed_again(self._of[id(value)], kind, path, parameter)
         if isinstance(value, Tensor):
             return self._other_tensor(value, source)
         if is_constant(value) or isinstance(value, torch.nn.Module):
@@ -265,6 +273,19 @@ class StandIn:
         self.placed[source] = made
         return made
 
+    def _placed_again(self, made: Any, kind: Any, path: tuple[Any, ...], parameter: int) -> Any:
+        """Put the copy of an object that the optimizer keeps in several places, such as a group and the defaults."""
+        for source, leaf in leaves_at(made, kind, path, parameter, self._at):
+            is_parameter = isinstance(leaf, tuple) and leaf[:1] == ("parameter",)
+            self.placed[source] = self.parameters[leaf[1]] if is_parameter else leaf
+        return made
+
+    def known(self, source: Source, value: Any) -> Any:
+        """Return a value that the step has left, or of a number of elements, which is not known, the number before it."""
+        old = self.placed.get(source)
+        is_element = isinstance(value, Tensor) and isinstance(old, Tensor) and id(old) in self.recorder.numbers
+        return old if is_of_elements(value) or (is_element and id(value) not in self.recorder.numbers) else value
+
     def _nudged(self, value: Any) -> Any:
         return value * self._nudge if type(value) is float else value
 
@@ -274,12 +295,17 @@ class StandIn:
         return made
 
     def _other_tensor(self, real: Tensor, source: Source) -> Tensor:
-        """Return the stand-in of a tensor in a group or an attribute."""
+        """Return the stand-in of a tensor in a group, an attribute, or a container of state."""
+        if id(real) in self._in_state:
+            raise UnsupportedStep(f"its tensor {source} is state under another key, too")
         if is_host_number(real):
             return self._remember(real, self._host_number(real, source))
         tensor = _meta(real)
-        role = InputRole("scalar", key=str(source), source=source)
-        self.recorder.enter(tensor, Value(real.shape, real.dtype, role), self._device_of(real))
+        role, group = InputRole("scalar", key=str(source), source=source), None
+        if source.kind == "state":
+            role, group = InputRole("nested", source.parameter, source.path, source), self.groups_of[source.parameter]
+            group.reason = group.reason or "it keeps state inside of lists or dictionaries"
+        self.recorder.enter(tensor, Value(real.shape, real.dtype, role, None, group), self._device_of(real))
         self.placed[source] = tensor
         return self._remember(real, tensor)
 

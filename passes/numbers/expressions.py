@@ -123,6 +123,13 @@ class NumberTrace:
             self._guarded.add((expression, is_truth))
             self.guards.append(Guard(expression, expected, is_truth))
 
+    @property
+    def compared_by_value(self) -> frozenset[Source]:
+        """The sources that the recording relies on to have the values that they have."""
+        return frozenset(
+            s for g in self.guards if not g.is_truth for s in sources_of(g.expression) if s.kind != "state"
+        )
+
     def _template(self, key: Any) -> int:
         return self._templates.setdefault(key, len(self._templates))
 

@@ -9,16 +9,12 @@ takes ints; it asks a subclass of float.
 
 from __future__ import annotations
 
-import builtins
 import math
 import operator
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
+from baoc_compile.passes.numbers.element_numbers import ElementNumber
 from baoc_compile.passes.numbers.expressions import Expression, NumberTrace
 
 
@@ -151,6 +147,8 @@ def plain_value(value: Any) -> Any:
     """Return a number without its trace, and without a guard; any other value unchanged."""
     if type(value) is TracedInt:
         return value.exact
+    if type(value) is ElementNumber:
+        return math.nan
     return float.__float__(value) if type(value) is TracedFloat else value
 
 
@@ -185,15 +183,15 @@ def computed(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _binary(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(self: TracedNumber, other: Any) -> Any:
-        return computed(function, self, other) if _is_number(other) else NotImplemented
+        return computed(function, self, other) if is_number(other) else NotImplemented
 
     def reverse(self: TracedNumber, other: Any) -> Any:
-        return computed(function, other, self) if _is_number(other) else NotImplemented
+        return computed(function, other, self) if is_number(other) else NotImplemented
 
     return forward, reverse
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return type(value) in (int, float, bool, TracedInt, TracedFloat)
 
 
@@ -209,49 +207,3 @@ TracedNumber.__rdivmod__ = lambda self, other: (other // self, other % self)  # 
 TracedNumber.__neg__ = lambda self: computed(operator.neg, self)  # type: ignore[assignment]
 TracedNumber.__abs__ = lambda self: computed(operator.abs, self)  # type: ignore[assignment]
 TracedNumber.__pos__ = lambda self: self  # type: ignore[assignment]
-
-_MATH = {name: function for name, function in vars(math).items() if callable(function) and not name.startswith("_")}
-
-
-@contextmanager
-def traced_functions(real_id: Callable[[Any], int]) -> Iterator[None]:
-    """Within this context, functions of `math` trace, and `id` gives a stand-in's real identity.
-
-    Other threads see the functions as they are.
-
-    real_id: gives the id of the object that a stand-in stands for.
-    """
-    thread, plain_id = threading.get_ident(), builtins.id
-
-    def traces(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            if not named and any(map(is_traced, arguments)) and all(map(_is_number, arguments)):
-                return computed(function, *arguments)
-            for argument in arguments:
-                _note_numbers_in(argument)
-            return function(*arguments, **named)
-
-        return wrapped
-
-    def identity(value: Any) -> int:
-        is_other = threading.get_ident() != thread or not isinstance(value, Tensor)
-        return plain_id(value) if is_other else real_id(value)
-
-    try:
-        for name, function in _MATH.items():
-            setattr(math, name, traces(function))
-        builtins.id = identity
-        yield
-    finally:
-        builtins.id = plain_id
-        for name, function in _MATH.items():
-            setattr(math, name, function)
-
-
-def _note_numbers_in(argument: Any) -> None:
-    """Note a guard for every traced number in a list or tuple: what is computed from it can't be followed."""
-    if is_traced(argument):
-        _ = argument.plain
-    elif isinstance(argument, (list, tuple)):
-        for entry in argument:
-            _note_numbers_in(entry)

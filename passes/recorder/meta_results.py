@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.torch_private import base_of
+from baoc_compile.passes.numbers.element_numbers import is_of_elements
 from baoc_compile.passes.numbers.traced_numbers import is_traced, plain_value
 from baoc_compile.passes.recorder.number_recorder import plain
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
@@ -38,7 +39,9 @@ class MetaResults:
 
     def _compute(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         try:
-            return func(*[self._as_meta(a) for a in args], **{k: self._as_meta(v) for k, v in kwargs.items()})
+            # torch asks a tensor that is given for a factor for its value
+            named = {k: 1.0 if k in ("alpha", "value") and isinstance(v, Tensor) else v for k, v in kwargs.items()}
+            return func(*[self._as_meta(a) for a in args], **{k: self._as_meta(v) for k, v in named.items()})
         except NotImplementedError as reason:
             raise UnsupportedStep(f"it needs values of tensors ({reason})") from reason
 
@@ -53,7 +56,7 @@ class MetaResults:
 def _kind(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.shape, argument.stride(), argument.dtype, argument.device.type
-    if type(argument) in (int, float) or is_traced(argument):
+    if type(argument) in (int, float) or is_traced(argument) or is_of_elements(argument):
         return type(plain_value(argument))
     if type(argument) in (list, tuple):
         return tuple(map(_kind, argument))

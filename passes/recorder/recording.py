@@ -10,6 +10,7 @@ import torch
 
 from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.numbers.expressions import Expression, Guard, Source
+from baoc_compile.passes.recorder.torch_calls import VIEWS
 
 
 class Value:
@@ -97,6 +98,22 @@ class Call:
         self.is_sequence = False
 
 
+def values_in(argument: Any) -> list[Value]:
+    """Return the values among the arguments of a call, or in nested lists, in order."""
+    if isinstance(argument, Value):
+        return [argument]
+    if isinstance(argument, Call):
+        return values_in([*argument.arguments, *argument.options.values()])
+    return [v for a in argument for v in values_in(a)] if isinstance(argument, (list, tuple)) else []
+
+
+def origin_of(value: Value) -> Value:
+    """Follow in-place calls, and views, back to the value that the tensor had first."""
+    while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
+        value = value.call.arguments[0]
+    return value
+
+
 @dataclass(eq=False)
 class Piece:
     """The update of one parameter, or of several that the optimizer mixes.
@@ -108,6 +125,7 @@ class Piece:
     constants: the numbers that the step has literally, in order.
     final: the last value of each input.
     created: state entries that the step makes, and their values.
+    written: values that are written to places outside of tensors.
     signature: equal for pieces of the same structure.
     reason: why the piece is not elementwise, as far as the recording shows.
     """
@@ -119,6 +137,7 @@ class Piece:
     constants: list[float] = field(default_factory=list)
     final: list[Value] = field(default_factory=list)
     created: list[tuple[InputRole, Value]] = field(default_factory=list)
+    written: list[Value] = field(default_factory=list)
     signature: Hashable = None
     reason: str = ""
 
@@ -128,7 +147,7 @@ class Write:
     """A change of the optimizer besides its tensors: the entry at a path gets a value.
 
     source: where the entry is.
-    value: an expression, or a constant.
+    value: an expression, a constant, or a `Value`: a number of elements, or a tensor of one.
     dtype: type of a 0-dim tensor, which is changed in place; None for Python numbers and other constants.
     """
 
@@ -154,6 +173,19 @@ class Beginning:
     shape: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What a step returns.
+
+    kind: nothing, what its closure returned, or a number; its `constant`'s text stands for a number that is always the same.
+    number: the number: an expression or a constant.
+    """
+
+    kind: Literal["none", "loss", "number"]
+    number: Any = field(default=None, compare=False)
+    constant: str = ""
+
+
 @dataclass(eq=False)
 class Recording:
     """One step, recorded.
@@ -167,7 +199,7 @@ class Recording:
     constants: what the step may look at besides numbers: path -> value (of a number, its type).
     surroundings: globals that the step names; see `Surroundings`.
     options: the keys of parameter groups that the step looked at.
-    returns: what the step returns: "none" or "loss".
+    returns: what the step returns.
     reads_gradients: whether the prelude reads tensors of parameters, so that it depends on which gradients exist.
     """
 
@@ -180,7 +212,7 @@ class Recording:
     constants: Mapping[Any, Any] = field(default_factory=dict)
     surroundings: list[Any] = field(default_factory=list)
     options: frozenset[Any] = frozenset()
-    returns: str = "none"
+    returns: Returned = Returned("none")
     reads_gradients: bool = False
 
     def was_made_for(self, constants: Mapping[Source, Any]) -> bool:

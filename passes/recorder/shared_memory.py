@@ -24,6 +24,11 @@ class SharedMemory:
         """Return the id of the tensor whose elements this one shows: its own, unless it is an alias."""
         return self._root.get(id(tensor), id(tensor))
 
+    def owner_of(self, tensor: Tensor) -> int:
+        """Return the id of the tensor in whose memory this one's elements are: its own, unless it is an alias or a view."""
+        owner = self._views[id(tensor)][0] if id(tensor) in self._views else id(tensor)
+        return self._root.get(owner, owner)
+
     def is_view(self, tensor: Tensor) -> bool:
         """Return whether a tensor shows a part of another, or shows it in another shape."""
         return id(tensor) in self._views
@@ -59,7 +64,7 @@ class SharedMemory:
 
     def write(self, tensor: Tensor) -> int:
         """Note that a tensor was written; return the id of the one whose memory that is."""
-        root = self._views[id(tensor)][0] if id(tensor) in self._views else self.root_of(tensor)
+        root = self.owner_of(tensor)
         self._written[root] = self._written.get(root, 0) + 1
         if id(tensor) in self._views:
             self._views[id(tensor)] = root, self._written[root]

@@ -6,6 +6,7 @@ place or not.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baoc_compile.core.names import words
 from baoc_compile.core.torch_private import COMPUTES_NOTHING, FOREACH
 
 _SPELLINGS = {
@@ -47,11 +49,6 @@ _SPELLINGS = {
 #: What Python asks of a tensor for a number: `float(x)` is `x.__float__()`, which is not `x.float()`.
 _CONVERSIONS = {"bool", "int", "float", "complex", "index"}
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ipow"}
-
-
-def words(text: str) -> frozenset[str]:
-    """Return the words of a text."""
-    return frozenset(text.split())
 
 
 #: Questions about a tensor that need none of its elements.
@@ -128,6 +125,26 @@ def single_function(foreach_name: str) -> tuple[Callable[..., Any], bool]:
     if name in _SINGLE:
         return _SINGLE[name], name.endswith("_")
     return (getattr(Tensor, name), True) if name.endswith("_") else (getattr(torch, name), False)
+
+
+@functools.cache
+def list_of_one(foreach: Callable[..., Any], lists: frozenset[int | str], is_inplace: bool) -> Callable[..., Any]:
+    """Return the per-tensor function that calls a list operation on lists of one.
+
+    Types of less than 32 bits need it where calls are replayed: list operations round numbers to such a type first, and
+    per-tensor functions do not.
+
+    lists: positions and names of the arguments that are lists.
+    """
+
+    def one(*args: Any, **kwargs: Any) -> Any:
+        result = foreach(
+            *([a] if i in lists else a for i, a in enumerate(args)),
+            **{k: [a] if k in lists else a for k, a in kwargs.items()},
+        )
+        return args[0] if is_inplace else result[0]
+
+    return one
 
 
 def addcmul(x: Any, a: Any, b: Any, value: Any = 1) -> Any:
@@ -233,6 +250,9 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
+    "item": lambda x: x,
+    "larger": lambda x, y: torch.where(_as_tensor(y) > _as_tensor(x), _as_tensor(y), _as_tensor(x)),
+    "smaller": lambda x, y: torch.where(_as_tensor(y) < _as_tensor(x), _as_tensor(y), _as_tensor(x)),
 }
 
 

@@ -63,7 +63,12 @@ class BoundNumbers:
     @property
     def of_prelude(self) -> dict[Expression, Any]:
         """The numbers of this step that the prelude takes."""
-        return dict(zip(self.numbers.prelude, self._shared_values[len(self.numbers.shared_writes) :], strict=True))
+        return dict(zip(self.numbers.prelude, self._shared_values[len(self.numbers.shared_writes) :], strict=False))
+
+    @property
+    def returned(self) -> Any:
+        """The number that this step returns, if it returns one."""
+        return self._shared_values[-1]
 
     def commit(self, optimizer: Any) -> None:
         """Write what the step changes of the optimizer's numbers, after the launches."""

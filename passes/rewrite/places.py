@@ -65,7 +65,7 @@ def put_shared(optimizer: Any, write: Write, value: Any) -> None:
     if is_parameter(last):
         last = _parameter_of(optimizer, last[1])
     if write.dtype is not None:
-        entry_of(holder, last).fill_(value)
+        entry_of(holder, last).copy_(value) if isinstance(value, Tensor) else entry_of(holder, last).fill_(value)
     else:
         set_entry(holder, last, value)
 

@@ -17,7 +17,7 @@ from baoc_compile.core.torch_private import holders_of_memory
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.programs.transcode import decoded, encode
 from baoc_compile.passes.recorder.recording import Piece, Value
-from baoc_compile.passes.rewrite.places import object_at
+from baoc_compile.passes.rewrite.places import entry_at, object_at, set_entry
 from baoc_compile.passes.rewrite.run_calls import last_uses, run_call
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -35,7 +35,7 @@ class Replay:
         self.piece, self.reason, self.indices = piece, reason, piece.parameters
         names = "_".join(table.short_name(i) for i in piece.parameters[:2])
         self.__name__ = f"replay_{names}"
-        self._last_uses = last_uses(piece.calls, {value for _, value in piece.created})
+        self._last_uses = last_uses(piece.calls, {*piece.written, *(value for _, value in piece.created)})
         self.numbers: list[Any] = [s.value if isinstance(s, Expression) else None for s in piece.scalars]
 
     def enter(self, positions: Sequence[int], values: Sequence[Any]) -> None:
@@ -47,9 +47,9 @@ class Replay:
     def __call__(self, table: ParameterTable, known: dict[Value, Any]) -> dict[tuple[int, Any], Tensor]:
         """Run the piece.
 
-        known: the prelude's values.
+        known: the prelude's values; gets those that are written to places outside of tensors.
 
-        Returns (parameter index, state key) -> the tensor, for state that is made or replaced.
+        Returns (parameter index, state key) -> the tensor, for state that is made or replaced. Nested tensors are replaced.
         """
         values: dict[Any, Any] = dict(known)
         opened = _Decoded()
@@ -63,15 +63,21 @@ class Replay:
         for scalar, number in zip(self.piece.scalars, self.numbers, strict=True):
             if isinstance(scalar, Expression):
                 values[scalar] = number
+            elif scalar.call is None and scalar not in values:  # a tensor of a group or an attribute
+                values[scalar] = tensor_of(scalar, table)
         for call, done in zip(self.piece.calls, self._last_uses, strict=True):
             run_call(call, values)
             for value in done:
                 opened.close_if_free(id(values.pop(value)))
+        known |= {value: values[value] for value in self.piece.written}
         opened.close()
         made = {}
         for role, value in self.piece.created:
-            old = table.state(role.parameter).get(role.key)
-            if isinstance(old, StateTensor):
+            old = table.state(role.parameter).get(role.key) if role.kind == "state" else None
+            if role.kind == "nested":
+                *path, last = role.key
+                set_entry(entry_at(table.state(role.parameter), path), last, values[value])
+            elif isinstance(old, StateTensor):
                 encode(old, values[value])
             else:
                 made[role.parameter, role.key] = values[value]

@@ -58,6 +58,9 @@ def copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> Parame
             if isinstance(value, StateTensor):
                 entries[key].anchored(parameters[i])
         state[parameters[i]] = entries
+    for key, value in real.state.items():
+        if not isinstance(key, Tensor):  # state of the whole optimizer
+            state[key] = copy.deepcopy(value, memo)
     attributes["state"] = state
     for name, value in vars(real).items():
         if is_hooks(name):
