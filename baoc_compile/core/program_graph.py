@@ -15,7 +15,18 @@ from baoc_compile.core.rule import RuleInput, UpdateRule
 
 OperandPer = Literal["element", "group", "scalar", "codebook", "shared"]
 OperandSource = Literal[
-    "param", "grad", "part", "clock", "salt", "counter", "scalar", "reduced", "update_scale", "index", "group_index"
+    "param",
+    "grad",
+    "part",
+    "clock",
+    "salt",
+    "counter",
+    "scalar",
+    "reduced",
+    "exported",
+    "update_scale",
+    "index",
+    "group_index",
 ]
 
 
@@ -28,10 +39,10 @@ class Operand:
         launch or tensor ("scalar"), or each entry of a "codebook". A "shared" operand is read spread over the elements;
         one that is written is folded.
     dtype: the type in memory.
-    source: where the value comes from: the parameter ("param"), the gradient ("grad"), a part of a slot's storage ("part"), a
-        slot's "clock" or "salt", a "counter", "scalar" or "reduced" input of the rule, the parameter's "update_scale", or
-        the lane's number. "index" and "group_index" are the folded 32-bit number of an element's lane and of a group's
-        first lane (see `Rows`).
+    source: where the value comes from, or goes: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
+        ("part"), a slot's "clock" or "salt", a "counter", "scalar" or "reduced" input of the rule, a number that it has
+        "exported", the parameter's "update_scale", or the lane's number. "index" and "group_index" are the folded 32-bit
+        number of an element's lane and of a group's first lane (see `Rows`).
     slot: key of the slot, for parts, clocks and salts.
     part: part of the slot's codec, for parts.
     input: input of the rule, for counters, scalars and what is reduced.
@@ -66,7 +77,7 @@ class Operand:
     @property
     def in_memory(self) -> bool:
         """Whether it is a tensor, as opposed to a number handed to the program."""
-        return self.source in ("param", "grad", "part", "clock", "counter", "reduced")
+        return self.source in ("param", "grad", "part", "clock", "counter", "reduced", "exported")
 
 
 @dataclass(frozen=True)
@@ -151,10 +162,16 @@ class ProgramGraph:
         return any(o.fold for o in self.operands)
 
     @property
+    def exports(self) -> bool:
+        """Whether the program computes numbers for the prelude and for other parameters."""
+        return any(o.source == "exported" for o in self.operands)
+
+    @property
     def title(self) -> str:
         """Rule, storage and parameter type as one line."""
         stored = ", ".join(f"{key}: {codec.name}" for key, codec in self.configuration.items()) or "no state"
-        verb = "averages for rule" if self.decays else "reductions for rule" if self.folds else "rule"
+        kinds = {"averages for rule": self.decays, "reductions for rule": self.folds, "exports of rule": self.exports}
+        verb = next((kind for kind, is_so in kinds.items() if is_so), "rule")
         update_scale = ", update_scale" if self.signature.has_update_scale else ""
         return f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')}{update_scale})"
 

@@ -55,17 +55,18 @@ class RuleOutput:
 
     kind: "new" replaces an input; "created" is the first value of a slot that the step makes; "increment" and "decay"
         belong to a shared slot, whose values become decay * value + mean of the increments; of a "mean" or "most" another
-        rule reads the mean or the maximum over all elements, as its "reduced" input `name`.
-    name: name of the input that is replaced or reduced.
+        rule reads the mean or the maximum over all elements, as its "reduced" input `name`; an "exported" value is a number
+        for the prelude and for other parameters.
+    name: name of the input that is replaced or reduced, or of the exported number.
     key: key of the slot that is created or shared.
     """
 
-    kind: Literal["new", "created", "increment", "decay", "mean", "most"]
+    kind: Literal["new", "created", "increment", "decay", "mean", "most", "exported"]
     name: str = ""
     key: str = ""
 
     def __str__(self) -> str:
-        if self.kind in ("mean", "most"):
+        if self.kind in ("mean", "most", "exported"):
             return f"{self.name} ({self.kind})"
         return f"new {self.name or self.key}" if self.kind in ("new", "created") else f"{self.kind} of {self.key}"
 
@@ -117,6 +118,11 @@ class UpdateRule:
     def reduces(self) -> bool:
         """Whether it computes what another rule reads as "reduced" inputs, and nothing else."""
         return any(o.kind in ("mean", "most") for o in self.outputs)
+
+    @property
+    def exports(self) -> bool:
+        """Whether it computes numbers for the prelude and for other parameters."""
+        return any(o.kind == "exported" for o in self.outputs)
 
     def slot(self, key: str) -> Slot:
         """Return the slot of this key."""

@@ -148,8 +148,16 @@ class BoundStep:
         if recording.prelude or self.bound.tensors:
             self._run_prelude(table(), values)
         self._values = values
+        early, launches = self.bound.launches[: self.bound.early], self.bound.launches[self.bound.early :]
+        if early:
+            known = [_as_tensor(values.get(value, 0.0)) for value in self.bound.tensors]
+            for launch in early:
+                launch(self.parameters, known)
+            values |= {v: made.to(v.dtype, copy=True) for v, made in self.bound.exported.items()}
+            with torch.no_grad():
+                run_calls(recording.late, values)
         tensors = [_as_tensor(values[value]) for value in self.bound.tensors]
-        for launch in self.bound.launches:
+        for launch in launches:
             launch(self.parameters, tensors)
         made = dict(self.bound.created)
         if self.bound.replays:
@@ -178,9 +186,10 @@ class BoundStep:
 
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:
-        calls = self.reading.recording.prelude
+        recording = self.reading.recording
+        calls = [call for call in recording.prelude if call not in recording.late]
         values |= self.numbers.of_prelude
-        for value in (*values_in(calls), *self.bound.tensors):
+        for value in (*values_in(recording.prelude), *self.bound.tensors):
             if value.call is None and value not in values:
                 real = tensor_of(value, table)
                 values[value] = real.decode() if hasattr(real, "decode") and hasattr(real, "parts") else real

@@ -102,7 +102,8 @@ def _give(call: Call, wanted: dict[Value, ValueGroup]) -> None:
     groups = [wanted[v] for v in (*call.results, *values) if v in wanted]
     if not groups:
         return
-    group = _joined([*groups, *(v.group for v in (*call.results, *values) if v.group is not None)])
+    known = [v.group for v in (*call.results, *values) if v.group is not None]
+    call.group = group = _joined([*groups, *known, *([call.group] if call.group is not None else [])])
     for result in call.results:
         result.group = wanted[result] = group
 

@@ -19,8 +19,8 @@ from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 def graph_of_piece(piece: Piece) -> fx.Graph:
     """Return a graph that takes the piece's inputs, scalars and constants, in this order.
 
-    It returns the last value of every input, then the state entries that the piece creates. The node of a call carries
-    it as `meta["call"]`.
+    It returns the last value of every input, then the state entries that the piece creates, then what it exports. The node
+    of a call carries it as `meta["call"]`.
     """
     graph = fx.Graph()
     nodes: dict[Any, fx.Node] = {}
@@ -34,7 +34,8 @@ def graph_of_piece(piece: Piece) -> fx.Graph:
 
     for call in piece.calls:
         _add(graph, call, nodes, constant)
-    graph.output(tuple(nodes[value] for value in (*piece.final, *(value for _, value in piece.created))))
+    made = [value for _, value in piece.created]
+    graph.output(tuple(nodes[value] for value in (*piece.final, *made, *piece.exported)))
     return graph
 
 

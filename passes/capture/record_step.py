@@ -123,11 +123,12 @@ def _record(
                 raise UnsupportedStep("it looks up parameters by their ids in a way that can't be followed")
             recording = find_writes(stand_in)
             recording.returns, recording.options = returned, stand_in.options
-            recording.pieces, recording.prelude = split_pieces(stand_in, recording.writes)
+            recording.pieces, recording.prelude, recording.late = split_pieces(stand_in, recording.writes)
         recording.guards, recording.sources = recorder.trace.guards, recorder.trace.sources
         recording.surroundings = Surroundings(step, table.optimizer).values()
         mixed = any(len(piece.parameters) > 1 for piece in recording.pieces)
-        recording.reads_gradients = mixed or any(v.group is not None or v.role for v in values_in(recording.prelude))
+        reads = any(v.group is not None or v.role for v in values_in(recording.prelude))
+        recording.reads_gradients = mixed or reads or any(piece.exported for piece in recording.pieces)
         recordings.append(recording)
         before = stand_in
     return recordings

@@ -6,21 +6,23 @@ parameter. An optimizer that mixes parameters gives a piece with several of them
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any
 
 from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.parameter_table import InputRole
 from baoc_compile.passes.capture.created_state import created_state, give_to_parameters
+from baoc_compile.passes.capture.exchanged_numbers import find_exports, joined_by_exports, move_to_pieces
 from baoc_compile.passes.capture.piece_graph import is_liftable
 from baoc_compile.passes.capture.stand_in import StandIn
 from baoc_compile.passes.numbers.expressions import Expression
+from baoc_compile.passes.recorder.recorder import Recorder
 from baoc_compile.passes.recorder.recording import Call, Piece, Value, ValueGroup, Write, origin_of, values_in
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 
 
-def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], list[Call]]:
-    """Return the pieces, in the order of their parameters, and the prelude's calls.
+def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], list[Call], list[Call]]:
+    """Return the pieces, in the order of their parameters, the prelude's calls, and those of them that are late.
 
     writes: what else the step changes.
 
@@ -35,31 +37,41 @@ def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], l
             value.group.root().reason = (
                 value.group.root().reason or "it keeps a number of elements outside of its state"
             )
+    while True:
+        pieces, prelude = _split(recorder, created, written)
+        late = find_exports(prelude, pieces, written)
+        if not late or joined_by_exports(late, pieces) is None:
+            break
+    shared = _described_values(prelude)
+    for piece in pieces:
+        _describe(piece, stand_in, shared)
+    return sorted(pieces, key=lambda piece: piece.parameters), prelude, late
+
+
+def _split(
+    recorder: Recorder, created: list[tuple[InputRole, Value]], written: list[Value]
+) -> tuple[list[Piece], list[Call]]:
+    """Return the pieces with their calls, and the prelude's calls."""
     pieces: dict[ValueGroup, Piece] = {}
     prelude: list[Call] = []
     for call in recorder.calls:
         if call in recorder.dropped:
             continue
-        group = call.results[0].group if call.results else None
-        if group is None:
+        if call.group is None:
             prelude.append(call)
             continue
-        root = group.root()
+        root = call.group.root()
         if root not in pieces:
             pieces[root] = Piece(tuple(sorted(root.parameters)), [], reason=root.reason)
         pieces[root].calls.append(call)
     for role, value in created:
-        assert value.group is not None
-        pieces[value.group.root()].created.append((role, value))
+        assert value.call is not None and value.call.group is not None
+        pieces[value.call.group.root()].created.append((role, value))
     for value in written:
         if value.group is not None:
             pieces[value.group.root()].written.append(value)
     prelude = _needed(prelude, list(pieces.values()), written)
-    prelude = _move_to_pieces(prelude, list(pieces.values()), recorder.calls, written)
-    shared = _described_values(prelude)
-    for piece in pieces.values():
-        _describe(piece, stand_in, shared)
-    return sorted(pieces.values(), key=lambda piece: piece.parameters), prelude
+    return list(pieces.values()), move_to_pieces(prelude, list(pieces.values()), recorder.calls, written)
 
 
 def _needed(prelude: list[Call], pieces: list[Piece], written: list[Value]) -> list[Call]:
@@ -74,43 +86,6 @@ def _needed(prelude: list[Call], pieces: list[Piece], written: list[Value]) -> l
             kept.append(call)
             wanted.update(values_in(call))
     return kept[::-1]
-
-
-def _move_to_pieces(
-    prelude: list[Call], pieces: list[Piece], order: list[Call], written: Iterable[Value]
-) -> list[Call]:
-    """Move the calls that concern one parameter alone, such as its norm, into its piece; return the others."""
-    readers: dict[Value, set[int]] = defaultdict(set)  # pieces, or -1: more than a piece reads it
-    for value in written:
-        readers[value].add(-1)
-    for k, piece in enumerate(pieces):
-        for value in values_in([*piece.calls]) + [v for _, v in piece.created]:
-            readers[value].add(k)
-    sources: dict[Value, set[int]] = {}  # parameters that a value is computed from
-    for call in prelude:
-        found = set().union(*(_sources(v, sources) for v in values_in(call)))
-        sources |= dict.fromkeys(call.results, found)
-    moved: dict[int, list[Call]] = defaultdict(list)
-    kept = []
-    for call in reversed(prelude):
-        read_by = set().union(*(readers[result] for result in call.results))
-        k = next(iter(read_by), -1)
-        is_own = k >= 0 and len(read_by) == 1 and sources[call.results[0]] == set(pieces[k].parameters)
-        if is_own and len(pieces[k].parameters) == 1:
-            moved[k].append(call)
-        else:
-            kept.append(call)
-        for value in values_in(call):
-            readers[value] |= read_by if is_own else {-1}
-    position = {call: n for n, call in enumerate(order)} if moved else {}
-    for k, calls in moved.items():
-        pieces[k].calls = sorted([*pieces[k].calls, *calls], key=position.__getitem__)
-    return kept[::-1]
-
-
-def _sources(value: Value, known: dict[Value, set[int]]) -> set[int]:
-    """Return the parameters that a value of the prelude is computed from; -1 for what belongs to none."""
-    return known.get(value, set()) if value.call is not None else {-1 if value.role is None else value.role.parameter}
 
 
 def _described_values(prelude: list[Call]) -> dict[Value, int]:
@@ -182,6 +157,7 @@ def _describe(piece: Piece, stand_in: StandIn, shared: dict[Value, int]) -> None
     for role, value in piece.created:
         signature.append(("creates", role.key, piece.parameters.index(role.parameter), numbered(value)))
     signature += [("writes", numbered(value)) for value in piece.written]
+    signature += [("exports", numbered(value)) for value in piece.exported]
     piece.final = [final.get(value, value) for value in piece.inputs]
     piece.signature = (tuple(signature), piece.reason)
 

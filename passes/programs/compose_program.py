@@ -73,6 +73,8 @@ class _Composer(GraphBuilder):
         for output, value in new.items():
             if output.kind in ("mean", "most"):
                 self.written[output.name] = value
+            elif output.kind == "exported":
+                self.written[output.name] = self.cast(value, torch.float64, f"{output.name}_new")
             elif output.kind == "increment":
                 self._average(output.key, value, new[RuleOutput("decay", key=output.key)])
             elif output.kind != "decay":
@@ -131,7 +133,10 @@ class _Composer(GraphBuilder):
         for reduced in self.rule.inputs_of("reduced"):
             declare(Operand(reduced.name, "scalar", torch.float64, "reduced", input=reduced))
         for output in self.rule.outputs:
-            if output.kind in ("mean", "most"):
+            if output.kind == "exported":
+                of = RuleInput(output.name, "scalar")
+                declare(Operand(output.name, "scalar", torch.float64, "exported", input=of))
+            elif output.kind in ("mean", "most"):
                 of = RuleInput(output.name, "reduced")
                 declare(Operand(output.name, "shared", torch.float64, "reduced", input=of, fold=output.kind))
         declare(Operand(free("index"), "element", torch.int32, "index"))

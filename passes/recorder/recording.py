@@ -80,9 +80,10 @@ class Call:
     arguments, options: positional and named arguments; tensors are `Value`s, numbers that are computed `Expression`s.
     results: its results; for an in-place call, the new value of its first argument.
     is_sequence: whether it returned a tuple or a list.
+    group: the group of values with which it is computed; None for the prelude. Of a reduction, the result belongs to no group.
     """
 
-    __slots__ = ("arguments", "function", "is_inplace", "is_sequence", "name", "options", "results")
+    __slots__ = ("arguments", "function", "group", "is_inplace", "is_sequence", "name", "options", "results")
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class Call:
         self.arguments, self.options = tuple(arguments), dict(options)
         self.results: tuple[Value, ...] = ()
         self.is_sequence = False
+        self.group: ValueGroup | None = None
 
 
 def values_in(argument: Any) -> list[Value]:
@@ -126,6 +128,7 @@ class Piece:
     final: the last value of each input.
     created: state entries that the step makes, and their values.
     written: values that are written to places outside of tensors.
+    exported: numbers that it computes for the prelude or for other pieces.
     signature: equal for pieces of the same structure.
     reason: why the piece is not elementwise, as far as the recording shows.
     """
@@ -138,6 +141,7 @@ class Piece:
     final: list[Value] = field(default_factory=list)
     created: list[tuple[InputRole, Value]] = field(default_factory=list)
     written: list[Value] = field(default_factory=list)
+    exported: list[Value] = field(default_factory=list)
     signature: Hashable = None
     reason: str = ""
 
@@ -192,6 +196,7 @@ class Recording:
 
     pieces: the updates.
     prelude: calls that belong to no parameter: they run once, before all updates.
+    late: those of them that wait for what pieces export.
     guards: the conditions on numbers under which the step does the same again.
     writes: what else it changes.
     beginnings: parameter index -> state key -> its first value, for the entries that the step makes.
@@ -214,6 +219,7 @@ class Recording:
     options: frozenset[Any] = frozenset()
     returns: Returned = Returned("none")
     reads_gradients: bool = False
+    late: list[Call] = field(default_factory=list)
 
     def was_made_for(self, constants: Mapping[Source, Any]) -> bool:
         """Return whether the step would see the same constants; options that it does not look at don't count."""

@@ -188,7 +188,11 @@ class ValueRecorder(NumberRecorder):
         )
 
     def _finish(self, call: Call, result: Any, group: ValueGroup | None, device: torch.device) -> Any:
+        """Enter a call and what it returns. The number that a reduction makes of a parameter's elements belongs to no group."""
         self.calls.append(call)
+        call.group = group
+        if call.name in REDUCTIONS and not call.is_inplace and isinstance(result, Tensor) and not result.ndim:
+            group = None
         if call.is_inplace:
             target = call.arguments[0]
             value = Value(target.shape, target.dtype, None, call, group)
@@ -222,6 +226,6 @@ class ValueRecorder(NumberRecorder):
         """Give the tensor of which a view was written a new value."""
         call = Call("changed_by_view", changed_by_view, True, [self.current[owner], view], {})
         value = Value(self.current[owner].shape, self.current[owner].dtype, None, call, group)
-        call.results = (value,)
+        call.results, call.group = (value,), group
         self.calls.append(call)
         self.current[owner] = value

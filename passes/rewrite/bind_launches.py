@@ -27,17 +27,21 @@ class Bound:
     """A step bound to tensors.
 
     launches: the launches, in order.
+    early: how many of them come before the late part of the prelude, for which they export numbers.
     replays: the pieces that are not elementwise.
     created: (parameter index, state key) -> the entry that a launch fills, to be put into the state after it.
     reduced: (parameter index, name) -> the mean or maximum that one launch stores for the next, a 0-dim float64 tensor.
+    exported: what pieces export -> the 0-dim float64 tensor in which a launch stores it.
     rows: parameter index -> the launches over it and its row in each, with the scalars that they take.
     tensors: the 0-dim values of the prelude to which `Launch.varying` refers.
     """
 
     launches: list[BoundLaunch] = field(default_factory=list)
+    early: int = 0
     replays: list[Replay] = field(default_factory=list)
     created: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     reduced: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    exported: dict[Value, Tensor] = field(default_factory=dict)
     rows: dict[int, list[tuple[BoundLaunch, int, dict[str, int]]]] = field(default_factory=lambda: defaultdict(list))
     tensors: list[Value] = field(default_factory=list)
 
@@ -57,10 +61,13 @@ def bind_launches(table: ParameterTable, storage: Storage, classes: list[RuleCla
                 bound.replays.append(Replay(piece, rule_class.reason, table))
             else:
                 groups[need_of(table, storage, rule_class.rule, piece)].append(piece)
-    for (need, pieces), made in zip(groups.items(), programs_of(groups), strict=True):
-        for graph, executable in made:
-            launch = Launch(graph, executable)
-            _bind(bound, launch, pieces, need, table, storage)
+    programs = list(zip(groups.items(), programs_of(groups), strict=True))
+    for is_early in (True, False):
+        for (need, pieces), made in programs:
+            first = 1 + max((k for k, (graph, _) in enumerate(made) if graph.exports), default=-1)
+            for graph, executable in made[:first] if is_early else made[first:]:
+                _bind(bound, Launch(graph, executable), pieces, need, table, storage)
+        bound.early = len(bound.launches) if is_early else bound.early
     return bound
 
 
@@ -126,6 +133,10 @@ class _Operands:
             self.numbers[operand.name] = self.storage.of(self.index).update_scale
         elif operand.source == "counter" and rule_input is not None:
             self.tensors[operand.name] = self.state[rule_input.key]
+        elif operand.source == "exported" and rule_input is not None:
+            value = self.piece.exported[int(rule_input.name.rpartition("_")[2])]
+            made = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
+            self.tensors[operand.name] = self.bound.exported[value] = made
         elif operand.source == "reduced" and rule_input is not None:
             self.tensors[operand.name] = self._reduced(rule_input.name)
             if operand.fold:

@@ -21,7 +21,7 @@ from baoc_compile.core.codec import Slot
 from baoc_compile.core.names import identifier
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule, bounds_of
-from baoc_compile.kernels.dialect.nodes import ValueMeta, has_meta, set_meta
+from baoc_compile.kernels.dialect.nodes import ValueMeta, has_meta, meta_of, set_meta
 from baoc_compile.kernels.dialect.operations import NO_OPS, is_supported, unsupported_reason
 from baoc_compile.passes.capture.piece_graph import graph_of_piece
 from baoc_compile.passes.recorder.recording import Piece, Value
@@ -64,7 +64,7 @@ def canonicalize(table: ParameterTable, piece: Piece, scalars: Sequence[RuleInpu
         gm = trace_core_aten(runner.run, examples)
     except Exception as error:
         raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
-    return _as_rule(gm, inputs, [role.key for role, _ in piece.created], shape)
+    return _as_rule(gm, inputs, [role.key for role, _ in piece.created], len(piece.exported), shape)
 
 
 def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
@@ -121,7 +121,9 @@ class _PieceRunner(fx.Interpreter):
         return result.double() if is_number else result  # reductions, too: numbers are float64
 
 
-def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], shape: tuple[int, ...]) -> UpdateRule:
+def _as_rule(
+    gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], exported: int, shape: tuple[int, ...]
+) -> UpdateRule:
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     numel = RuleInput(identifier("numel", {i.name for i in inputs}), "scalar", origin="numel", bounds=(1.0, math.inf))
@@ -149,13 +151,13 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
     (returned,) = gm.graph.output_node().args
     outputs: list[RuleOutput] = []
     values: list[fx.Node] = []
-    returned_inputs = len(returned) - len(created)  # constants are not returned
+    returned_inputs = len(returned) - len(created) - exported  # constants are not returned
     for placeholder, value in zip(placeholders, returned[:returned_inputs], strict=False):
         if copied[value] is not placeholder:
             outputs.append(RuleOutput("new", placeholder.target))
             values.append(copied[value])
     known = {i.key: i.name for i in inputs if i.kind == "slot"}
-    for key, value in zip(created, returned[returned_inputs:], strict=True):
+    for key, value in zip(created, returned[returned_inputs : len(returned) - exported], strict=True):
         # state[key] = f(state[key]) replaces the slot
         output = RuleOutput("new", known[key]) if key in known else RuleOutput("created", key=key)
         if output in outputs:
@@ -164,6 +166,12 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
             raise NotElementwise(f"state {key!r} is changed in place and replaced in the same step")
         outputs.append(output)
         values.append(copied[value])
+    for position in range(exported):
+        value = copied[returned[len(returned) - exported + position]]
+        if meta_of(value).per != "scalar":
+            raise NotElementwise("it exchanges numbers with other updates that are no reductions")
+        outputs.append(RuleOutput("exported", f"exported_{position}"))
+        values.append(value)
     graph.output(tuple(values))
     graph.eliminate_dead_code()
     inputs = [numel, *inputs]
@@ -173,6 +181,8 @@ def _as_rule(gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], sh
     keys = [i.key for i in kept if i.kind == "slot"]
     slots = prove_signs(canonical, kept, outputs, [Slot(key) for key in keys])
     slots = prove_recurrences(canonical, kept, outputs, slots)
+    if exported:  # what is averaged first might wait for what is exported
+        slots = tuple(replace(s, why_not_shared="the step exchanges numbers between parameters") for s in slots)
     return UpdateRule(canonical, kept, tuple(outputs), slots)
 
 

@@ -83,6 +83,9 @@ def _reading(
     table: ParameterTable, recording: Recording, numbers: GroupedNumbers, present: frozenset[int], has_closure: bool
 ) -> Reading:
     classes = extract_rules(recording, table)  # may add the number of steps to a piece's numbers
+    apart = next((c for c in classes if c.rule is None and any(piece.exported for piece in c.members)), None)
+    if apart is not None:
+        raise UnsupportedStep(f"its updates exchange numbers, and {apart.reason}")
     return Reading(recording, group_numbers(recording), classes, present, has_closure)
 
 

@@ -24,10 +24,26 @@ from baoc_compile.passes.rules.reductions import reduction_of
 def launched_rules(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> tuple[UpdateRule, ...]:
     """Return the rules that a step launches, in order: those that average shared slots, those that reduce, the update.
 
+    Before all others are those that compute what the rule exports, if it does.
+
     dropped, shared: keys of the slots that are dropped and shared. Raises NoRecurrence; see `reduce_state`.
     """
+    early: tuple[UpdateRule, ...] = ()
+    if rule.exports:
+        early, rule = split_reductions(_returning(rule, True)), _returning(rule, False)
     reduced = reduce_state(rule, dropped, shared)
-    return (*reduced.averages, *split_reductions(reduced.update))
+    return (*early, *reduced.averages, *split_reductions(reduced.update))
+
+
+def _returning(rule: UpdateRule, exported: bool) -> UpdateRule:
+    """Return the rule without what it exports, or with nothing but that."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(rule.gm.graph, copied)
+    (returned,) = rule.gm.graph.output_node().args
+    kept = {o: copied[v] for o, v in zip(rule.outputs, returned, strict=True) if (o.kind == "exported") is exported}
+    graph.output(tuple(kept.values()))
+    return rule_like(rule, graph, tuple(kept))
 
 
 def split_reductions(rule: UpdateRule) -> tuple[UpdateRule, ...]:
