@@ -56,6 +56,7 @@ def canonicalize(table: ParameterTable, piece: Piece, scalars: Sequence[RuleInpu
         raise NotElementwise(
             f"it keeps state under the key {odd[0]!r}; only state whose key is a string can be compressed"
         )
+    _refuse_narrow(piece, parameter.dtype)
     shape = tuple(parameter.shape) or (1,)
     inputs = _rule_inputs(piece, tuple(parameter.shape), scalars)
     runner = _PieceRunner(fx.GraphModule(torch.nn.Module(), graph_of_piece(piece)))
@@ -65,6 +66,14 @@ def canonicalize(table: ParameterTable, piece: Piece, scalars: Sequence[RuleInpu
     except Exception as error:
         raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
     return _as_rule(gm, inputs, [role.key for role, _ in piece.created], len(piece.exported), shape)
+
+
+def _refuse_narrow(piece: Piece, dtype: torch.dtype) -> None:
+    """Raise NotElementwise if a piece rounds to a type with fewer bits than the parameter and all that it reads have."""
+    known = {value.dtype for value in piece.inputs}
+    for value in (result for call in piece.calls for result in call.results if result.shape):
+        if value.dtype.is_floating_point and value.dtype.itemsize < dtype.itemsize and value.dtype not in known:
+            raise NotElementwise(f"it computes in {str(value.dtype).removeprefix('torch.')}")
 
 
 def _traced_dtype(rule_input: RuleInput) -> torch.dtype:
