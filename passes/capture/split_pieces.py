@@ -49,6 +49,8 @@ def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], l
         pieces[root].calls.append(call)
     for role, value in created:
         assert value.group is not None
+        if role.parameter not in value.group.root().parameters:
+            raise UnsupportedStep(f"it makes state {role.key!r} of a parameter from tensors of others")
         pieces[value.group.root()].created.append((role, value))
     for value in written:
         if value.group is not None:

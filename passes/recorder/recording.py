@@ -200,7 +200,8 @@ class Recording:
     surroundings: globals that the step names; see `Surroundings`.
     options: the keys of parameter groups that the step looked at.
     returns: what the step returns.
-    reads_gradients: whether the prelude reads tensors of parameters, so that it depends on which gradients exist.
+    reads_gradients: whether the prelude reads tensors of parameters, or several of these are mixed or stacked, so that it depends
+        on which gradients exist.
     """
 
     pieces: list[Piece]
