@@ -110,7 +110,7 @@ def values_in(argument: Any) -> list[Value]:
 def origin_of(value: Value) -> Value:
     """Follow in-place calls, and views, back to the value that the tensor had first."""
     while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
-        value = value.call.arguments[0]
+        value = values_in(value.call)[0]
     return value
 
 
