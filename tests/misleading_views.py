@@ -39,13 +39,24 @@ class SamePartAsState(Stacked):
         return [norms[:1] for _ in norms]
 
 
-@misleads("refused")
+@misleads("right")
 class PartsThatChange(Stacked):
     """Each has a part of its own, and a later change of the whole shows in it."""
 
     def parts(self, norms):
         parts = list(norms)
         norms.mul_(0.5)
+        return parts
+
+
+@misleads("refused")
+class RowsThatChange(Stacked):
+    """The same with rows of a tensor."""
+
+    def parts(self, norms):
+        table = norms.unsqueeze(1) * torch.ones(1, 2, dtype=norms.dtype)
+        parts = [row[0] for row in table]
+        table.mul_(0.5)
         return parts
 
 

@@ -18,6 +18,7 @@ import misleading_numbers  # noqa: F401
 import misleading_objects  # noqa: F401
 import misleading_optimizers  # noqa: F401
 import misleading_results  # noqa: F401
+import misleading_stacks  # noqa: F401
 import misleading_state  # noqa: F401
 import misleading_tensors  # noqa: F401
 import misleading_views  # noqa: F401

@@ -126,7 +126,7 @@ def _record(
             recording.pieces, recording.prelude, recording.late = split_pieces(stand_in, recording.writes)
         recording.guards, recording.sources = recorder.trace.guards, recorder.trace.sources
         recording.surroundings = Surroundings(step, table.optimizer).values()
-        mixed = any(len(piece.parameters) > 1 for piece in recording.pieces)
+        mixed = recorder.has_stacked or any(len(piece.parameters) > 1 for piece in recording.pieces)
         reads = any(v.group is not None or v.role for v in values_in(recording.prelude))
         recording.reads_gradients = mixed or reads or any(piece.exported for piece in recording.pieces)
         recordings.append(recording)

@@ -66,7 +66,10 @@ def _split(
         pieces[root].calls.append(call)
     for role, value in created:
         assert value.call is not None and value.call.group is not None
-        pieces[value.call.group.root()].created.append((role, value))
+        group = value.call.group.root()
+        if role.parameter not in group.parameters:
+            raise UnsupportedStep(f"it makes state {role.key!r} of a parameter from tensors of others")
+        pieces[group].created.append((role, value))
     for value in written:
         if value.group is not None:
             pieces[value.group.root()].written.append(value)

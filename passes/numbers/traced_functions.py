@@ -54,24 +54,27 @@ def traced_functions(real_id: Callable[[Any], int], has_element: Callable[[Any],
         is_other = threading.get_ident() != thread or not isinstance(value, Tensor)
         return plain_id(value) if is_other else real_id(value)
 
+    def is_unknown(value: Any) -> bool:
+        return is_of_elements(value) or has_element(value)
+
+    def can_follow(given: Any) -> bool:
+        """Return whether the values are numbers and at most one tensor, some of which the host does not know."""
+        if type(given) not in (list, tuple) or not any(map(is_unknown, given)):
+            return False
+        others = [v for v in given if not has_element(v)]
+        return len(given) - len(others) <= 1 and all(is_number(v) or is_of_elements(v) for v in others)
+
     def chooses(function: Callable[..., Any], name: str, choose: Callable[..., Any]) -> Callable[..., Any]:
+        def choose_of(a: Any, b: Any) -> Any:
+            return compute(name, choose, (a, b)) if is_unknown(a) or is_unknown(b) else function(a, b)
+
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            given = arguments[0] if len(arguments) == 1 and type(arguments[0]) in (list, tuple) else arguments
-            tensors = sum(map(has_element, given)) if type(given) in (list, tuple) else 0
-            is_followed = tensors == 1 or (
-                not tensors and type(given) in (list, tuple) and any(map(is_of_elements, given))
-            )
-            others = (a for a in given if not has_element(a)) if is_followed else ()
-            if named or not is_followed or not all(is_number(a) or is_of_elements(a) for a in others):
+            given = arguments[0] if len(arguments) == 1 else arguments
+            if named or threading.get_ident() != thread or not can_follow(given):
                 return function(*arguments, **named)
-            return functools.reduce(
-                lambda a, b: compute(name, choose, (a, b)) if _asks(a, b) else function(a, b), given
-            )
+            return functools.reduce(choose_of, given)
 
         return wrapped
-
-    def _asks(*arguments: Any) -> bool:
-        return any(has_element(a) or is_of_elements(a) for a in arguments)
 
     plain_max, plain_min = builtins.max, builtins.min
     try:

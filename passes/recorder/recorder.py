@@ -22,6 +22,7 @@ from baoc_compile.passes.numbers.traced_numbers import plain_value
 from baoc_compile.passes.recorder.arguments import are_numbers, flat, is_meta, reader
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, plain
 from baoc_compile.passes.recorder.recording import Call
+from baoc_compile.passes.recorder.stack_recorder import StackRecorder
 from baoc_compile.passes.recorder.torch_calls import (
     ALIASES,
     BRANCHES,
@@ -35,7 +36,6 @@ from baoc_compile.passes.recorder.torch_calls import (
     named,
     single_function,
 )
-from baoc_compile.passes.recorder.value_recorder import ValueRecorder
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
 id = builtins.id
@@ -45,7 +45,7 @@ id = builtins.id
 MAKES_ELEMENTS = words("stack cat expand repeat new_zeros new_ones new_full new_empty")
 
 
-class Recorder(ValueRecorder):
+class Recorder(StackRecorder):
     """Mode that records the calls of torch made inside it; see `ValueRecorder`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,6 +80,11 @@ class Recorder(ValueRecorder):
             return self._numbers_call(name, func, is_inplace, args, kwargs)
         if name == "item" and self.has_element(args[0]) and args[0].is_floating_point():  # an int has other methods
             return self._compute(name, func, args)
+        result = self.on_stacks(name, func, is_inplace, args, kwargs)
+        if result is not NotImplemented:
+            return result
+        for tensor in tensors:
+            self.value_of(tensor)  # makes stacks
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         if "out" in kwargs:
@@ -136,6 +141,8 @@ class Recorder(ValueRecorder):
         def item(argument: Any, i: int) -> Any:
             if isinstance(argument, (list, tuple)):
                 return argument[i]
+            if isinstance(argument, Tensor) and id(argument) in self.stacks:
+                return self.stacks[id(argument)].parts[i]
             many = isinstance(argument, Tensor) and argument.ndim and id(argument) not in self.numbers
             return self._record("getitem", Tensor.__getitem__, False, (argument, i), {}) if many else argument
 

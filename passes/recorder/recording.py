@@ -112,7 +112,7 @@ def values_in(argument: Any) -> list[Value]:
 def origin_of(value: Value) -> Value:
     """Follow in-place calls, and views, back to the value that the tensor had first."""
     while value.call is not None and (value.call.is_inplace or value.call.name in VIEWS):
-        value = value.call.arguments[0]
+        value = values_in(value.call)[0]
     return value
 
 
@@ -205,7 +205,8 @@ class Recording:
     surroundings: globals that the step names; see `Surroundings`.
     options: the keys of parameter groups that the step looked at.
     returns: what the step returns.
-    reads_gradients: whether the prelude reads tensors of parameters, so that it depends on which gradients exist.
+    reads_gradients: whether the prelude reads tensors of parameters, or several of these are mixed or stacked, so that it depends
+        on which gradients exist.
     """
 
     pieces: list[Piece]
