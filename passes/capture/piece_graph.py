@@ -64,8 +64,15 @@ def graph_of_recording(recording: Recording, table: ParameterTable) -> fx.GraphM
         for value in operands_of(call):
             if value not in made:
                 enter(value)
-    for call in calls:
-        _add(graph, call, nodes, lambda value, call, position: value)
+    while calls:  # late calls of the prelude wait for the pieces, and these for them
+        waiting = []
+        for call in calls:
+            if all(value in nodes for value in operands_of(call)):
+                _add(graph, call, nodes, lambda value, call, position: value)
+            else:
+                waiting.append(call)
+        assert len(waiting) < len(calls)
+        calls = waiting
     last = [v for piece in recording.pieces for v in (*piece.final, *(value for _, value in piece.created))]
     graph.output(tuple(dict.fromkeys(nodes[v] for v in last if v in nodes)))
     return fx.GraphModule(torch.nn.Module(), graph, class_name="RecordedStep")

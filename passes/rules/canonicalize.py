@@ -201,13 +201,16 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     name = node.target.overloadpacket.__name__ if hasattr(node.target, "overloadpacket") else str(node.target)
     value = node.meta["val"]
     if is_reduction(node):
-        return reducer.write(node, copied[node.args[0]])
+        return reducer.write(node, *(copied[a] for a in node.args if isinstance(a, fx.Node)))
     if not isinstance(value, torch.Tensor):
         raise NotElementwise(unsupported_reason(node.target))
-    if value.numel() != 1 and tuple(value.shape) != shape:
+    if value.numel() != 1 and not _is_element(value, shape):
         raise NotElementwise(f"{name} gives a value of shape {tuple(value.shape)} beside the parameter's {shape}")
-    if name in NO_OPS and tuple(node.args[0].meta["val"].shape) in ((), tuple(value.shape)):
-        return copied[node.args[0]]
+    if name in NO_OPS:
+        given = node.args[0].meta["val"]
+        is_flattened = _is_element(given, shape) and _is_element(value, shape)
+        if is_flattened or tuple(given.shape) in ((), tuple(value.shape)):
+            return copied[node.args[0]]
     if name == "_to_copy" and value.is_floating_point() and node.args[0].meta["val"].is_floating_point():
         return copied[node.args[0]]
     if name == "copy":
@@ -225,10 +228,15 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     return graph.node_copy(node, lambda old: copied[old])
 
 
+def _is_element(value: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Return whether a value has one number for each element: in the parameter's shape, or all in one row."""
+    return tuple(value.shape) in (shape, (math.prod(shape),))
+
+
 def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:
     """Describe a value; floating-point values get the rule's types, whatever their type in the user's code."""
     value = node.meta["val"]
-    is_element = tuple(value.shape) == shape
+    is_element = _is_element(value, shape)
     dtype = value.dtype
     if dtype.is_floating_point:
         dtype = torch.float32 if is_element else torch.float64

@@ -20,7 +20,7 @@ from baoc_compile.kernels.dialect.operations import name_of
 
 aten = torch.ops.aten
 
-_NAMES = {"sum", "mean", "max", "amax", "min", "amin", "linalg_vector_norm", "any", "all", "var"}
+_NAMES = {"sum", "mean", "max", "amax", "min", "amin", "linalg_vector_norm", "any", "all", "var", "dot"}
 
 
 def reduction_of(node: fx.Node) -> str:
@@ -46,9 +46,11 @@ class Reducer:
     def __init__(self, graph: fx.Graph, numel: fx.Node):
         self.graph, self.numel = graph, numel
 
-    def write(self, node: fx.Node, value: Any) -> fx.Node:
-        """Return the node of what a traced reduction computes. `value`: the node of its argument in the rule."""
+    def write(self, node: fx.Node, value: Any, *others: Any) -> fx.Node:
+        """Return the node of what a traced reduction computes. `value`, `others`: the nodes of its tensors in the rule."""
         name, arguments = name_of(node.target), node.args[1:]
+        if name == "dot":
+            return self._sum(self._element(aten.mul.Tensor, self._as_float(value), self._as_float(*others)))
         if name in ("any", "all"):
             return self._truth(name, value)
         value = self._as_float(value)
