@@ -83,6 +83,42 @@ class KeepsANumber(Base):
         group["size"] = 0.5 * group["size"] + size
 
 
+class Estimates(Base):
+    """As D-Adaptation does: an average of numbers in a tensor of the group, and nothing to do where they are 0."""
+
+    def __init__(self, parameters, lr=0.05):
+        super().__init__(parameters, lr)
+        for group in self.param_groups:
+            group["average"] = torch.zeros(1, dtype=group["params"][0].dtype)
+
+    def update(self, momenta, lr):
+        group, total = self.param_groups[0], 0.0
+        group["average"].mul_(0.9)
+        for _, m in momenta:
+            group["average"].add_(m.abs().sum(), alpha=0.1)
+            total += m.square().sum()
+        if total == 0:
+            return
+        group["size"] = max(group["size"], min((group["average"] / total).item(), 1.5 * group["size"]))
+        for p, m in momenta:
+            p.sub_(m / (1 + group["size"]), alpha=lr)
+
+
+class BeginsByNorm(Base):
+    """As NvNovoGrad does: a number for each tensor, of which the first is taken as it is."""
+
+    def update(self, momenta, lr):
+        for p, m in momenta:
+            state = self.state[p]
+            if "size" not in state:
+                state["size"] = torch.zeros((), dtype=p.dtype)
+            if state["size"] == 0:
+                state["size"].copy_(p.grad.norm())
+            else:
+                state["size"].mul_(0.9).add_(p.grad.norm(), alpha=0.1)
+            p.sub_(m / (state["size"] + 1e-3), alpha=lr)
+
+
 class Twice(Base):
     """The norm of all, and then the norm of all that are scaled by it."""
 
@@ -118,7 +154,17 @@ class ByEveryReduction(Base):
             p.add_(torch.where((m != 0).any() & m.isfinite().all(), 1e-3, 0.0))
 
 
-EVERY = [ByAllNorms, ByASum, ByTheFirst, KeepsANumber, Twice, ByItsOwn, ByEveryReduction]
+EVERY = [
+    ByAllNorms,
+    ByASum,
+    ByTheFirst,
+    KeepsANumber,
+    Estimates,
+    BeginsByNorm,
+    Twice,
+    ByItsOwn,
+    ByEveryReduction,
+]
 every = pytest.mark.parametrize("kind", EVERY)
 
 
@@ -218,6 +264,29 @@ def test_a_checkpoint_goes_on_with_the_same_bits():
         step(optimizer, t)
         step(again, t)
     assert torch.equal(flat(optimizer), flat(again))
+
+
+@pytest.mark.parametrize("kind", [Estimates, BeginsByNorm])
+@pytest.mark.parametrize("plan", ["fp32", "8bit"])
+def test_where_two_numbers_are_equal_the_step_runs_as_written(kind, plan):
+    """And changes what the step changes, once."""
+    ours, eager = made(kind, plan=plan), made(kind)
+    start = flat(eager)
+    for t in range(8):
+        for optimizer in (ours, eager):
+            if t in (0, 1):
+                for p in parameters(optimizer):
+                    p.grad = torch.zeros_like(p)
+                optimizer.step()
+            else:
+                step(optimizer, t)
+        allowed = 1e-5 if plan == "fp32" else 0.05
+        assert (flat(ours) - flat(eager)).norm() <= allowed * (flat(eager) - start).norm()
+        if kind is Estimates:
+            torch.testing.assert_close(
+                ours.param_groups[0]["average"], eager.param_groups[0]["average"], rtol=0.05, atol=0
+            )
+    assert runs_by_programs(ours)
 
 
 def test_an_exchange_is_read_as_such():

@@ -34,6 +34,14 @@ class StateToCome(UnsupportedStep):
     """A step that makes state which only itself can make; once that exists, the step may be rewritten."""
 
 
+class OtherBranch(Exception):
+    """A condition on elements is another one than where the step was recorded. Nothing has changed."""
+
+
+class StateMissing(KeyError):
+    """A program needs an entry of state that the optimizer does not have."""
+
+
 class BaocWarning(UserWarning):
     """Something works, but probably not as the user meant it."""
 

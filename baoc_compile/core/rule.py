@@ -53,20 +53,21 @@ class RuleInput:
 class RuleOutput:
     """One value that a rule returns.
 
-    kind: "new" replaces an input; "created" is the first value of a slot that the step makes; "increment" and "decay"
+    kind: "new" replaces an input; "created" is the first value of a slot that the step makes; a "number" is a 0-dim state
+        entry that it makes anew every time; "increment" and "decay"
         belong to a shared slot, whose values become decay * value + mean of the increments; of a "mean" or "most" another
         rule reads the mean or the maximum over all elements, as its "reduced" input `name`; an "exported" value is a number
         for the prelude and for other parameters.
-    name: name of the input that is replaced or reduced, or of the exported number.
-    key: key of the slot that is created or shared.
+    name: name of the input that is replaced or reduced, of the exported number, or of the state entry.
+    key: key of the slot that is created or shared, or of the state entry.
     """
 
-    kind: Literal["new", "created", "increment", "decay", "mean", "most", "exported"]
+    kind: Literal["new", "created", "increment", "decay", "mean", "most", "exported", "number"]
     name: str = ""
     key: str = ""
 
     def __str__(self) -> str:
-        if self.kind in ("mean", "most", "exported"):
+        if self.kind in ("mean", "most", "exported", "number"):
             return f"{self.name} ({self.kind})"
         return f"new {self.name or self.key}" if self.kind in ("new", "created") else f"{self.kind} of {self.key}"
 
@@ -108,6 +109,11 @@ class UpdateRule:
     def created(self) -> tuple[str, ...]:
         """Keys of the slots that the step creates."""
         return tuple(o.key for o in self.outputs if o.kind == "created")
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        """Name -> key of the 0-dim state entries that the step makes anew every time."""
+        return {o.name: o.key for o in self.outputs if o.kind == "number"}
 
     @property
     def averaged(self) -> tuple[str, ...]:

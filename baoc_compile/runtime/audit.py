@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.errors import UnsupportedStep
+from baoc_compile.core.errors import OtherBranch, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.capture.group_numbers import group_numbers
@@ -90,6 +90,8 @@ def audit_numbers(
         return ""
     try:
         ours = _stepped_by_us(reading, table, storage, function, chosen)
+    except OtherBranch:
+        return ""
     except Exception as error:
         return f"its recording can't be run ({type(error).__name__}: {error})"
     for i in chosen:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baoc_compile.core.errors import OtherBranch
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.held_objects import Dictionaries, Lists
@@ -20,7 +21,7 @@ from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.numbers.expressions import Expression
-from baoc_compile.passes.recorder.recording import Value, values_in
+from baoc_compile.passes.recorder.recording import Value, origin_of, values_in
 from baoc_compile.passes.rewrite.bind_launches import bind_launches
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
 from baoc_compile.passes.rewrite.places import put, put_shared
@@ -140,13 +141,16 @@ class BoundStep:
         """Run the step, after its numbers were computed.
 
         table: returns the optimizer's parameters, for steps that are not all launches.
+
+        Raises OtherBranch, before anything has changed.
         """
         self.weights.check()
         self.codebooks.tick()
         values: dict[Any, Any] = {}
         recording = self.reading.recording
-        if recording.prelude or self.bound.tensors:
-            self._run_prelude(table(), values)
+        changed: list[tuple[Tensor, Tensor]] = []
+        if recording.prelude or self.bound.tensors or recording.conditions:
+            changed = self._run_prelude(table(), values)
         self._values = values
         early, launches = self.bound.launches[: self.bound.early], self.bound.launches[self.bound.early :]
         if early:
@@ -156,6 +160,10 @@ class BoundStep:
             values |= {v: made.to(v.dtype, copy=True) for v, made in self.bound.exported.items()}
             with torch.no_grad():
                 run_calls(recording.late, values)
+        if any(bool(values[condition.value]) is not condition.expected for condition in recording.conditions):
+            raise OtherBranch
+        for real, copy in changed:
+            real.detach().copy_(copy)
         tensors = [_as_tensor(values[value]) for value in self.bound.tensors]
         for launch in launches:
             launch(self.parameters, tensors)
@@ -185,7 +193,11 @@ class BoundStep:
                 put(table().state(write.source.parameter), write, values[write.value])
 
     @torch.no_grad()
-    def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> None:
+    def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> list[tuple[Tensor, Tensor]]:
+        """Run the early part of the prelude.
+
+        If the step may yet turn out to be another one, it changes copies. Return (tensor, copy) for these.
+        """
         recording = self.reading.recording
         calls = [call for call in recording.prelude if call not in recording.late]
         values |= self.numbers.of_prelude
@@ -193,7 +205,13 @@ class BoundStep:
             if value.call is None and value not in values:
                 real = tensor_of(value, table)
                 values[value] = real.decode() if hasattr(real, "decode") and hasattr(real, "parts") else real
+        changed = []
+        for value in dict.fromkeys(origin_of(c.results[0]) for c in recording.prelude if c.is_inplace):
+            if recording.conditions and value.call is None:
+                real, values[value] = values[value], values[value].clone()
+                changed.append((real, values[value]))
         run_calls(calls, values)
+        return changed
 
     def numbers_of(self, index: int) -> dict[str, float]:
         """Return the scalars of a parameter's rule in this step, by input name."""

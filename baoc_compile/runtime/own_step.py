@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.errors import StateToCome, UnsupportedStep
+from baoc_compile.core.errors import OtherBranch, StateToCome, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import divide_all
 from baoc_compile.passes.migrate.compress_made import CompressMade
@@ -108,7 +108,11 @@ class OwnStep(StepReader):
                 except UnsupportedStep as reason:
                     self._postpone_or_refuse(reason, closure is not None)
                     return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-                self._run(bound, optimizer)
+                try:
+                    self._run(bound, optimizer)
+                except OtherBranch:
+                    self.unborn.were_stepped(bound.present)
+                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
             kind = bound.reading.recording.returns.kind
             return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
 

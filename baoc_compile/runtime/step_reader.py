@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from baoc_compile.core.errors import BudgetError, PlanError, StateError, UnsupportedStep
+from baoc_compile.core.errors import BudgetError, PlanError, StateError, StateMissing, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.rule import UpdateRule, bounds_of
 from baoc_compile.core.storage import Storage
@@ -193,7 +193,7 @@ class StepReader:
             if self.unborn:
                 self.unborn.begin_anew(self.session, bound.present)
             bound = self._computed(bound, optimizer, table)
-        except GuardFailed as reason:
+        except (GuardFailed, StateMissing) as reason:
             log.debug("a known recording does not hold now: %r", reason)
             return None
         self._audit_numbers(bound, table)

@@ -59,9 +59,11 @@ def find_exports(prelude: list[Call], pieces: list[Piece], written: Iterable[Val
     for piece in pieces:
         own = {result for call in piece.calls for result in call.results}
         read.update(v for v in values_in([*piece.calls]) if v not in own)
+    named = set(written)
     for piece in pieces:
         made = dict.fromkeys(result for call in piece.calls for result in call.results)
-        piece.exported = [v for v in made if v.group is None and v in read]
+        outside = [v for v in made if v in read and (v.group is None or v in named)]
+        piece.exported = [v for v in outside if v not in piece.written]
     late: list[Call] = []
     waiting = {v for piece in pieces for v in piece.exported}
     for call in prelude:
@@ -72,12 +74,13 @@ def find_exports(prelude: list[Call], pieces: list[Piece], written: Iterable[Val
 
 
 def joined_by_exports(late: list[Call], pieces: list[Piece]) -> ValueGroup | None:
-    """Return the group of all pieces that exchange numbers, joined, if they do so more than once in a step, else None.
+    """Return the group of all pieces that exchange numbers, joined, if they have to run together, else None.
 
-    The late calls belong to it then.
+    They do if they exchange numbers more than once in a step, or if one that exports some is no elementwise update. The late
+    calls belong to the group then.
     """
     waiting = {v for piece in pieces for v in piece.exported} | {r for call in late for r in call.results}
-    is_twice = False
+    run_together = False
     involved: list[Piece] = []
     for piece in pieces:
         own = {result for call in piece.calls for result in call.results}
@@ -85,10 +88,12 @@ def joined_by_exports(late: list[Call], pieces: list[Piece]) -> ValueGroup | Non
         for call in piece.calls:
             if any(v in depends or (v in waiting and v not in own) for v in values_in(call)):
                 depends.update(call.results)
-        is_twice = is_twice or any(v in depends for v in piece.exported)
+        run_together = (
+            run_together or any(v in depends for v in piece.exported) or bool(piece.exported and piece.reason)
+        )
         if depends or piece.exported:
             involved.append(piece)
-    if not is_twice:
+    if not run_together:
         return None
     first, *others = [g for piece in involved for call in piece.calls if (g := call.group) is not None]
     for group in others:

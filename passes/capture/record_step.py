@@ -124,6 +124,7 @@ def _record(
             recording = find_writes(stand_in)
             recording.returns, recording.options = returned, stand_in.options
             recording.pieces, recording.prelude, recording.late = split_pieces(stand_in, recording.writes)
+            recording.conditions = recorder.conditions
         recording.guards, recording.sources = recorder.trace.guards, recorder.trace.sources
         recording.surroundings = Surroundings(step, table.optimizer).values()
         mixed = recorder.has_stacked or any(len(piece.parameters) > 1 for piece in recording.pieces)

@@ -37,9 +37,10 @@ def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], l
             value.group.root().reason = (
                 value.group.root().reason or "it keeps a number of elements outside of its state"
             )
+    read = [*written, *(condition.value for condition in recorder.conditions)]
     while True:
-        pieces, prelude = _split(recorder, created, written)
-        late = find_exports(prelude, pieces, written)
+        pieces, prelude = _split(recorder, created, written, read)
+        late = find_exports(prelude, pieces, read)
         if not late or joined_by_exports(late, pieces) is None:
             break
     shared = _described_values(prelude)
@@ -49,9 +50,12 @@ def split_pieces(stand_in: StandIn, writes: list[Write]) -> tuple[list[Piece], l
 
 
 def _split(
-    recorder: Recorder, created: list[tuple[InputRole, Value]], written: list[Value]
+    recorder: Recorder, created: list[tuple[InputRole, Value]], written: list[Value], read: list[Value]
 ) -> tuple[list[Piece], list[Call]]:
-    """Return the pieces with their calls, and the prelude's calls."""
+    """Return the pieces with their calls, and the prelude's calls.
+
+    read: what is written to places outside of tensors, and conditions.
+    """
     pieces: dict[ValueGroup, Piece] = {}
     prelude: list[Call] = []
     for call in recorder.calls:
@@ -73,8 +77,8 @@ def _split(
     for value in written:
         if value.group is not None:
             pieces[value.group.root()].written.append(value)
-    prelude = _needed(prelude, list(pieces.values()), written)
-    return list(pieces.values()), move_to_pieces(prelude, list(pieces.values()), recorder.calls, written)
+    prelude = _needed(prelude, list(pieces.values()), read)
+    return list(pieces.values()), move_to_pieces(prelude, list(pieces.values()), recorder.calls, read)
 
 
 def _needed(prelude: list[Call], pieces: list[Piece], written: list[Value]) -> list[Call]:

@@ -73,6 +73,8 @@ class _Composer(GraphBuilder):
         for output, value in new.items():
             if output.kind in ("mean", "most"):
                 self.written[output.name] = value
+            elif output.kind == "number":
+                self.written[output.name] = self.cast(value, self.operands[output.name].dtype, f"{output.name}_new")
             elif output.kind == "exported":
                 self.written[output.name] = self.cast(value, torch.float64, f"{output.name}_new")
             elif output.kind == "increment":
@@ -133,7 +135,10 @@ class _Composer(GraphBuilder):
         for reduced in self.rule.inputs_of("reduced"):
             declare(Operand(reduced.name, "scalar", torch.float64, "reduced", input=reduced))
         for output in self.rule.outputs:
-            if output.kind == "exported":
+            if output.kind == "number":
+                of = RuleInput(output.name, "counter", output.key)
+                declare(Operand(output.name, "scalar", counter_dtypes[output.name], "counter", input=of))
+            elif output.kind == "exported":
                 of = RuleInput(output.name, "scalar")
                 declare(Operand(output.name, "scalar", torch.float64, "exported", input=of))
             elif output.kind in ("mean", "most"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec
+from baoc_compile.core.errors import StateMissing
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.program_graph import Executable, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
@@ -49,11 +50,16 @@ class Need:
 
 
 def need_of(table: ParameterTable, storage: Storage, rule: UpdateRule, piece: Piece) -> Need:
-    """Return the need of one piece. Raises KeyError for a counter that does not exist, or a slot without a codec."""
+    """Return the need of one piece. Raises StateMissing for a missing counter, and KeyError for a slot without a codec."""
     index = piece.parameters[0]
     parameter, state = table.parameters[index], table.state(index)
     grad_dtype = parameter.dtype if parameter.grad is None else parameter.grad.dtype
+    missing = next((i.key for i in rule.inputs_of("counter") if i.key not in state), None)
+    if missing is not None:
+        raise StateMissing(missing)
     counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
+    made = {role.key: value.dtype for role, value in piece.created}
+    counters += tuple((name, made[key]) for name, key in rule.numbers.items())
     known = storage.of(index)
     signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, known.update_scale != 1.0)
 

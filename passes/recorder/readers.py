@@ -21,6 +21,10 @@ class Readers:
             if group not in self._groups[tensor]:
                 self._groups[tensor].append(group)
 
+    def have_read(self, tensor: int) -> bool:
+        """Return whether any update has read a tensor."""
+        return bool(self._groups.get(tensor))
+
     def write(self, tensor: int, group: ValueGroup | None) -> ValueGroup | None:
         """Note that a call changes a tensor in place; return its group, joined to those that have read what it changes.
 

@@ -21,7 +21,7 @@ from baoc_compile.passes.numbers.element_numbers import compute, is_of_elements,
 from baoc_compile.passes.numbers.traced_numbers import plain_value
 from baoc_compile.passes.recorder.arguments import are_numbers, flat, is_meta, reader
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, plain
-from baoc_compile.passes.recorder.recording import Call
+from baoc_compile.passes.recorder.recording import Call, Condition
 from baoc_compile.passes.recorder.stack_recorder import StackRecorder
 from baoc_compile.passes.recorder.torch_calls import (
     ALIASES,
@@ -85,6 +85,8 @@ class Recorder(StackRecorder):
             return result
         for tensor in tensors:
             self.value_of(tensor)  # makes stacks
+        if name == "to_bool" and self._is_equation(args[0]):
+            return self._expected(args[0])
         if name in BRANCHES:
             raise UnsupportedStep(f"it branches on the values of a tensor ({name})")
         if "out" in kwargs:
@@ -96,6 +98,21 @@ class Recorder(StackRecorder):
         if name in ALIASES:
             return self._shown(func(*args, **kwargs), args[0])
         return self._record(name, func, is_inplace, args, kwargs)
+
+    def _is_equation(self, tensor: Tensor) -> bool:
+        """Return whether a tensor says whether one element equals something."""
+        value = self.value_of(tensor)
+        call = None if value is None else value.call
+        return (
+            call is not None and call.name in ("eq", "ne") and tensor.numel() == 1 and not self.memory.is_stale(tensor)
+        )
+
+    def _expected(self, equation: Tensor) -> bool:
+        """Note a condition on elements, which are not known here: two numbers are expected to differ."""
+        value = self._read(equation)
+        assert value.call is not None
+        self.conditions.append(Condition(value, value.call.name == "ne"))
+        return value.call.name == "ne"
 
     def _property(self, name: str, func: Any, args: Sequence[Any]) -> Any:
         tensor, is_set = args[0], func.__name__ == "__set__"

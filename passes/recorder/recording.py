@@ -147,6 +147,18 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A condition on elements under which the step does the same again.
+
+    value: a truth value, a tensor of one element.
+    expected: what it has to be.
+    """
+
+    value: Value
+    expected: bool
+
+
+@dataclass(frozen=True)
 class Write:
     """A change of the optimizer besides its tensors: the entry at a path gets a value.
 
@@ -197,6 +209,7 @@ class Recording:
     pieces: the updates.
     prelude: calls that belong to no parameter: they run once, before all updates.
     late: those of them that wait for what pieces export.
+    conditions: what must hold of elements; it is known after the prelude, before anything has changed.
     guards: the conditions on numbers under which the step does the same again.
     writes: what else it changes.
     beginnings: parameter index -> state key -> its first value, for the entries that the step makes.
@@ -221,6 +234,7 @@ class Recording:
     returns: Returned = Returned("none")
     reads_gradients: bool = False
     late: list[Call] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
 
     def was_made_for(self, constants: Mapping[Source, Any]) -> bool:
         """Return whether the step would see the same constants; options that it does not look at don't count."""

@@ -17,7 +17,7 @@ from baoc_compile.passes.recorder.arguments import changed_by_view, flat
 from baoc_compile.passes.recorder.meta_results import MetaResults
 from baoc_compile.passes.recorder.number_recorder import HoldsElements, NumberRecorder
 from baoc_compile.passes.recorder.readers import Readers
-from baoc_compile.passes.recorder.recording import Call, Value, ValueGroup, origin_of, values_in
+from baoc_compile.passes.recorder.recording import Call, Condition, Value, ValueGroup, origin_of, values_in
 from baoc_compile.passes.recorder.shared_memory import SharedMemory
 from baoc_compile.passes.recorder.torch_calls import REDUCTIONS, VIEWS
 
@@ -29,6 +29,7 @@ class ValueRecorder(NumberRecorder):
     """Base class of the recorder.
 
     calls: the calls, in order.
+    conditions: on elements, under which the step makes these calls.
     current: id of a tensor -> its present value.
     dropped: calls that the recording does not need.
     made: id of a tensor that a call made -> its first value.
@@ -41,6 +42,7 @@ class ValueRecorder(NumberRecorder):
         super().__init__(trace)
         self.device = device
         self.calls: list[Call] = []
+        self.conditions: list[Condition] = []
         self.current: dict[int, Value] = {}
         self.devices: dict[int, torch.device] = {}
         self.made: dict[int, Value] = {}
@@ -149,6 +151,8 @@ class ValueRecorder(NumberRecorder):
             raise UnsupportedStep("a number that several parameters share is changed by one of them")
         if is_inplace:
             self._refuse_choice(call.arguments[0])
+            if group is None and self.readers.have_read(self.memory.owner_of(args[0])):
+                group = self._group_of_reductions(call)
             group = self.readers.write(self.memory.owner_of(args[0]), group)
         if name in VIEWS and isinstance(args[0], Tensor):
             for shown in flat(result if isinstance(result, (list, tuple)) else [result]):
@@ -169,6 +173,13 @@ class ValueRecorder(NumberRecorder):
             shared = [t for t in tensors if isinstance(t, Tensor) and not self._is_of_parameter(t)]
             self.readers.read(map(self.memory.owner_of, shared), first)
         return first
+
+    def _group_of_reductions(self, call: Call) -> ValueGroup | None:
+        """Return the group of the updates whose elements a call's numbers are made of, after joining them; None if of none."""
+        groups = [v.call.group for v in values_in(call) if v.call is not None and v.call.group is not None]
+        for group in groups[1:]:
+            groups[0].join(group)
+        return groups[0] if groups else None
 
     def _is_of_parameter(self, tensor: Any) -> bool:
         value = self.value_of(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class _Operands:
         self.tensors: dict[str, Tensor] = {}
         self.scalars: dict[str, int] = {}
         self.numbers: dict[str, float] = {}
+        self.numbers_made = launch.graph.rule.numbers
         self.varying: dict[str, int] = {}
         self.sharing: dict[str, Sharing] = {}
         created = {key: self._created(key, need.configuration[key]) for key in launch.graph.rule.created}
@@ -132,7 +134,10 @@ class _Operands:
         elif operand.source == "update_scale":
             self.numbers[operand.name] = self.storage.of(self.index).update_scale
         elif operand.source == "counter" and rule_input is not None:
-            self.tensors[operand.name] = self.state[rule_input.key]
+            is_made = operand.name in self.numbers_made
+            self.tensors[operand.name] = (
+                self._number(rule_input.key, operand.dtype) if is_made else self.state[rule_input.key]
+            )
         elif operand.source == "exported" and rule_input is not None:
             value = self.piece.exported[int(rule_input.name.rpartition("_")[2])]
             made = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
@@ -159,6 +164,15 @@ class _Operands:
         """Return where a launch stores what another one reads."""
         place, device = (self.index, name), self.parameter.device
         return self.bound.reduced.setdefault(place, torch.zeros((), dtype=torch.float64, device=device))
+
+    def _number(self, key: str, dtype: torch.dtype) -> Tensor:
+        """Return the 0-dim tensor that a step fills, and that becomes state after it, unless it is that already."""
+        old = self.state.get(key)
+        is_free = isinstance(old, Tensor) and sys.getrefcount(old) <= 3  # the dictionary, `old`, the argument
+        if is_free and old.dtype == dtype and not old.ndim and old.device == self.parameter.device:
+            return old
+        made = torch.zeros((), dtype=dtype, device=self.parameter.device)
+        return self.bound.created.setdefault((self.index, key), made)
 
     def _created(self, key: str, codec: Codec) -> Tensor:
         """Return the entry that the launch will fill, and that becomes state after it."""

@@ -65,7 +65,8 @@ def canonicalize(table: ParameterTable, piece: Piece, scalars: Sequence[RuleInpu
         gm = trace_core_aten(runner.run, examples)
     except Exception as error:
         raise NotElementwise(f"it cannot be traced elementwise ({type(error).__name__}: {error})") from error
-    return _as_rule(gm, inputs, [role.key for role, _ in piece.created], len(piece.exported), shape)
+    created = {role.key: bool(parameter.ndim) and not value.shape for role, value in piece.created}
+    return _as_rule(gm, inputs, created, len(piece.exported), shape)
 
 
 def _refuse_narrow(piece: Piece, dtype: torch.dtype) -> None:
@@ -102,7 +103,7 @@ def _rule_inputs(piece: Piece, shape: tuple[int, ...], scalars: Sequence[RuleInp
         else:
             found.append(RuleInput(role.kind, role.kind))  # type: ignore[arg-type]
     for scalar, known in zip(piece.scalars, scalars, strict=False):
-        if isinstance(scalar, Value) and scalar.shape:
+        if isinstance(scalar, Value) and scalar.shape.numel() != 1:
             raise NotElementwise(f"it uses a tensor of shape {tuple(scalar.shape)} that belongs to no parameter")
         found.append(replace(known, name=named("steps" if known.counts_steps else f"n{known.position}")))
     for position, constant in enumerate(piece.constants):
@@ -131,8 +132,13 @@ class _PieceRunner(fx.Interpreter):
 
 
 def _as_rule(
-    gm: fx.GraphModule, inputs: list[RuleInput], created: list[str], exported: int, shape: tuple[int, ...]
+    gm: fx.GraphModule, inputs: list[RuleInput], created: dict[str, bool], exported: int, shape: tuple[int, ...]
 ) -> UpdateRule:
+    """Return the rule of a traced piece.
+
+    created: key of every state entry that the piece makes -> whether it is a number.
+    exported: how many numbers the piece exports.
+    """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     numel = RuleInput(identifier("numel", {i.name for i in inputs}), "scalar", origin="numel", bounds=(1.0, math.inf))
@@ -169,6 +175,10 @@ def _as_rule(
     for key, value in zip(created, returned[returned_inputs : len(returned) - exported], strict=True):
         # state[key] = f(state[key]) replaces the slot
         output = RuleOutput("new", known[key]) if key in known else RuleOutput("created", key=key)
+        if created[key]:
+            if meta_of(copied[value]).per != "scalar":
+                raise NotElementwise(f"it makes state {key!r} of single elements")
+            output = RuleOutput("number", identifier(key, {i.name for i in inputs}), key)
         if output in outputs:
             if values[outputs.index(output)] is copied[value]:
                 continue

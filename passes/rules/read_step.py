@@ -86,7 +86,14 @@ def _reading(
     apart = next((c for c in classes if c.rule is None and any(piece.exported for piece in c.members)), None)
     if apart is not None:
         raise UnsupportedStep(f"its updates exchange numbers, and {apart.reason}")
+    for rule_class in classes if recording.conditions else ():
+        if rule_class.rule is not None:  # if they don't hold, the step runs as written, with a value for each element
+            slots = (replace(s, why_not_shared=_BRANCHES, why_not_dropped=_BRANCHES) for s in rule_class.rule.slots)
+            rule_class.rule = replace(rule_class.rule, slots=tuple(slots))
     return Reading(recording, group_numbers(recording), classes, present, has_closure)
+
+
+_BRANCHES = "the step branches on values"
 
 
 def _are_equal(a: Recording, b: Recording, of_a: GroupedNumbers, of_b: GroupedNumbers) -> bool:
@@ -96,6 +103,7 @@ def _are_equal(a: Recording, b: Recording, of_a: GroupedNumbers, of_b: GroupedNu
         and [(p.parameters, p.signature, p.constants) for p in a.pieces]
         == [(p.parameters, p.signature, p.constants) for p in b.pieces]
         and _calls(a) == _calls(b)
+        and [c.expected for c in a.conditions] == [c.expected for c in b.conditions]
         and same_numbers(of_a, of_b)
     )
 
