@@ -62,8 +62,11 @@ def _has_negative(slot: Slot, value: Tensor) -> bool:
 FEW, CLOSE = 4096, 0.5
 
 
-def follows_weight(parameter: Tensor, value: Any) -> bool:
-    """Return whether a slot can be stored as its difference to the weights: a copy of them, or close to one."""
+def follows_weight(parameter: Tensor, value: Any, *, is_signed: bool = False) -> bool:
+    """Return whether a slot can be stored as its difference to the weights: a copy of them, or close to one.
+
+    is_signed: whether it must have negative values, too, because the rule keeps those >= 0 that begin so.
+    """
     if isinstance(value, StateTensor):
         return value.codec.follows_weight
     alike = isinstance(value, Tensor) and value.shape == parameter.shape and value.dtype == parameter.dtype
@@ -71,7 +74,8 @@ def follows_weight(parameter: Tensor, value: Any) -> bool:
         return False
     weights, values = (t.detach().reshape(-1)[:FEW] for t in (parameter, value))
     size = float(weights.norm())
-    return size > 0 and float((values - weights).norm()) <= CLOSE * size
+    is_close = size > 0 and float((values - weights).norm()) <= CLOSE * size
+    return is_close and (not is_signed or bool((values < 0).any()))
 
 
 def storage_tensors(value: Tensor, codec: Codec) -> dict[str, Tensor]:

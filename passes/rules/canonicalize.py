@@ -95,7 +95,7 @@ def _rule_inputs(piece: Piece, shape: tuple[int, ...], scalars: Sequence[RuleInp
         role = value.role
         assert role is not None
         if role.kind == "state" and tuple(value.shape) != shape:
-            if value.shape:
+            if value.shape.numel() != 1:
                 raise NotElementwise(f"state {role.key!r} has shape {tuple(value.shape)}, the parameter {shape}")
             found.append(RuleInput(named(role.key), "counter", role.key))
         elif role.kind == "state":

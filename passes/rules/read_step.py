@@ -273,8 +273,8 @@ def _follower(slot: Slot, table: ParameterTable, index: int, beginnings: Mapping
     if beginning is not None:
         follows = beginning.kind == "parameter" and parameter.dtype == beginning.dtype == torch.float32
     else:
-        follows = not slot.nonnegative and follows_weight(parameter, table.state(index).get(slot.key))
-    return replace(slot, follows_weight=True) if follows else slot
+        follows = follows_weight(parameter, table.state(index).get(slot.key), is_signed=slot.nonnegative)
+    return replace(slot, follows_weight=True, nonnegative=False) if follows else slot
 
 
 def _as_it_begins(slot: Slot, beginnings: Mapping[str, Beginning]) -> Slot:
