@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,9 +168,9 @@ class _Operands:
 
     def _number(self, key: str, dtype: torch.dtype) -> Tensor:
         """Return the 0-dim tensor that a step fills, and that becomes state after it, unless it is that already."""
-        old = self.state.get(key)
-        is_alike = isinstance(old, Tensor) and old.dtype == dtype and not old.ndim
-        if is_alike and old.device == self.parameter.device and sys.getrefcount(old) <= 3:  # the dictionary, `old`, the argument
+        old: Any = self.state.get(key)
+        is_free = isinstance(old, Tensor) and sys.getrefcount(old) <= 3  # the dictionary, `old`, the argument
+        if is_free and (old.dtype, old.shape, old.device) == (dtype, (), self.parameter.device):
             return old
         made = torch.zeros((), dtype=dtype, device=self.parameter.device)
         return self.bound.created.setdefault((self.index, key), made)
