@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
@@ -85,6 +86,8 @@ PROGRAMS = [
     Which("SGD", "*=8bit param=fp16+sr", FP16, FP16),
     Which("Counts", "fp32", FP32, FP32),
     Which("Counts", "8bit", BF16, FP32),
+    Which("SGD", "momentum_buffer=w+e2m5", FP32, FP32),
+    Which("AdamW", "exp_avg=w+e2m1 *=16bit", FP32, BF16, True),
 ]
 
 
@@ -132,6 +135,7 @@ def configuration_of(which: Which) -> dict[str, Codec]:
     found = {}
     for slot in rule_of(which).slots:
         form = forms.get(slot.key, forms.get("*"))
+        slot = replace(slot, follows_weight=form.startswith("w+"))
         found[slot.key], reason = codec_for(form, slot, torch.Size((2, 12)), which.dtype)
         assert reason == slot.why_exact
     if WEIGHT_KEY in forms:
@@ -194,7 +198,12 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
     """
     rule, configuration, batch = rule_of(which), configuration_of(which), []
     for shape, layout, grad_layout, magnitude, seed in rows:
-        if any(configuration[slot.key].why_not(slot, torch.Size(shape)) for slot in rule.slots):
+        if any(
+            configuration[s.key].why_not(
+                replace(s, follows_weight=configuration[s.key].follows_weight), torch.Size(shape)
+            )
+            for s in rule.slots
+        ):
             continue
         generator = torch.Generator().manual_seed(seed)
 
@@ -210,7 +219,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
             if isinstance(codec, Full):
                 tensors[f"{key}_values"] = value.abs() if rule.slot(key).nonnegative else value
                 continue
-            state = StateTensor.empty(value.shape, FP32, value.device, codec, key, seed)
+            state = StateTensor.empty(value.shape, FP32, value.device, codec, key, seed).anchored(param)
             if codec.mechanism == "weight":
                 state.store_weight(param.float() * (1 + 2.0**-12 * torch.rand(shape, generator=generator)), param)
             elif codec.mechanism != "dropping":

@@ -151,4 +151,7 @@ def test_any_elementwise_optimizer(recipe, plan, prepared, seed):
         inspection = check(recipe, plan, seed, prepared)
     note(str(inspection))
     assert not inspection.fallbacks
-    assert not [w for w in caught if issubclass(w.category, BaocWarning)]
+    told = [str(w.message) for w in caught if issubclass(w.category, BaocWarning)]
+    assert not [
+        text for text in told if "does not bear the plan" not in text
+    ]  # what a trial may find of a plan by name

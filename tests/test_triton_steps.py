@@ -178,7 +178,6 @@ OPERATIONS = {
     "small powers": lambda p, g: p**2 + g**3 + p.abs() ** 0.5 + g**-1,
     "fmod": lambda p, g: torch.fmod(p, g),
     "lerp": lambda p, g: torch.lerp(p, g, 0.3),
-    "half precision": lambda p, g: p.half().float() + g.bfloat16().float(),
 }
 NAMES = ("exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tanh", "erf", "sigmoid")
 TRANSCENDENTAL = {"pow": torch.pow, **{name: partial(_of_p, getattr(torch, name)) for name in NAMES}}

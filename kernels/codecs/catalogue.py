@@ -57,7 +57,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 
 #: The formats tried when only a budget is given: uniformly over all parameters, and per block.
-AUTOMATIC = ("fp32", "16bit", "8bit", "4bit", "factored")
+AUTOMATIC = ("fp32", "bf16", "8bit", "4bit", "factored")
 BY_BLOCK = (*AUTOMATIC, "row", "column", "tensor", "dropped")
 
 #: Formats of weights. "nearest" rounds to the parameter's own type, as torch does, and stores nothing.
