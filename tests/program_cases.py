@@ -24,6 +24,7 @@ from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.passes.capture import stand_in
 from baoc_compile.passes.programs import compose_program as composing
+from baoc_compile.passes.rewrite.bind_launches import size_of
 from baoc_compile.state.state_tensor import StateTensor
 
 OPTIMIZERS = {
@@ -234,11 +235,13 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
             if operand.source == "counter":
                 tensors[operand.name] = torch.tensor(seed % 100, dtype=operand.dtype)
         for operand in (o for graph in graphs_of(which) for o in graph.operands if o.source == "reduced"):
-            tensors[operand.name] = torch.zeros((), dtype=operand.dtype)
-            sharing[operand.name] = Sharing(max(param.numel(), 1), 1)
+            lines = Rows.of(param.shape) if operand.input.origin == "rows" else Rows(1, max(param.numel(), 1))
+            size = (lines.count,) if operand.input.origin == "rows" else ()
+            tensors[operand.name] = torch.zeros(size, dtype=operand.dtype)
+            sharing[operand.name] = Sharing(max(lines.columns, 1), lines.count)
         for rule_input in rule.inputs_of("scalar"):
-            if rule_input.origin == "numel":
-                numbers[rule_input.name] = float(param.numel())
+            if rule_input.origin in ("numel", "columns"):
+                numbers[rule_input.name] = size_of(rule_input, param)
                 continue
             low, high = (min(max(bound, -2.0), 2.0) for bound in rule_input.bounds)
             numbers[rule_input.name] = low + (high - low) * float(torch.rand((), generator=generator))

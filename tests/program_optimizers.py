@@ -45,7 +45,7 @@ class Counts(torch.optim.Optimizer):
 
 
 class Reduces(torch.optim.Optimizer):
-    """Updates are scaled by norms and a maximum of the whole tensor, and then by a mean of what that gives."""
+    """Updates are scaled by norms and maxima of the whole tensor and of each row, and then by means of what that gives."""
 
     def __init__(self, params):
         super().__init__(params, {"lr": 0.1})
@@ -61,4 +61,7 @@ class Reduces(torch.optim.Optimizer):
                 state["power"].mul_(0.99).addcmul_(p.grad, p.grad, value=0.01)
                 update = state["trend"] / (state["power"].sqrt() + 1e-3)
                 update = update * (p.norm() / (update.norm() + 1e-3)) / (1 + p.grad.abs().max())
+                rows = tuple(range(1, p.ndim))
+                update = update / (1 + update.abs().amax(rows, keepdim=True) + p.grad.abs().mean(rows, keepdim=True))
+                update = update * (1 + p.grad.abs().mean() + update.norm(dim=rows, keepdim=True))
                 p.sub_(update / update.square().mean().sqrt().clamp(min=1.0), alpha=group["lr"])

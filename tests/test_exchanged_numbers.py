@@ -141,6 +141,21 @@ class ByItsOwn(Base):
             p.sub_(update * mask.div_(mask.mean().clamp_(min=1e-3)), alpha=lr)
 
 
+class ByRows(Base):
+    """Rows of the gradient are centered, and rows of the update are scaled by their norm and their largest element."""
+
+    def update(self, momenta, lr):
+        for p, m in momenta:
+            if m.ndim < 2:
+                p.sub_(m, alpha=lr)
+                continue
+            rows = tuple(range(1, m.ndim))
+            update = m - m.mean(dim=rows, keepdim=True)
+            size = update.norm(dim=rows, keepdim=True) + update.abs().amax(rows, keepdim=True)
+            update = update / (0.1 + size + update.amin(rows, keepdim=True).abs())
+            p.sub_(update * (1 + update.sum(rows, keepdim=True).tanh() + size.mean()), alpha=lr)
+
+
 class ByEveryReduction(Base):
     """What torch calls reductions, in their spellings."""
 
@@ -163,6 +178,7 @@ EVERY = [
     BeginsByNorm,
     Twice,
     ByItsOwn,
+    ByRows,
     ByEveryReduction,
 ]
 every = pytest.mark.parametrize("kind", EVERY)

@@ -29,10 +29,10 @@ class RuleInput:
     name: an identifier, unique in the rule; "param" and "grad" are always the parameter and its gradient.
     kind: "param", "grad" and "slot" are elementwise, of the parameter's shape. "counter" is a 0-dim state tensor on the
         parameter's device, such as a step count. "scalar" is a number that the host computes, or a result of the step's
-        prelude. "reduced" is a mean or maximum of the whole tensor, which another rule has computed before.
+        prelude. "reduced" is a mean or maximum, which another rule has computed before.
     key: the state key of a slot or counter, exactly as the optimizer has it.
     origin: whether a scalar is one of the piece's "scalars", one of its "constants", or the parameter's number of elements
-        ("numel").
+        ("numel"), or of those in a row ("columns"); whether there is something reduced for each row ("rows").
     position: which of the scalars or constants it is.
     counts_steps: whether a scalar is the number of steps before this one.
     varies: whether a scalar changes with the number of steps.
@@ -42,11 +42,15 @@ class RuleInput:
     name: str
     kind: InputKind
     key: str = ""
-    origin: Literal["scalars", "constants", "numel", ""] = ""
+    origin: Literal["scalars", "constants", "numel", "columns", "rows", ""] = ""
     position: int = 0
     counts_steps: bool = False
     varies: bool = False
     bounds: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
+
+
+#: Kinds of outputs that another rule reads as "reduced" inputs.
+REDUCTIONS = ("mean", "most", "rows mean", "rows most")
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,21 @@ class RuleOutput:
     kind: "new" replaces an input; "created" is the first value of a slot that the step makes; a "number" is a 0-dim state
         entry that it makes anew every time; "increment" and "decay"
         belong to a shared slot, whose values become decay * value + mean of the increments; of a "mean" or "most" another
-        rule reads the mean or the maximum over all elements, as its "reduced" input `name`; an "exported" value is a number
+        rule reads the mean or the maximum over all elements, as its "reduced" input `name`, and of "rows mean" and "rows
+        most" those over each row; an "exported" value is a number
         for the prelude and for other parameters.
     name: name of the input that is replaced or reduced, of the exported number, or of the state entry.
     key: key of the slot that is created or shared, or of the state entry.
     """
 
-    kind: Literal["new", "created", "increment", "decay", "mean", "most", "exported", "number"]
+    kind: Literal[
+        "new", "created", "increment", "decay", "mean", "most", "rows mean", "rows most", "exported", "number"
+    ]
     name: str = ""
     key: str = ""
 
     def __str__(self) -> str:
-        if self.kind in ("mean", "most", "exported", "number"):
+        if self.kind in (*REDUCTIONS, "exported", "number"):
             return f"{self.name} ({self.kind})"
         return f"new {self.name or self.key}" if self.kind in ("new", "created") else f"{self.kind} of {self.key}"
 
@@ -119,11 +126,6 @@ class UpdateRule:
     def averaged(self) -> tuple[str, ...]:
         """Keys of the shared slots whose increments are averaged."""
         return tuple(o.key for o in self.outputs if o.kind == "increment")
-
-    @property
-    def reduces(self) -> bool:
-        """Whether it computes what another rule reads as "reduced" inputs, and nothing else."""
-        return any(o.kind in ("mean", "most") for o in self.outputs)
 
     @property
     def exports(self) -> bool:

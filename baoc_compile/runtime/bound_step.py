@@ -22,7 +22,7 @@ from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Value, origin_of, values_in
-from baoc_compile.passes.rewrite.bind_launches import bind_launches
+from baoc_compile.passes.rewrite.bind_launches import bind_launches, size_of
 from baoc_compile.passes.rewrite.bind_numbers import BoundNumbers
 from baoc_compile.passes.rewrite.places import put, put_shared
 from baoc_compile.passes.rewrite.replay import tensor_of
@@ -221,8 +221,8 @@ class BoundStep:
         for i in rule.inputs_of("scalar"):
             if i.origin == "constants":
                 found[i.name] = piece.constants[i.position]
-            elif i.origin == "numel":
-                found[i.name] = float(self.parameters.tensors[index].numel())
+            elif i.origin in ("numel", "columns"):
+                found[i.name] = size_of(i, self.parameters.tensors[index])
             elif i.position in numbers:
                 found[i.name] = float(numbers[i.position])
             else:

@@ -106,9 +106,17 @@ template <class T> static void keep_most(const T* lanes, double* most, int count
   for (int i = 1; i < count; ++i) found = more(found, lanes[i]);
   *most = more(*most, double(found));
 }
+// The same for `count` lanes, the elements from `start`, of any number of sets.
+template <class T> static void keep_most(const T* lanes, const Sums& most, int64_t start, int count) {
+  const int64_t run = most.sharing[0], cycle = most.sharing[1];
+  for (int n; count > 0; lanes += n, start += n, count -= n) {
+    n = int(least<int64_t>(count, run - start % run));
+    keep_most(lanes, most.sums + (start / run % cycle - most.first), n);
+  }
+}
 template <int WIDTH, class T> static void keep_most(const T* lanes, const Sums (&sums)[1], const Tile<WIDTH>& tile) {
-  if (!tile.is_padded) return keep_most(lanes, sums[0].sums, tile.count);
-  for (int g = 0; g < tile.count / GROUP; ++g) keep_most(lanes + g * GROUP, sums[0].sums, tile.size[g]);
+  if (!tile.is_padded) return keep_most(lanes, sums[0], tile.start, tile.count);
+  for (int g = 0; g < tile.count / GROUP; ++g) keep_most(lanes + g * GROUP, sums[0], tile.element[g], tile.size[g]);
 }
 template <int WIDTH, int N, class T>
 static void accumulate(const T* lanes, const Sums (&sums)[N], const Tile<WIDTH>& tile) {

@@ -172,10 +172,11 @@ class CppStages(Emitter):
     @cached_property
     def folded(self) -> list[list[Operand]]:
         """The shared operands that the program folds values into; those that take means of the same value are together."""
-        found: dict[tuple[fx.Node, bool], list[Operand]] = {}
+        found: dict[tuple[fx.Node, str], list[Operand]] = {}
         for operand in self.graph.shared:
             if operand.fold:
-                found.setdefault((self.new_value[operand.name], operand.fold == "most"), []).append(operand)
+                alone = operand.name if operand.fold == "most" else ""
+                found.setdefault((self.new_value[operand.name], alone), []).append(operand)
         return list(found.values())
 
     def lane_dtype(self, operand: Operand) -> torch.dtype:

@@ -167,8 +167,9 @@ class TorchProgram:
                 tensor.view(-1)[start // GROUP_SIZE : start // GROUP_SIZE + groups] = value.reshape(-1)
                 continue
             value = value.to(operand.dtype).expand(size).reshape(-1)[exist]
-            if operand.fold == "most" and value.numel():
-                torch.maximum(sums[operand.name], value.double().max(), out=sums[operand.name])
+            if operand.fold == "most":
+                sets = arguments.sharing[operand.name].of(elements[exist])
+                sums[operand.name].scatter_reduce_(0, sets, value.double(), "amax")
             elif operand.per == "shared":
                 sums[operand.name].index_add_(0, arguments.sharing[operand.name].of(elements[exist]), value.double())
             elif operand.bits == 4:

@@ -52,7 +52,7 @@ class TritonAverageEmitter(TritonEmitter):
         """Return the call that stores what the program instance has folded."""
         pointer = self._choice([self.variable(o, "ptr") for o in self._folded])
         if not self.decays:
-            return f"store_fold({pointer}, sets, total, numel, {self._most()})"
+            return f"store_fold({pointer}, sets, total, numel, cycle, {self._most()})"
         decay = self._choice([argument(self.decays[o.name], float64, self.variables) for o in self._folded])
         return f"store_average({pointer}, {decay}, sets, total, numel, cycle)"
 

@@ -104,8 +104,9 @@ def store_average(pointer, decay, sets, total, numel, cycle):
 
 
 @triton.jit
-def store_fold(pointer, sets, total, numel, most):
-    tl.store(pointer + sets, total if most else total / numel.to(tl.float64), mask=sets < 1)
+def store_fold(pointer, sets, total, numel, cycle, most):
+    mean = total / (numel // cycle).to(tl.float64)
+    tl.store(pointer + sets, total if most else mean, mask=sets < cycle)
 
 
 @triton.jit

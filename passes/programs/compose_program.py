@@ -14,8 +14,8 @@ from torch import fx
 
 from baoc_compile.core.codec import CLOCK_DTYPE, Codec, Part, weight_entry
 from baoc_compile.core.names import identifier
-from baoc_compile.core.program_graph import Operand, ProgramGraph, Signature
-from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule
+from baoc_compile.core.program_graph import Operand, OperandPer, ProgramGraph, Signature
+from baoc_compile.core.rule import REDUCTIONS, RuleInput, RuleOutput, UpdateRule
 from baoc_compile.kernels.dialect.nodes import ValueMeta, meta_of, set_meta
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, traced_decode, traced_encode, traced_words
 from baoc_compile.passes.programs.build_graph import GraphBuilder
@@ -71,7 +71,7 @@ class _Composer(GraphBuilder):
         returned = self.inline(self.rule.gm.graph, self.values, as_compute=True)
         self.new = new = dict(zip(self.rule.outputs, returned, strict=True))
         for output, value in new.items():
-            if output.kind in ("mean", "most"):
+            if output.kind in REDUCTIONS:
                 self.written[output.name] = value
             elif output.kind == "number":
                 self.written[output.name] = self.cast(value, self.operands[output.name].dtype, f"{output.name}_new")
@@ -133,7 +133,8 @@ class _Composer(GraphBuilder):
         if signature.has_update_scale:
             declare(Operand(free("update_scale"), "scalar", torch.float64, "update_scale"))
         for reduced in self.rule.inputs_of("reduced"):
-            declare(Operand(reduced.name, "scalar", torch.float64, "reduced", input=reduced))
+            per: OperandPer = "shared" if reduced.origin == "rows" else "scalar"
+            declare(Operand(reduced.name, per, torch.float64, "reduced", input=reduced))
         for output in self.rule.outputs:
             if output.kind == "number":
                 of = RuleInput(output.name, "counter", output.key)
@@ -141,9 +142,10 @@ class _Composer(GraphBuilder):
             elif output.kind == "exported":
                 of = RuleInput(output.name, "scalar")
                 declare(Operand(output.name, "scalar", torch.float64, "exported", input=of))
-            elif output.kind in ("mean", "most"):
-                of = RuleInput(output.name, "reduced")
-                declare(Operand(output.name, "shared", torch.float64, "reduced", input=of, fold=output.kind))
+            elif output.kind in REDUCTIONS:
+                of = RuleInput(output.name, "reduced", origin="rows" if output.kind.startswith("rows") else "")
+                fold: Any = output.kind.removeprefix("rows ")
+                declare(Operand(output.name, "shared", torch.float64, "reduced", input=of, fold=fold))
         declare(Operand(free("index"), "element", torch.int32, "index"))
         declare(Operand(free("group_index"), "group", torch.int32, "group_index"))
 
@@ -156,8 +158,9 @@ class _Composer(GraphBuilder):
             (value,) = self.inline_codec(codec, "decode", traced_decode(codec), parts, key)
             value = self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
             return self._moved(value, torch.ops.aten.add.Tensor, self._weight()) if codec.follows_weight else value
-        is_number = rule_input.kind in ("counter", "scalar", "reduced")
-        node = self.nodes[rule_input.kind, rule_input.name if is_number else "", ""]
+        is_named = rule_input.kind in ("counter", "scalar", "reduced")
+        node = self.nodes[rule_input.kind, rule_input.name if is_named else "", ""]
+        is_number = is_named and rule_input.origin != "rows"
         return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
 
     def _weight(self) -> fx.Node:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Codec, Sharing
+from baoc_compile.core.codec import Codec, Rows, Sharing
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.program_graph import Operand
+from baoc_compile.core.rule import RuleInput
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.fused_update import BoundLaunch, Launch
 from baoc_compile.passes.numbers.expressions import Expression
@@ -90,6 +91,11 @@ def _bind(
         bound.rows[piece.parameters[0]].append((made, row, names))
 
 
+def size_of(rule_input: RuleInput, parameter: Tensor) -> float:
+    """Return a parameter's number of elements, or of those in a row."""
+    return float(parameter.numel() if rule_input.origin == "numel" else Rows.of(parameter.shape).columns)
+
+
 class _Operands:
     """The operands of one piece, which are added to its launch.
 
@@ -144,11 +150,13 @@ class _Operands:
             made = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
             self.tensors[operand.name] = self.bound.exported[value] = made
         elif operand.source == "reduced" and rule_input is not None:
-            self.tensors[operand.name] = self._reduced(rule_input.name)
-            if operand.fold:
-                self.sharing[operand.name] = Sharing(max(self.parameter.numel(), 1), 1)
-        elif rule_input is not None and rule_input.origin == "numel":
-            self.numbers[operand.name] = float(self.parameter.numel())
+            rows = Rows.of(self.parameter.shape)
+            count = rows.count if rule_input.origin == "rows" else 1
+            self.tensors[operand.name] = self._reduced(rule_input.name, rule_input.origin == "rows", count)
+            if operand.per == "shared":
+                self.sharing[operand.name] = Sharing(max(self.parameter.numel() // max(count, 1), 1), count)
+        elif rule_input is not None and rule_input.origin in ("numel", "columns"):
+            self.numbers[operand.name] = size_of(rule_input, self.parameter)
         elif rule_input is not None and rule_input.origin == "constants":
             self.numbers[operand.name] = self.piece.constants[rule_input.position]
         elif rule_input is not None and rule_input.origin == "scalars":
@@ -161,10 +169,11 @@ class _Operands:
                     self.bound.tensors.append(scalar)
                 self.varying[operand.name] = self.bound.tensors.index(scalar)
 
-    def _reduced(self, name: str) -> Tensor:
+    def _reduced(self, name: str, is_of_rows: bool, count: int) -> Tensor:
         """Return where a launch stores what another one reads."""
         place, device = (self.index, name), self.parameter.device
-        return self.bound.reduced.setdefault(place, torch.zeros((), dtype=torch.float64, device=device))
+        made = torch.zeros((count,) if is_of_rows else (), dtype=torch.float64, device=device)
+        return self.bound.reduced.setdefault(place, made)
 
     def _number(self, key: str, dtype: torch.dtype) -> Tensor:
         """Return the 0-dim tensor that a step fills, and that becomes state after it, unless it is that already."""

@@ -28,7 +28,7 @@ from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
-from baoc_compile.passes.rules.reductions import Reducer, is_reduction
+from baoc_compile.passes.rules.reductions import Reducer, is_reduction, is_row_reduction
 from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
@@ -141,8 +141,11 @@ def _as_rule(
     """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    numel = RuleInput(identifier("numel", {i.name for i in inputs}), "scalar", origin="numel", bounds=(1.0, math.inf))
-    reducer = Reducer(graph, set_meta(graph.placeholder(numel.name), ValueMeta("scalar", torch.float64)))
+    sizes = [
+        RuleInput(identifier(name, {i.name for i in inputs}), "scalar", origin=name, bounds=(1.0, math.inf))
+        for name in ("numel", "columns")
+    ]
+    reducer = Reducer(graph, *(set_meta(graph.placeholder(i.name), ValueMeta("scalar", torch.float64)) for i in sizes))
     placeholders: list[fx.Node] = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
@@ -193,7 +196,7 @@ def _as_rule(
         values.append(value)
     graph.output(tuple(values))
     graph.eliminate_dead_code()
-    inputs = [numel, *inputs]
+    inputs = [*sizes, *inputs]
     _drop_unused(graph, inputs)
     kept = tuple(i for i in inputs if any(n.target == i.name for n in graph.nodes if n.op == "placeholder"))
     canonical = fx.GraphModule(torch.nn.Module(), graph)
@@ -211,7 +214,13 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     name = node.target.overloadpacket.__name__ if hasattr(node.target, "overloadpacket") else str(node.target)
     value = node.meta["val"]
     if is_reduction(node):
+        given = node.args[0].meta["val"]
+        is_of_rows = given.numel() != 1 and not _is_element(given, shape, rows=False)
+        if is_of_rows and name not in ("mean", "max", "amax", "min", "amin"):
+            raise NotElementwise(f"{name} of values for each row")
         return reducer.write(node, *(copied[a] for a in node.args if isinstance(a, fx.Node)))
+    if is_row_reduction(node) and _is_element(node.args[0].meta["val"], shape, rows=False):
+        return reducer.write_rows(node, copied[node.args[0]])
     if not isinstance(value, torch.Tensor):
         raise NotElementwise(unsupported_reason(node.target))
     if value.numel() != 1 and not _is_element(value, shape):
@@ -238,9 +247,15 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     return graph.node_copy(node, lambda old: copied[old])
 
 
-def _is_element(value: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    """Return whether a value has one number for each element: in the parameter's shape, or all in one row."""
-    return tuple(value.shape) in (shape, (math.prod(shape),))
+def _is_element(value: torch.Tensor, shape: tuple[int, ...], *, rows: bool = True) -> bool:
+    """Return whether a value has one number for each element: in the parameter's shape, or all in one row.
+
+    rows: or for each row, spread over its elements.
+    """
+    of_rows = (shape[0], *(1 for _ in shape[1:]))
+    return tuple(value.shape) in (shape, (math.prod(shape),)) or (
+        rows and len(shape) > 1 and tuple(value.shape) == of_rows
+    )
 
 
 def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:

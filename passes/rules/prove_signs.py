@@ -93,6 +93,8 @@ def _interval(node: fx.Node, args: list[Interval]) -> Interval:
     if name == "_to_copy" and not node.kwargs.get("dtype", torch.float32).is_floating_point:
         return ANY
     rule = _RULES.get(name)
+    if name in ("mean", "amax"):  # whatever the dimensions
+        args = args[:1]
     return ANY if rule is None else rule(*args)
 
 
@@ -152,6 +154,7 @@ _RULES: dict[str, Callable[..., Interval]] = {
     "lerp": _interpolate,
     "mean": lambda a: a,
     "max": lambda a: a,
+    "amax": lambda a: a,
     "scalar_tensor": lambda a: a,
     "_to_copy": lambda a: a,
 }

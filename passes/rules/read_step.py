@@ -210,15 +210,15 @@ def _is_same_from_zero(first: UpdateRule, piece: Any, warm: UpdateRule, after: A
     created = set(first.created)
     now = {source: expression.value for source, expression in recording.sources.items()}
     generator = torch.Generator().manual_seed(0)
-    elements = {name: torch.randn(64, generator=generator) for name in ("param", "grad")}
+    elements = {name: torch.randn(8, 8, generator=generator) for name in ("param", "grad")}
 
     def run(rule: UpdateRule, of: Any) -> dict[str, Any] | None:
         values = []
         for i in rule.inputs:
             if i.kind == "slot":
-                values.append(torch.zeros(64) if i.key in created else elements.setdefault(i.key, torch.rand(64)))
-            elif i.origin == "numel":
-                values.append(torch.tensor(64.0, dtype=torch.float64))
+                values.append(torch.zeros(8, 8) if i.key in created else elements.setdefault(i.key, torch.rand(8, 8)))
+            elif i.origin in ("numel", "columns"):
+                values.append(torch.tensor(64.0 if i.origin == "numel" else 8.0, dtype=torch.float64))
             elif i.kind == "scalar":
                 number = of.scalars[i.position] if i.origin == "scalars" else of.constants[i.position]
                 if not isinstance(number, (Expression, float)):
@@ -231,7 +231,7 @@ def _is_same_from_zero(first: UpdateRule, piece: Any, warm: UpdateRule, after: A
                 values.append(elements[i.kind])
         names = {i.name: i.key or i.kind for i in rule.inputs}
         results = zip(rule.outputs, rule.gm(*values), strict=True)
-        return {names.get(o.name, o.key) if o.kind == "new" else o.key: v.expand(64) for o, v in results}
+        return {names.get(o.name, o.key) if o.kind == "new" else o.key: v.expand(8, 8) for o, v in results}
 
     some, others = run(first, piece), run(warm, after)
     return (

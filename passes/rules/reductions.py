@@ -4,7 +4,8 @@
     norm_p x = (sum |x|^p)^(1/p)  norm_inf x = max |x|      var x = (numel / (numel - c)) * mean (x - mean x)^2
 
 A rule holds them as nodes, whose values are float64 and one for the whole tensor. `split_reductions` makes programs of
-their own of them.
+their own of them. Reductions over each row (all dimensions but the first) are nodes as well; their values are spread over the
+row's elements. A rule sees a tensor of several dimensions as rows and columns.
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ from baoc_compile.kernels.dialect.operations import name_of
 
 aten = torch.ops.aten
 
+_TARGETS = (
+    (aten.mean.default, "mean"),
+    (aten.max.default, "most"),
+    (aten.mean.dim, "rows mean"),
+    (aten.amax.default, "rows most"),
+)
+#: Of these, the dimensions are the second argument, and the norm's the third.
+_BY_DIMENSION = {"sum": 1, "mean": 1, "amax": 1, "amin": 1, "linalg_vector_norm": 2}
 _NAMES = {"sum", "mean", "max", "amax", "min", "amin", "linalg_vector_norm", "any", "all", "var", "dot"}
 
 
 def reduction_of(node: fx.Node) -> str:
-    """Return "mean" or "most" if a rule's node is that of a tensor; else an empty text."""
+    """Return "mean" or "most" if a rule's node is that of a tensor, and "rows mean" or "rows most"; else an empty text."""
     if node.op != "call_function":
         return ""
-    return "mean" if node.target is aten.mean.default else "most" if node.target is aten.max.default else ""
+    for target, found in _TARGETS:
+        if node.target is target:
+            return found
+    return ""
 
 
 def is_reduction(node: fx.Node) -> bool:
@@ -36,15 +48,36 @@ def is_reduction(node: fx.Node) -> bool:
     return name_of(node.target) in _NAMES and isinstance(value, torch.Tensor) and value.numel() == 1
 
 
+def is_row_reduction(node: fx.Node) -> bool:
+    """Return whether a traced call makes one number of each row, and keeps the dimensions."""
+    name, value = name_of(node.target), node.meta["val"]
+    given = node.args[0].meta["val"] if node.args and isinstance(node.args[0], fx.Node) else None
+    if name not in _BY_DIMENSION or given is None or given.ndim < 2 or not isinstance(value, torch.Tensor):
+        return False
+    position = _BY_DIMENSION[name]
+    found: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
+    dimensions = {d % given.ndim for d in (found if isinstance(found, (list, tuple)) else [found])} if found else set()
+    return dimensions == set(range(1, given.ndim)) and value.ndim == given.ndim
+
+
 class Reducer:
     """A writer of reductions into a rule's graph.
 
     graph: the graph.
-    numel: its node of the number of elements.
+    numel, columns: its nodes of the number of elements, in all and in a row.
+    over_rows: whether reductions over rows are written.
     """
 
-    def __init__(self, graph: fx.Graph, numel: fx.Node):
-        self.graph, self.numel = graph, numel
+    def __init__(self, graph: fx.Graph, numel: fx.Node, columns: fx.Node):
+        self.graph, self.numel, self.columns, self.over_rows = graph, numel, columns, False
+
+    def write_rows(self, node: fx.Node, value: Any) -> fx.Node:
+        """Return the node of what a traced reduction over rows computes; see `write`."""
+        self.over_rows = True
+        try:
+            return self.write(node, value)
+        finally:
+            self.over_rows = False
 
     def write(self, node: fx.Node, value: Any, *others: Any) -> fx.Node:
         """Return the node of what a traced reduction computes. `value`, `others`: the nodes of its tensors in the rule."""
@@ -94,13 +127,23 @@ class Reducer:
         return self._scalar(aten.div.Tensor, self._sum(self._element(aten.mul.Tensor, apart, apart)), others)
 
     def _sum(self, value: fx.Node) -> fx.Node:
-        return self._scalar(aten.mul.Tensor, self._mean(value), self.numel)
+        return self._scalar(aten.mul.Tensor, self._mean(value), self.columns if self.over_rows else self.numel)
 
     def _mean(self, value: fx.Node) -> fx.Node:
-        return value if meta_of(value).per == "scalar" else self._scalar(aten.mean.default, value)
+        if meta_of(value).per == "scalar":
+            return value
+        return (
+            self._element(aten.mean.dim, value, [1], True) if self.over_rows else self._scalar(aten.mean.default, value)
+        )
 
     def _most(self, value: fx.Node) -> fx.Node:
-        return value if meta_of(value).per == "scalar" else self._scalar(aten.max.default, value)
+        if meta_of(value).per == "scalar":
+            return value
+        return (
+            self._element(aten.amax.default, value, [1], True)
+            if self.over_rows
+            else self._scalar(aten.max.default, value)
+        )
 
     def _as_float(self, value: fx.Node) -> fx.Node:
         meta = meta_of(value)
@@ -115,6 +158,9 @@ class Reducer:
         return self._call(target, (value, *others), meta_of(value))
 
     def _scalar(self, target: Any, *args: Any, dtype: torch.dtype = torch.float64) -> fx.Node:
+        """Add a call that gives one number for the tensor, or for each row."""
+        if self.over_rows:
+            return self._call(target, args, ValueMeta("element", torch.float32 if dtype.is_floating_point else dtype))
         return self._call(target, args, ValueMeta("scalar", dtype))
 
     def _call(self, target: Any, args: tuple[Any, ...], meta: ValueMeta) -> fx.Node:

@@ -58,7 +58,7 @@ def split_reductions(rule: UpdateRule) -> tuple[UpdateRule, ...]:
         taken = {i.name for i in rule.inputs}
         names: dict[fx.Node, str] = {}
         for node in ready:
-            names[node] = identifier(reduction_of(node), taken)
+            names[node] = identifier(reduction_of(node).replace(" ", "_"), taken)
             taken.add(names[node])
         found.append(_reducing(rule, names))
         rule = _reading(rule, names)
@@ -83,14 +83,20 @@ def _reading(rule: UpdateRule, names: dict[fx.Node, str]) -> UpdateRule:
     for node in placeholders:
         copied[node] = graph.node_copy(node)
     for node, name in names.items():
-        copied[node] = set_meta(graph.placeholder(name), ValueMeta("scalar", torch.float64))
+        per, dtype = ("element", torch.float32) if _is_of_rows(node) else ("scalar", torch.float64)
+        copied[node] = set_meta(graph.placeholder(name), ValueMeta(per, dtype))  # type: ignore[arg-type]
     for node in rule.gm.graph.nodes:
         if node.op == "call_function" and node not in copied:
             copied[node] = graph.node_copy(node, lambda old: copied[old])
     (returned,) = rule.gm.graph.output_node().args
     graph.output(tuple(copied[value] for value in returned))
-    inputs = (*rule.inputs, *(RuleInput(name, "reduced") for name in names.values()))
+    reduced = (RuleInput(name, "reduced", origin="rows" if _is_of_rows(n) else "") for n, name in names.items())
+    inputs = (*rule.inputs, *reduced)
     return rule_like(replace(rule, inputs=inputs), graph, rule.outputs)
+
+
+def _is_of_rows(node: fx.Node) -> bool:
+    return reduction_of(node).startswith("rows")
 
 
 def _copy(source: fx.Graph) -> fx.Graph:

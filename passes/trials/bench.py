@@ -7,6 +7,7 @@ for as long as the trial takes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,8 +23,8 @@ from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Beginning, Piece
 from baoc_compile.passes.trials.copies import copied
 
-#: Elements that a rule is tried on.
-ELEMENTS = 4096
+#: Rows and columns of elements that a rule is tried on.
+SHAPE = (64, 64)
 
 
 class TrialFailed(Exception):
@@ -80,10 +81,10 @@ class RuleBench(Bench):
     ):
         super().__init__(seed)
         self.rule, self._numbers = rule, {}
-        some = real.detach().reshape(-1)[:ELEMENTS].float().cpu()
+        some = real.detach().reshape(-1)[: math.prod(SHAPE)].float().cpu()
         size = float(some.square().mean().sqrt()) or 1.0
-        self.parameter = size * torch.randn(ELEMENTS, generator=self.generator)
-        self._state = {s.key: torch.full((ELEMENTS,), _beginning(beginnings.get(s.key))) for s in rule.slots}
+        self.parameter = size * torch.randn(SHAPE, generator=self.generator)
+        self._state = {s.key: torch.full(SHAPE, _beginning(beginnings.get(s.key))) for s in rule.slots}
         for key, beginning in beginnings.items():
             if beginning.kind == "parameter" and key in self._state:
                 self._state[key] = self.parameter.clone()
@@ -121,7 +122,7 @@ class RuleBench(Bench):
             if replaced is None:
                 continue
             if replaced.kind == "param":
-                self.parameter = value.float().expand(ELEMENTS).clone()
+                self.parameter = value.float().expand(SHAPE).clone()
             elif replaced.kind == "slot":
                 self._state[replaced.key].copy_(value)
             elif replaced.kind == "counter":
@@ -132,8 +133,8 @@ class RuleBench(Bench):
 
 
 def _number(rule_input: RuleInput, piece: Piece) -> Any:
-    if rule_input.origin == "numel":
-        return ELEMENTS
+    if rule_input.origin in ("numel", "columns"):
+        return math.prod(SHAPE) if rule_input.origin == "numel" else SHAPE[1]
     found = (
         piece.scalars[rule_input.position] if rule_input.origin == "scalars" else piece.constants[rule_input.position]
     )
