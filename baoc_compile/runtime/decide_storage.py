@@ -59,6 +59,9 @@ class StorageChoice:
     function: Callable[..., Any]
     _facts: dict[Any, dict[str, _Fact]] = field(default_factory=dict)
     _tried: set[Any] = field(default_factory=set)
+    #: For kinds whose slots were given more bits: the error before, and what was known then.
+    _before: dict[Any, tuple[float, dict[str, _Fact]]] = field(default_factory=dict)
+    _told: dict[Any, list[str]] = field(default_factory=dict)
 
     def choose(
         self,
@@ -84,6 +87,8 @@ class StorageChoice:
                 known |= {i: _refined(slots[i], facts) for i in kinds.get(kind, ())}
             storage = choose_storage(session.request, session.storage, table, known, bytes_to_come)
             if not self._find_unfit(kinds, storage, benches) or session.request.plan is not None:
+                for message in (message for messages in self._told.values() for message in messages):
+                    warn_once(message)
                 return storage
 
     def foresee(self, indices: Collection[int], table: ParameterTable, has_closure: bool) -> Storage:
@@ -125,7 +130,10 @@ class StorageChoice:
             self._facts[kind] = {key: _Fact(key in proven, is_robust) for key in unknown}
 
     def _find_unfit(self, kinds: _Kinds, storage: Storage, benches: _Benches) -> bool:
-        """Try a storage; return whether slots were found that do not bear their codecs."""
+        """Try a storage; return whether slots were found that do not bear their codecs.
+
+        More bits for one slot may leave less for others. If that does not halve the error, what was found is taken back.
+        """
         found, is_asked = False, self.session.request.plan is not None
         for kind, members in kinds.items():
             first = next((i for i in members if _rounding(storage.of(i).codecs)), members[0])
@@ -134,11 +142,18 @@ class StorageChoice:
                 continue
             name = benches.table.names[first]
             try:
-                reasons = why_exact(benches.maker(members), codecs, storage.seed)
+                reasons, error = why_exact(benches.maker(members), codecs, storage.seed)
             except TrialFailed as reason:
                 log.info("the plan for %s can't be tried: %s", name, reason)
                 continue
             facts = self._facts.setdefault(kind, {})
+            before, known = self._before.pop(kind, (float("inf"), {}))
+            if error > before / 2:
+                self._facts[kind], found = known, True
+                self._told[kind] = [f"updates of {name} and the like are {before:.0%} off in a trial of the plan"]
+                continue
+            if reasons and not is_asked:
+                self._before[kind] = error, dict(facts)
             for key, why in reasons.items():
                 if is_asked:
                     warn_once(f"state {key!r} of {name} and the like does not bear the plan that was asked for: {why}")
@@ -147,7 +162,7 @@ class StorageChoice:
                 fact = facts.get(key, _Fact())
                 facts[key] = replace(fact, why_fine=why) if is_coarse else replace(fact, why_exact=why)
                 how = "with 16 bits or more" if is_coarse else "in full precision"
-                warn_once(f"baoc keeps state {key!r} of {name} and the like {how}: {why}")
+                self._told.setdefault(kind, []).append(f"baoc keeps state {key!r} of {name} and the like {how}: {why}")
             found = found or bool(reasons)
         return found
 

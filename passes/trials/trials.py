@@ -68,8 +68,8 @@ def _fill(bench: Bench, candidates: set[Any]) -> dict[Any, Tensor]:
     return values
 
 
-def why_exact(make: Make, codecs: Mapping[str, Codec], seed: int) -> dict[str, str]:
-    """Return the keys of slots that must not be stored by these codecs, and why.
+def why_exact(make: Make, codecs: Mapping[str, Codec], seed: int) -> tuple[dict[str, str], float]:
+    """Return the keys of slots that must not be stored by these codecs, and why; and the error of updates with all of them.
 
     make: returns a new bench, always with the same gradients.
     seed: the seed of stochastic rounding.
@@ -78,22 +78,23 @@ def why_exact(make: Make, codecs: Mapping[str, Codec], seed: int) -> dict[str, s
     """
     reference = _trained(make(), {}, seed)
     if reference is None:
-        return {}
+        return {}, 0.0
 
     def error(of: Mapping[str, Codec]) -> float:
         update = _trained(make(), of, seed)
         return float("inf") if update is None else float((update - reference).norm() / reference.norm())
 
     left, reasons = dict(codecs), {}
+    of_all = total = error(left)
     while left:
-        total = error(left)
         if total <= max(map(_trusted, left.values())):
             break
         alone = {key: error({key: codec}) for key, codec in left.items()}
         worst = max(alone, key=lambda key: alone[key])
         what = f"updates are {min(total, 9.99):.0%} off" if total < float("inf") else "the step gives no numbers"
         reasons[worst] = f"{what} in a trial with it as {left.pop(worst).name}"
-    return reasons
+        total = error(left)
+    return reasons, of_all
 
 
 @torch.no_grad()
