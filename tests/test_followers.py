@@ -165,6 +165,17 @@ def test_weights_that_someone_else_changes_are_refused_before_anything_else_does
     step(optimizer, 5)
 
 
+@EVERY
+def test_weights_that_move_in_memory_are_the_same(kind):
+    optimizer, still = made(kind), made(kind)
+    for t in range(5):
+        for o in (optimizer, still):
+            step(o, t)
+        for p in parameters(optimizer):
+            p.data = p.data.clone()
+    assert torch.equal(flat(optimizer), flat(still))
+
+
 def test_a_plan_that_stores_the_slot_apart_lets_weights_change():
     optimizer = made(prepared=False)
     baoc_compile.prepare(optimizer, plan={"z": "16bit", "*": "8bit"})

@@ -21,6 +21,7 @@ from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.program_graph import Signature, TensorArguments
 from baoc_compile.core.rule import RuleInput, RuleOutput, UpdateRule
 from baoc_compile.kernels.dialect.nodes import ValueMeta, set_meta
+from baoc_compile.kernels.launch.launch_table import LayoutChanged
 from baoc_compile.passes.programs.make_programs import Need, programs_of
 from baoc_compile.state.state_tensor import StateTensor
 
@@ -86,16 +87,21 @@ class _Look:
         self.means = torch.zeros(len(self.weights), 2, dtype=torch.float64, device=device)
         batch = []
         for weight, means in zip(self.weights.values(), self.means, strict=True):
-            tensors = {"param": weight.detach(), **{o.name: mean for o, mean in zip(graph.shared, means, strict=True)}}
+            tensors = {"param": weight, **{o.name: mean for o, mean in zip(graph.shared, means, strict=True)}}
             sharing = dict.fromkeys((o.name for o in graph.shared), Sharing(max(weight.numel(), 1), 1))
             batch.append(TensorArguments(weight.numel(), tensors, {}, sharing))
-        self.batch = batch
+        self.batch, self.table = batch, None
 
     def __call__(self) -> dict[int, tuple[float, float]]:
         """Return both means by the weight's id."""
-        for arguments, weight in zip(self.batch, self.weights.values(), strict=True):
-            arguments.tensors["param"] = weight.detach()
-        self.executable(self.batch)
+        try:
+            if self.table is not None:
+                self.table.refresh((), ())
+        except LayoutChanged:
+            self.table = None
+        if self.table is None:
+            self.table = self.executable.table(self.batch)
+        self.executable.run(self.table)
         return {key: (a, b) for key, (a, b) in zip(self.weights, self.means.tolist(), strict=True)}
 
 
