@@ -252,6 +252,19 @@ def test_8_bits_are_close(kind):
     assert ours.state[parameters(ours)[3]]["m"].codec.name == "e2m5"
 
 
+@pytest.mark.parametrize("kind", [ByAllNorms, ByItsOwn, ByRows])
+def test_gradients_are_sampled_and_a_plan_is_solved(kind):
+    model = nn.Sequential(nn.Linear(96, 128), nn.Linear(128, 64, bias=False))
+    optimizer = kind(model.parameters())
+    baoc_compile.prepare(optimizer, model=model, memory_budget="20%", warmup_steps=12, sample_steps=8)
+    for t in range(14):
+        step(optimizer, t)
+    configurator = optimizer._baoc_session.configurator
+    assert configurator.profile is not None and any("risk" in line for line in configurator.history)
+    assert baoc_compile.report(optimizer)
+    assert runs_by_programs(optimizer)
+
+
 @pytest.mark.parametrize("kind", [ByAllNorms, ByItsOwn])
 @pytest.mark.parametrize("threads", [2, 3])
 def test_bits_do_not_depend_on_threads(kind, threads, monkeypatch):

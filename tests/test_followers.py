@@ -257,3 +257,15 @@ def test_a_state_without_its_parameter_says_what_to_do():
     state = torch.load(file, weights_only=True)["state"][0]["z"]
     with pytest.raises(StateError, match="prepare"):
         state.decode()
+
+
+def test_a_plan_that_is_solved_keeps_differences():
+    model = nn.Sequential(nn.Linear(96, 128), nn.Linear(128, 64, bias=False))
+    optimizer = Averaging(model.parameters())
+    baoc_compile.prepare(optimizer, model=model, memory_budget="20%", warmup_steps=12, sample_steps=8)
+    for t in range(14):
+        step(optimizer, t)
+    history = optimizer._baoc_session.configurator.history  # type: ignore[attr-defined]
+    assert any("optimal" in line or "within" in line for line in history), history
+    stored = {s["z"].codec.name for s in optimizer.state.values() if isinstance(s["z"], StateTensor)}
+    assert stored and stored <= {"w+e2m1", "w+e2m5"}

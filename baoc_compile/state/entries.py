@@ -36,11 +36,13 @@ def is_stored_by(value: Tensor, codec: Codec) -> bool:
     return isinstance(codec, Full) and value.dtype == codec.parts[0].dtype
 
 
-def as_found(slot: Slot, value: Any) -> Slot:
-    """Return `slot` with the sign that its present value `value` allows.
+def as_found(slot: Slot, parameter: Tensor, value: Any) -> Slot:
+    """Return a slot of `parameter` with what its present value `value` says of it: its sign, and whether it follows the weights.
 
     A rule proves by induction that a slot stays >= 0; the proof holds only if the slot begins there.
     """
+    if slot.weight_dtype is None and follows_weight(parameter, value, is_signed=slot.nonnegative):
+        return replace(slot, follows_weight=True, nonnegative=False)
     if not slot.nonnegative or not isinstance(value, Tensor) or not _has_negative(slot, value):
         return slot
     return replace(slot, nonnegative=False)

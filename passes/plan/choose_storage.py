@@ -43,7 +43,11 @@ def choose_storage(
     if not request.is_explicit:
         storage = _with_loaded(storage, table, slots_of)
     new = {
-        i: tuple(as_found(s, table.state(i).get(s.key)) for s in slots if not suits(storage, table, i, s))
+        i: tuple(
+            as_found(s, table.parameters[i], table.state(i).get(s.key))
+            for s in slots
+            if not suits(storage, table, i, s)
+        )
         for i, slots in slots_of.items()
     }
     new = {i: slots for i, slots in new.items() if slots}

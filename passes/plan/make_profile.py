@@ -107,7 +107,7 @@ class _Maker:
         i = block.parameters[0]
         parameter = self.table.parameters[i]
         state = self.table.state(i)
-        slots = [as_found(slot, state.get(slot.key)) for slot in self.rules[i].slots]
+        slots = [as_found(slot, parameter, state.get(slot.key)) for slot in self.rules[i].slots]
         return list_candidates(slots, parameter.shape, parameter.dtype, self.planned.current(i))
 
     def make(self, started: float) -> Profile:

@@ -134,7 +134,9 @@ class GradientSampler:
             if i not in self.streams or not (present is None or present[row]):
                 continue
             same_slots = [s.key for s in rules[i].slots] == [s.key for s in self.rules[i].slots]
-            if same_slots and not launch.launch.graph.folds:  # the last launch over this parameter
+            if same_slots and not (
+                launch.launch.graph.folds or launch.launch.graph.exports
+            ):  # the last launch of the parameter
                 self._now[i], self._numbers[i] = rules[i], dict(numbers_of(i))
                 grad = launch.params[row].grad
                 assert grad is not None
