@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optimizers import CASES
 from program_optimizers import Counts, ReadsOld, Reduces
 
-from baoc_compile.core.codec import WEIGHT_KEY, Codec, Rows, Sharing
+from baoc_compile.core.codec import WEIGHT_KEY, Codec, Rows
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.kernels.codecs.catalogue import codec_for, codec_named
@@ -24,7 +24,7 @@ from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.passes.capture import stand_in
 from baoc_compile.passes.programs import compose_program as composing
-from baoc_compile.passes.rewrite.bind_launches import size_of
+from baoc_compile.passes.rewrite.bind_launches import lines_of, size_of
 from baoc_compile.state.state_tensor import StateTensor
 
 OPTIMIZERS = {
@@ -235,10 +235,8 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
             if operand.source == "counter":
                 tensors[operand.name] = torch.tensor(seed % 100, dtype=operand.dtype)
         for operand in (o for graph in graphs_of(which) for o in graph.operands if o.source == "reduced"):
-            lines = Rows.of(param.shape) if operand.input.origin == "rows" else Rows(1, max(param.numel(), 1))
-            size = (lines.count,) if operand.input.origin == "rows" else ()
-            tensors[operand.name] = torch.zeros(size, dtype=operand.dtype)
-            sharing[operand.name] = Sharing(max(lines.columns, 1), lines.count)
+            sharing[operand.name] = lines = lines_of(operand.input, param.shape)
+            tensors[operand.name] = torch.zeros((lines.cycle,) if operand.input.origin else (), dtype=operand.dtype)
         for rule_input in rule.inputs_of("scalar"):
             if rule_input.origin in ("numel", "columns"):
                 numbers[rule_input.name] = size_of(rule_input, param)

@@ -64,4 +64,5 @@ class Reduces(torch.optim.Optimizer):
                 rows = tuple(range(1, p.ndim))
                 update = update / (1 + update.abs().amax(rows, keepdim=True) + p.grad.abs().mean(rows, keepdim=True))
                 update = update * (1 + p.grad.abs().mean() + update.norm(dim=rows, keepdim=True))
+                update = update / (1 + update.square().mean(0, keepdim=True) + p.grad.abs().amax(0, keepdim=True))
                 p.sub_(update / update.square().mean().sqrt().clamp(min=1.0), alpha=group["lr"])

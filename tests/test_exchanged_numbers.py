@@ -156,6 +156,15 @@ class ByRows(Base):
             p.sub_(update * (1 + update.sum(rows, keepdim=True).tanh() + size.mean()), alpha=lr)
 
 
+class ByColumns(Base):
+    """Columns are brought to one length, and scaled by a smooth maximum of their own."""
+
+    def update(self, momenta, lr):
+        for p, m in momenta:
+            update = nn.functional.normalize(m, p=2.0, dim=0) * nn.functional.softplus(m, beta=lr * 100)
+            p.sub_(update / (1 + update.amax(0, keepdim=True) + update.sum(0, keepdim=True).tanh()), alpha=lr)
+
+
 class ByEveryReduction(Base):
     """What torch calls reductions, in their spellings."""
 
@@ -179,6 +188,7 @@ EVERY = [
     Twice,
     ByItsOwn,
     ByRows,
+    ByColumns,
     ByEveryReduction,
 ]
 every = pytest.mark.parametrize("kind", EVERY)

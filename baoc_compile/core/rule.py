@@ -32,7 +32,7 @@ class RuleInput:
         prelude. "reduced" is a mean or maximum, which another rule has computed before.
     key: the state key of a slot or counter, exactly as the optimizer has it.
     origin: whether a scalar is one of the piece's "scalars", one of its "constants", or the parameter's number of elements
-        ("numel"), or of those in a row ("columns"); whether there is something reduced for each row ("rows").
+        ("numel"), or of those in a row ("columns"); whether something was reduced for each row ("rows") or column ("columns").
     position: which of the scalars or constants it is.
     counts_steps: whether a scalar is the number of steps before this one.
     varies: whether a scalar changes with the number of steps.
@@ -50,7 +50,7 @@ class RuleInput:
 
 
 #: Kinds of outputs that another rule reads as "reduced" inputs.
-REDUCTIONS = ("mean", "most", "rows mean", "rows most")
+REDUCTIONS = ("mean", "most", "rows mean", "rows most", "columns mean", "columns most")
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,26 @@ class RuleOutput:
     kind: "new" replaces an input; "created" is the first value of a slot that the step makes; a "number" is a 0-dim state
         entry that it makes anew every time; "increment" and "decay"
         belong to a shared slot, whose values become decay * value + mean of the increments; of a "mean" or "most" another
-        rule reads the mean or the maximum over all elements, as its "reduced" input `name`, and of "rows mean" and "rows
-        most" those over each row; an "exported" value is a number
+        rule reads the mean or the maximum over all elements, as its "reduced" input `name`, and of "rows mean", "columns
+        most" and the like those of each row or column; an "exported" value is a number
         for the prelude and for other parameters.
     name: name of the input that is replaced or reduced, of the exported number, or of the state entry.
     key: key of the slot that is created or shared, or of the state entry.
     """
 
     kind: Literal[
-        "new", "created", "increment", "decay", "mean", "most", "rows mean", "rows most", "exported", "number"
+        "new",
+        "created",
+        "increment",
+        "decay",
+        "mean",
+        "most",
+        "rows mean",
+        "rows most",
+        "columns mean",
+        "columns most",
+        "exported",
+        "number",
     ]
     name: str = ""
     key: str = ""

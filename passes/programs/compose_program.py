@@ -133,7 +133,7 @@ class _Composer(GraphBuilder):
         if signature.has_update_scale:
             declare(Operand(free("update_scale"), "scalar", torch.float64, "update_scale"))
         for reduced in self.rule.inputs_of("reduced"):
-            per: OperandPer = "shared" if reduced.origin == "rows" else "scalar"
+            per: OperandPer = "shared" if reduced.origin else "scalar"
             declare(Operand(reduced.name, per, torch.float64, "reduced", input=reduced))
         for output in self.rule.outputs:
             if output.kind == "number":
@@ -143,8 +143,8 @@ class _Composer(GraphBuilder):
                 of = RuleInput(output.name, "scalar")
                 declare(Operand(output.name, "scalar", torch.float64, "exported", input=of))
             elif output.kind in REDUCTIONS:
-                of = RuleInput(output.name, "reduced", origin="rows" if output.kind.startswith("rows") else "")
-                fold: Any = output.kind.removeprefix("rows ")
+                lines, _, fold = output.kind.rpartition(" ")
+                of = RuleInput(output.name, "reduced", origin=lines)  # type: ignore[arg-type]
                 declare(Operand(output.name, "shared", torch.float64, "reduced", input=of, fold=fold))
         declare(Operand(free("index"), "element", torch.int32, "index"))
         declare(Operand(free("group_index"), "group", torch.int32, "group_index"))
@@ -160,7 +160,7 @@ class _Composer(GraphBuilder):
             return self._moved(value, torch.ops.aten.add.Tensor, self._weight()) if codec.follows_weight else value
         is_named = rule_input.kind in ("counter", "scalar", "reduced")
         node = self.nodes[rule_input.kind, rule_input.name if is_named else "", ""]
-        is_number = is_named and rule_input.origin != "rows"
+        is_number = is_named and (rule_input.kind != "reduced" or not rule_input.origin)
         return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
 
     def _weight(self) -> fx.Node:

@@ -250,6 +250,9 @@ TENSOR_FORMS: dict[str, Callable[..., Any]] = {
     "masked_fill": lambda x, mask, value: _where(mask, value, x),
     "clone": lambda x, **kwargs: x * 1,
     "sqrt": lambda x: torch.sqrt(_as_tensor(x)),
+    "softplus": lambda x, beta=1.0, threshold=20.0: torch.where(
+        x * beta > threshold, x, torch.log1p(torch.exp(x * beta)) / beta
+    ),
     "item": lambda x: x,
     "larger": lambda x, y: torch.where(_as_tensor(y) > _as_tensor(x), _as_tensor(y), _as_tensor(x)),
     "smaller": lambda x, y: torch.where(_as_tensor(y) < _as_tensor(x), _as_tensor(y), _as_tensor(x)),

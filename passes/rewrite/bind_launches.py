@@ -91,6 +91,14 @@ def _bind(
         bound.rows[piece.parameters[0]].append((made, row, names))
 
 
+def lines_of(rule_input: RuleInput, shape: torch.Size) -> Sharing:
+    """Return which elements of a tensor a reduced value is of: all, those of a row, or those of a column."""
+    rows = Rows.of(shape)
+    if rule_input.origin == "columns":
+        return Sharing(1, rows.columns)
+    return Sharing(max(rows.columns, 1), rows.count) if rule_input.origin else Sharing(max(shape.numel(), 1), 1)
+
+
 def size_of(rule_input: RuleInput, parameter: Tensor) -> float:
     """Return a parameter's number of elements, or of those in a row."""
     return float(parameter.numel() if rule_input.origin == "numel" else Rows.of(parameter.shape).columns)
@@ -150,11 +158,10 @@ class _Operands:
             made = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
             self.tensors[operand.name] = self.bound.exported[value] = made
         elif operand.source == "reduced" and rule_input is not None:
-            rows = Rows.of(self.parameter.shape)
-            count = rows.count if rule_input.origin == "rows" else 1
-            self.tensors[operand.name] = self._reduced(rule_input.name, rule_input.origin == "rows", count)
+            sharing = lines_of(rule_input, self.parameter.shape)
+            self.tensors[operand.name] = self._reduced(rule_input, sharing.cycle)
             if operand.per == "shared":
-                self.sharing[operand.name] = Sharing(max(self.parameter.numel() // max(count, 1), 1), count)
+                self.sharing[operand.name] = sharing
         elif rule_input is not None and rule_input.origin in ("numel", "columns"):
             self.numbers[operand.name] = size_of(rule_input, self.parameter)
         elif rule_input is not None and rule_input.origin == "constants":
@@ -169,10 +176,10 @@ class _Operands:
                     self.bound.tensors.append(scalar)
                 self.varying[operand.name] = self.bound.tensors.index(scalar)
 
-    def _reduced(self, name: str, is_of_rows: bool, count: int) -> Tensor:
+    def _reduced(self, rule_input: RuleInput, count: int) -> Tensor:
         """Return where a launch stores what another one reads."""
-        place, device = (self.index, name), self.parameter.device
-        made = torch.zeros((count,) if is_of_rows else (), dtype=torch.float64, device=device)
+        place, device = (self.index, rule_input.name), self.parameter.device
+        made = torch.zeros((count,) if rule_input.origin else (), dtype=torch.float64, device=device)
         return self.bound.reduced.setdefault(place, made)
 
     def _number(self, key: str, dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,7 @@ from baoc_compile.passes.recorder.recording import Piece, Value
 from baoc_compile.passes.recorder.torch_calls import TENSOR_FORMS
 from baoc_compile.passes.rules.find_recurrence import prove_recurrences
 from baoc_compile.passes.rules.prove_signs import prove_signs
-from baoc_compile.passes.rules.reductions import Reducer, is_reduction, is_row_reduction
+from baoc_compile.passes.rules.reductions import Reducer, is_reduction, lines_of
 from baoc_compile.passes.rules.trace_core_aten import trace_core_aten
 
 _CASTS = {"to", "type", "type_as", "float", "bfloat16", "half", "double", "_to_copy"}
@@ -215,12 +215,13 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     value = node.meta["val"]
     if is_reduction(node):
         given = node.args[0].meta["val"]
-        is_of_rows = given.numel() != 1 and not _is_element(given, shape, rows=False)
-        if is_of_rows and name not in ("mean", "max", "amax", "min", "amin"):
-            raise NotElementwise(f"{name} of values for each row")
+        is_of_lines = given.numel() != 1 and not _is_element(given, shape, lines=False)
+        if is_of_lines and name not in ("mean", "max", "amax", "min", "amin"):
+            raise NotElementwise(f"{name} of values for each row or column")
         return reducer.write(node, *(copied[a] for a in node.args if isinstance(a, fx.Node)))
-    if is_row_reduction(node) and _is_element(node.args[0].meta["val"], shape, rows=False):
-        return reducer.write_rows(node, copied[node.args[0]])
+    lines = lines_of(node)
+    if lines and _is_element(node.args[0].meta["val"], shape, lines=False):
+        return reducer.write_lines(node, copied[node.args[0]], lines)
     if not isinstance(value, torch.Tensor):
         raise NotElementwise(unsupported_reason(node.target))
     if value.numel() != 1 and not _is_element(value, shape):
@@ -228,10 +229,19 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     if name in NO_OPS:
         given = node.args[0].meta["val"]
         is_flattened = _is_element(given, shape) and _is_element(value, shape)
-        if is_flattened or tuple(given.shape) in ((), tuple(value.shape)):
+        if is_flattened or given.numel() == 1 or given.shape == value.shape:
             return copied[node.args[0]]
     if name == "_to_copy" and value.is_floating_point() and node.args[0].meta["val"].is_floating_point():
         return copied[node.args[0]]
+    if name == "clamp":
+        bounds = (*node.args[1:], None, None)[:2]
+        found = copied[node.args[0]]
+        for target, bound in zip(
+            (torch.ops.aten.clamp_min.default, torch.ops.aten.clamp_max.default), bounds, strict=True
+        ):
+            if bound is not None:
+                found = set_meta(graph.call_function(target, (found, bound)), _meta(node, shape))
+        return found
     if name == "copy":
         return copied[node.args[1]]
     if name == "mul" and type(node.args[1]) is int and node.args[1] == 1:
@@ -247,15 +257,14 @@ def _copy_call(reducer: Reducer, node: fx.Node, copied: dict[fx.Node, fx.Node], 
     return graph.node_copy(node, lambda old: copied[old])
 
 
-def _is_element(value: torch.Tensor, shape: tuple[int, ...], *, rows: bool = True) -> bool:
+def _is_element(value: torch.Tensor, shape: tuple[int, ...], *, lines: bool = True) -> bool:
     """Return whether a value has one number for each element: in the parameter's shape, or all in one row.
 
-    rows: or for each row, spread over its elements.
+    lines: or for each row or each column, spread over its elements.
     """
-    of_rows = (shape[0], *(1 for _ in shape[1:]))
-    return tuple(value.shape) in (shape, (math.prod(shape),)) or (
-        rows and len(shape) > 1 and tuple(value.shape) == of_rows
-    )
+    found = tuple(value.shape)
+    of_lines = ((shape[0], *(1 for _ in shape[1:])), (1, *shape[1:])) if len(shape) > 1 else ()
+    return found in (shape, (math.prod(shape),)) or (lines and found in of_lines)
 
 
 def _meta(node: fx.Node, shape: tuple[int, ...]) -> ValueMeta:

@@ -4,8 +4,8 @@
     norm_p x = (sum |x|^p)^(1/p)  norm_inf x = max |x|      var x = (numel / (numel - c)) * mean (x - mean x)^2
 
 A rule holds them as nodes, whose values are float64 and one for the whole tensor. `split_reductions` makes programs of
-their own of them. Reductions over each row (all dimensions but the first) are nodes as well; their values are spread over the
-row's elements. A rule sees a tensor of several dimensions as rows and columns.
+their own of them. Reductions of each row (over all dimensions but the first) and of each column (over the first) are nodes as
+well; their values are spread over its elements. A rule sees a tensor of several dimensions as rows and columns.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ aten = torch.ops.aten
 _TARGETS = (
     (aten.mean.default, "mean"),
     (aten.max.default, "most"),
-    (aten.mean.dim, "rows mean"),
-    (aten.amax.default, "rows most"),
+    (aten.mean.dim, "mean"),
+    (aten.amax.default, "most"),
 )
 #: Of these, the dimensions are the second argument, and the norm's the third.
 _BY_DIMENSION = {"sum": 1, "mean": 1, "amax": 1, "amin": 1, "linalg_vector_norm": 2}
@@ -33,13 +33,13 @@ _NAMES = {"sum", "mean", "max", "amax", "min", "amin", "linalg_vector_norm", "an
 
 
 def reduction_of(node: fx.Node) -> str:
-    """Return "mean" or "most" if a rule's node is that of a tensor, and "rows mean" or "rows most"; else an empty text."""
+    """Return "mean" or "most" if a rule's node is that of a tensor, "rows mean" and the like for those of rows; else ""."""
     if node.op != "call_function":
         return ""
-    for target, found in _TARGETS:
-        if node.target is target:
-            return found
-    return ""
+    found = next((found for target, found in _TARGETS if node.target is target), "")
+    if not found or node.target in (aten.mean.default, aten.max.default):
+        return found
+    return f"{'rows' if node.args[1] == [1] else 'columns'} {found}"
 
 
 def is_reduction(node: fx.Node) -> bool:
@@ -48,16 +48,18 @@ def is_reduction(node: fx.Node) -> bool:
     return name_of(node.target) in _NAMES and isinstance(value, torch.Tensor) and value.numel() == 1
 
 
-def is_row_reduction(node: fx.Node) -> bool:
-    """Return whether a traced call makes one number of each row, and keeps the dimensions."""
+def lines_of(node: fx.Node) -> str:
+    """Return whether a traced call makes one number of each of the "rows" or "columns", and keeps the dimensions; else ""."""
     name, value = name_of(node.target), node.meta["val"]
     given = node.args[0].meta["val"] if node.args and isinstance(node.args[0], fx.Node) else None
     if name not in _BY_DIMENSION or given is None or given.ndim < 2 or not isinstance(value, torch.Tensor):
-        return False
+        return ""
     position = _BY_DIMENSION[name]
     found: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
     dimensions = {d % given.ndim for d in (found if isinstance(found, (list, tuple)) else [found])} if found else set()
-    return dimensions == set(range(1, given.ndim)) and value.ndim == given.ndim
+    if value.ndim != given.ndim:
+        return ""
+    return "rows" if dimensions == set(range(1, given.ndim)) else "columns" if dimensions == {0} else ""
 
 
 class Reducer:
@@ -65,19 +67,19 @@ class Reducer:
 
     graph: the graph.
     numel, columns: its nodes of the number of elements, in all and in a row.
-    over_rows: whether reductions over rows are written.
+    lines: whether reductions of "rows" or "columns" are written.
     """
 
     def __init__(self, graph: fx.Graph, numel: fx.Node, columns: fx.Node):
-        self.graph, self.numel, self.columns, self.over_rows = graph, numel, columns, False
+        self.graph, self.numel, self.columns, self.lines = graph, numel, columns, ""
 
-    def write_rows(self, node: fx.Node, value: Any) -> fx.Node:
-        """Return the node of what a traced reduction over rows computes; see `write`."""
-        self.over_rows = True
+    def write_lines(self, node: fx.Node, value: Any, lines: str) -> fx.Node:
+        """Return the node of what a traced reduction of rows or columns computes; see `write`."""
+        self.lines = lines
         try:
             return self.write(node, value)
         finally:
-            self.over_rows = False
+            self.lines = ""
 
     def write(self, node: fx.Node, value: Any, *others: Any) -> fx.Node:
         """Return the node of what a traced reduction computes. `value`, `others`: the nodes of its tensors in the rule."""
@@ -127,23 +129,23 @@ class Reducer:
         return self._scalar(aten.div.Tensor, self._sum(self._element(aten.mul.Tensor, apart, apart)), others)
 
     def _sum(self, value: fx.Node) -> fx.Node:
-        return self._scalar(aten.mul.Tensor, self._mean(value), self.columns if self.over_rows else self.numel)
+        count = self.columns if self.lines == "rows" else self.numel
+        if self.lines == "columns":
+            count = self._call(aten.div.Tensor, (self.numel, self.columns), ValueMeta("scalar", torch.float64))
+        return self._scalar(aten.mul.Tensor, self._mean(value), count)
 
     def _mean(self, value: fx.Node) -> fx.Node:
-        if meta_of(value).per == "scalar":
-            return value
-        return (
-            self._element(aten.mean.dim, value, [1], True) if self.over_rows else self._scalar(aten.mean.default, value)
-        )
+        return self._folded(aten.mean.default, aten.mean.dim, value)
 
     def _most(self, value: fx.Node) -> fx.Node:
+        return self._folded(aten.max.default, aten.amax.default, value)
+
+    def _folded(self, of_all: Any, of_lines: Any, value: fx.Node) -> fx.Node:
         if meta_of(value).per == "scalar":
             return value
-        return (
-            self._element(aten.amax.default, value, [1], True)
-            if self.over_rows
-            else self._scalar(aten.max.default, value)
-        )
+        if not self.lines:
+            return self._scalar(of_all, value)
+        return self._element(of_lines, value, [1] if self.lines == "rows" else [0], True)
 
     def _as_float(self, value: fx.Node) -> fx.Node:
         meta = meta_of(value)
@@ -158,8 +160,8 @@ class Reducer:
         return self._call(target, (value, *others), meta_of(value))
 
     def _scalar(self, target: Any, *args: Any, dtype: torch.dtype = torch.float64) -> fx.Node:
-        """Add a call that gives one number for the tensor, or for each row."""
-        if self.over_rows:
+        """Add a call that gives one number for the tensor, or for each row or column."""
+        if self.lines:
             return self._call(target, args, ValueMeta("element", torch.float32 if dtype.is_floating_point else dtype))
         return self._call(target, args, ValueMeta("scalar", dtype))
 

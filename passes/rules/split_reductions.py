@@ -83,20 +83,22 @@ def _reading(rule: UpdateRule, names: dict[fx.Node, str]) -> UpdateRule:
     for node in placeholders:
         copied[node] = graph.node_copy(node)
     for node, name in names.items():
-        per, dtype = ("element", torch.float32) if _is_of_rows(node) else ("scalar", torch.float64)
+        per, dtype = ("element", torch.float32) if _lines_of(node) else ("scalar", torch.float64)
         copied[node] = set_meta(graph.placeholder(name), ValueMeta(per, dtype))  # type: ignore[arg-type]
     for node in rule.gm.graph.nodes:
         if node.op == "call_function" and node not in copied:
             copied[node] = graph.node_copy(node, lambda old: copied[old])
     (returned,) = rule.gm.graph.output_node().args
     graph.output(tuple(copied[value] for value in returned))
-    reduced = (RuleInput(name, "reduced", origin="rows" if _is_of_rows(n) else "") for n, name in names.items())
+    reduced = (RuleInput(name, "reduced", origin=_lines_of(n)) for n, name in names.items())  # type: ignore[arg-type]
     inputs = (*rule.inputs, *reduced)
     return rule_like(replace(rule, inputs=inputs), graph, rule.outputs)
 
 
-def _is_of_rows(node: fx.Node) -> bool:
-    return reduction_of(node).startswith("rows")
+def _lines_of(node: fx.Node) -> str:
+    """Return "rows" or "columns" if a node reduces each of them, else an empty text."""
+    lines, _, fold = reduction_of(node).rpartition(" ")
+    return lines if fold else ""
 
 
 def _copy(source: fx.Graph) -> fx.Graph:
