@@ -16,8 +16,8 @@ from baoc_compile.core.rule import RuleInput, UpdateRule, bounds_of
 from baoc_compile.passes.numbers.expressions import NOBODY, Expression, Source
 from baoc_compile.passes.numbers.number_function import compile_numbers
 from baoc_compile.passes.recorder.recording import Piece, Recording, Write
-from baoc_compile.passes.recorder.torch_calls import REDUCTIONS
 from baoc_compile.passes.rules.canonicalize import NotElementwise, canonicalize
+from baoc_compile.passes.rules.reductions import reduction_of
 
 Bounds = tuple[float, float]
 ANY: Bounds = (-math.inf, math.inf)
@@ -58,23 +58,38 @@ def extract_rules(
     described: dict[Hashable, list[RuleInput]] = {}
     for piece in recording.pieces:
         inputs = facts.describe(piece)
-        shape = tuple(table.parameters[piece.parameters[0]].shape) if _reduces(piece) else None
-        key: Hashable = (piece.signature, tuple((i.counts_steps, i.varies) for i in inputs), shape)
+        key: Hashable = (piece.signature, tuple((i.counts_steps, i.varies) for i in inputs))
         found = classes.get(key)
         if found is None:
             found = classes[key] = RuleClass(bounds=list((known or {}).get(piece.signature, ())))
             described[key] = inputs
         found.members.append(piece)
         found.bounds = joined(found.bounds, [i.bounds for i in inputs])
-    for key, rule_class in classes.items() if prove else ():
+    if not prove:
+        return list(classes.values())
+    found_classes: list[RuleClass] = []
+    for key, rule_class in classes.items():
         scalars = [replace(i, bounds=b) for i, b in zip(described[key], rule_class.bounds, strict=True)]
         representative = max(rule_class.members, key=lambda piece: table.parameters[piece.parameters[0]].ndim)
         canonical = _canonical(table, representative, scalars)
-        if isinstance(canonical, str):
-            rule_class.reason = canonical
-        else:
-            rule_class.rule = canonical
-    return list(classes.values())
+        depends = isinstance(canonical, str) or any(map(reduction_of, canonical.gm.graph.nodes))
+        for alike in _by_shape(rule_class, table) if depends else [rule_class]:
+            canonical = _canonical(table, alike.members[0], scalars) if depends else canonical
+            if isinstance(canonical, str):
+                alike.reason = canonical
+            else:
+                alike.rule = canonical
+            found_classes.append(alike)
+    return found_classes
+
+
+def _by_shape(rule_class: RuleClass, table: ParameterTable) -> list[RuleClass]:
+    """Take a class apart by the shapes of its parameters: a reduction over some dimensions is another one in other shapes."""
+    found: dict[Hashable, RuleClass] = {}
+    for piece in rule_class.members:
+        shapes = tuple(tuple(table.parameters[i].shape) for i in piece.parameters)
+        found.setdefault(shapes, RuleClass(bounds=rule_class.bounds)).members.append(piece)
+    return list(found.values())
 
 
 #: Rules and refusals of the pieces that were canonicalized last, by all that they depend on. torch keeps the source text of
@@ -97,11 +112,6 @@ def _canonical(table: ParameterTable, piece: Piece, scalars: list[RuleInput]) ->
         if len(_CANONICAL) > MOST_CANONICAL:
             _CANONICAL.popitem(last=False)
     return _CANONICAL[key]
-
-
-def _reduces(piece: Piece) -> bool:
-    """Return whether what a piece does may depend on its parameter's shape."""
-    return any(call.name in REDUCTIONS for call in piece.calls)
 
 
 def joined(some: list[Bounds], others: list[Bounds]) -> list[Bounds]:
