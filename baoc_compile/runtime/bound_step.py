@@ -54,6 +54,11 @@ class BoundStep:
         self.weights = WatchedWeights(table)
         self._pieces = {piece.parameters[0]: piece for piece in reading.recording.pieces}
         self.rules = reading.rules
+        recording, late = reading.recording, set(map(id, reading.recording.late))
+        self._early_calls = [call for call in recording.prelude if id(call) not in late]
+        self._read_by_prelude = dict.fromkeys(v for v in values_in(recording.prelude) if v.call is None)
+        changed = dict.fromkeys(origin_of(call.results[0]) for call in recording.prelude if call.is_inplace)
+        self._changed_by_prelude = [v for v in changed if v.call is None] if recording.conditions else []
         self._values: dict[Any, Any] = {}
         self._layouts = [_layout(p) for p in table.parameters]
         self._is_stale = False
@@ -198,19 +203,16 @@ class BoundStep:
 
         If the step may yet turn out to be another one, it changes copies. Return (tensor, copy) for these.
         """
-        recording = self.reading.recording
-        calls = [call for call in recording.prelude if call not in recording.late]
         values |= self.numbers.of_prelude
-        for value in (*values_in(recording.prelude), *self.bound.tensors):
+        for value in (*self._read_by_prelude, *self.bound.tensors):
             if value.call is None and value not in values:
                 real = tensor_of(value, table)
                 values[value] = real.decode() if hasattr(real, "decode") and hasattr(real, "parts") else real
         changed = []
-        for value in dict.fromkeys(origin_of(c.results[0]) for c in recording.prelude if c.is_inplace):
-            if recording.conditions and value.call is None:
-                real, values[value] = values[value], values[value].clone()
-                changed.append((real, values[value]))
-        run_calls(calls, values)
+        for value in self._changed_by_prelude:
+            real, values[value] = values[value], values[value].clone()
+            changed.append((real, values[value]))
+        run_calls(self._early_calls, values)
         return changed
 
     def numbers_of(self, index: int) -> dict[str, float]:
