@@ -56,6 +56,7 @@ class Result:
     eager: str = ""  # why it does not run
     seconds: float = 0.0
     bytes: int = 0
+    types: list[str] = field(default_factory=list)  # of float state of parameters' shapes
     runs: dict[str, Run] = field(default_factory=dict)
 
 
@@ -82,6 +83,7 @@ def measure(variant: Any) -> dict[str, Any]:
     elif not reference[-1].isfinite().all() or not reference[-1].any():
         result.eager = "does not train here"
     result.bytes = sum(_bytes(value) for _, _, value in float_state(optimizer))
+    result.types = sorted({str(value.dtype).removeprefix("torch.") for _, _, value in float_state(optimizer)})
     if not result.eager:
         for name, options in (("fp32", {"plan": "fp32"}), (BUDGET, {"memory_budget": BUDGET})):
             result.runs[name] = _beside(reference, variant, way, options)

@@ -31,7 +31,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     full, small, simulated = (result["runs"][name] for name in ("fp32", BUDGET, "simulated"))
     if full["raised"] or small["raised"]:
         return "raises"
-    if full["error"] > max(ROUNDING, *(torch.finfo(t).eps for t in _stored_types(full))):
+    if full["error"] > _rounding(result):
         return "wrong in fp32"
     if not is_right(small):
         return "off, as simulated" if not is_right(simulated) else "wrong"
@@ -40,10 +40,9 @@ def verdict(result: Mapping[str, Any]) -> str:
     return "right" if small["bytes"] <= 0.31 * result["bytes"] else "right, larger"
 
 
-def _stored_types(run: Mapping[str, Any]) -> list[torch.dtype]:
-    """Return the types in which the optimizer itself keeps its state: its updates are rounded to them."""
-    found = {getattr(torch, name.removeprefix("torch.")) for name in run["stored"].values() if "torch." in name}
-    return [t for t in found if t.is_floating_point] + [torch.float32]
+def _rounding(result: Mapping[str, Any]) -> float:
+    """Return how far updates in full precision may be off: as far as the types round in which eager keeps its state."""
+    return max([ROUNDING, *(torch.finfo(getattr(torch, name)).eps for name in result.get("types", ()))])
 
 
 def way(result: Mapping[str, Any]) -> str:
