@@ -92,7 +92,7 @@ def mounted(folder) -> Iterator[Callable[[str], bool]]:
 
 @pytest.mark.parametrize(
     "fault,options,reason",
-    [("noexec", "noexec", "mounted noexec"), ("full", "size=64k", "No space left"), ("read-only", "ro", "Read-only")],
+    [("noexec", "noexec", "mounted noexec"), ("full", "size=16k", "No space left"), ("read-only", "ro", "Read-only")],
 )
 def test_a_file_system_that_is_noexec_or_full_or_read_only(good, folder, temporary, mounted, fault, options, reason):
     """Simulated where nothing can be mounted."""
