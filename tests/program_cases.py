@@ -24,7 +24,7 @@ from baoc_compile.kernels.cpp.program import CppProgram
 from baoc_compile.kernels.eager.program import TorchProgram
 from baoc_compile.passes.capture import stand_in
 from baoc_compile.passes.programs import compose_program as composing
-from baoc_compile.passes.rewrite.bind_launches import lines_of, size_of
+from baoc_compile.passes.rewrite.bind_launches import size_of
 from baoc_compile.state.state_tensor import StateTensor
 
 OPTIMIZERS = {
@@ -235,7 +235,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
             if operand.source == "counter":
                 tensors[operand.name] = torch.tensor(seed % 100, dtype=operand.dtype)
         for operand in (o for graph in graphs_of(which) for o in graph.operands if o.source == "reduced"):
-            sharing[operand.name] = lines = lines_of(operand.input, param.shape)
+            sharing[operand.name] = lines = operand.input.sharing(param.shape)
             tensors[operand.name] = torch.zeros((lines.cycle,) if operand.input.origin else (), dtype=operand.dtype)
         for rule_input in rule.inputs_of("scalar"):
             if rule_input.origin in ("numel", "columns"):

@@ -21,6 +21,7 @@ OperandSource = Literal[
     "clock",
     "salt",
     "counter",
+    "lines",
     "scalar",
     "reduced",
     "exported",
@@ -40,12 +41,12 @@ class Operand:
         one that is written is folded.
     dtype: the type in memory.
     source: where the value comes from, or goes: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
-        ("part"), a slot's "clock" or "salt", a "counter", "scalar" or "reduced" input of the rule, a number that it has
+        ("part"), a slot's "clock" or "salt", a "counter", "lines", "scalar" or "reduced" input of the rule, a number that it has
         "exported", the parameter's "update_scale", or the lane's number. "index" and "group_index" are the folded 32-bit
         number of an element's lane and of a group's first lane (see `Rows`).
     slot: key of the slot, for parts, clocks and salts.
     part: part of the slot's codec, for parts.
-    input: input of the rule, for counters, scalars and what is reduced.
+    input: input of the rule, for counters, lines, scalars and what is reduced.
     written: whether the program writes it.
     read: whether the program reads it.
     fold: how the new values of elements make a stored one: "average" is decay * stored + mean; "mean"; "most" is the maximum.
@@ -77,7 +78,7 @@ class Operand:
     @property
     def in_memory(self) -> bool:
         """Whether it is a tensor, as opposed to a number handed to the program."""
-        return self.source in ("param", "grad", "part", "clock", "counter", "reduced", "exported")
+        return self.source in ("param", "grad", "part", "clock", "counter", "lines", "reduced", "exported")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Signature:
     device: device of one launch, such as "cpu" or "cuda:0".
     param_dtype: type of the parameters.
     grad_dtype: type of the gradients.
-    counter_dtypes: (name of the rule's input, type) of every counter.
+    counter_dtypes: (name of the rule's input, type) of every counter, and of lines.
     has_update_scale: whether updates are multiplied by an update scale.
     """
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import fx
 
-from baoc_compile.core.codec import Slot
+from baoc_compile.core.codec import Rows, Sharing, Slot
 
-InputKind = Literal["param", "grad", "slot", "counter", "scalar", "reduced"]
+InputKind = Literal["param", "grad", "slot", "counter", "lines", "scalar", "reduced"]
 
 
 def bounds_of(value: float) -> tuple[float, float]:
@@ -28,11 +29,13 @@ class RuleInput:
 
     name: an identifier, unique in the rule; "param" and "grad" are always the parameter and its gradient.
     kind: "param", "grad" and "slot" are elementwise, of the parameter's shape. "counter" is a 0-dim state tensor on the
-        parameter's device, such as a step count. "scalar" is a number that the host computes, or a result of the step's
+        parameter's device, such as a step count. "lines" is a state tensor with one value for each row or column, spread over
+        its elements. "scalar" is a number that the host computes, or a result of the step's
         prelude. "reduced" is a mean or maximum, which another rule has computed before.
-    key: the state key of a slot or counter, exactly as the optimizer has it.
+    key: the state key of a slot, a counter or lines, exactly as the optimizer has it.
     origin: whether a scalar is one of the piece's "scalars", one of its "constants", or the parameter's number of elements
-        ("numel"), or of those in a row ("columns"); whether something was reduced for each row ("rows") or column ("columns").
+        ("numel"), or of those in a row ("columns"); whether something is reduced, or lines are, for each row ("rows") or column
+        ("columns").
     position: which of the scalars or constants it is.
     counts_steps: whether a scalar is the number of steps before this one.
     varies: whether a scalar changes with the number of steps.
@@ -48,6 +51,13 @@ class RuleInput:
     varies: bool = False
     bounds: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
 
+    def sharing(self, shape: torch.Size) -> Sharing:
+        """Return which elements of a tensor a reduced value or lines are of: all, those of a row, or those of a column."""
+        rows = Rows.of(shape)
+        if self.origin == "columns":
+            return Sharing(1, rows.columns)
+        return Sharing(max(rows.columns, 1), rows.count) if self.origin else Sharing(max(shape.numel(), 1), 1)
+
 
 #: Kinds of outputs that another rule reads as "reduced" inputs.
 REDUCTIONS = ("mean", "most", "rows mean", "rows most", "columns mean", "columns most")
@@ -61,8 +71,8 @@ class RuleOutput:
         entry that it makes anew every time; "increment" and "decay"
         belong to a shared slot, whose values become decay * value + mean of the increments; of a "mean" or "most" another
         rule reads the mean or the maximum over all elements, as its "reduced" input `name`, and of "rows mean", "columns
-        most" and the like those of each row or column; an "exported" value is a number
-        for the prelude and for other parameters.
+        most" and the like those of each row or column, which is also how lines get new values; an "exported" value is a
+        number for the prelude and for other parameters.
     name: name of the input that is replaced or reduced, of the exported number, or of the state entry.
     key: key of the slot that is created or shared, or of the state entry.
     """

@@ -65,7 +65,7 @@ class CppEmitter(CppStages):
     def _finish(self) -> str:
         """Return the function that stores the means, or maxima, of shared operand number s."""
         lines = [
-            f"  for (int64_t k = 0; s == {s} && k < cycle; ++k) static_cast<double*>(at[{self.pointer(operand)}])[k] = folded[k];"
+            f"  for (int64_t k = 0; s == {s} && k < cycle; ++k) {self.data(operand)}[k] = folded[k];"
             for s, operand in enumerate(self.graph.shared)
             if operand.fold in ("mean", "most")
         ]

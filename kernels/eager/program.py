@@ -150,7 +150,7 @@ class TorchProgram:
             if operand.per == "group":
                 return tensor.view(-1)[start // GROUP_SIZE : start // GROUP_SIZE + groups].view(-1, 1)
             if operand.per == "shared":
-                return tensor[arguments.sharing[operand.name].of(elements)].view(size)
+                return tensor.view(-1)[arguments.sharing[operand.name].of(elements)].view(size)
             if operand.bits == 4:
                 return unpacked(tensor, elements, rows).view(size)
             return _elements(tensor, elements).view(size)

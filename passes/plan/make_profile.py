@@ -187,7 +187,7 @@ class _Maker:
         """Return the cost of the configuration's programs, and the block's numbers of elements and tensors."""
         i = block.parameters[0]
         parameter, state = self.table.parameters[i], self.table.state(i)
-        counters = tuple((c.name, state[c.key].dtype) for c in self.rules[i].inputs_of("counter"))
+        counters = tuple((c.name, state[c.key].dtype) for c in self.rules[i].inputs if c.kind in ("counter", "lines"))
         grad = parameter.grad.dtype if parameter.grad is not None else parameter.dtype
         signature = Signature(str(parameter.device), parameter.dtype, grad, counters)
         cost = self.times.cost(self.rules[i], configuration.codecs, signature, measure=self.measure_time)

@@ -128,6 +128,9 @@ class _Composer(GraphBuilder):
         counter_dtypes = dict(signature.counter_dtypes)
         for counter in self.rule.inputs_of("counter"):
             declare(Operand(counter.name, "scalar", counter_dtypes[counter.name], "counter", input=counter))
+        for lines in self.rule.inputs_of("lines"):
+            fold = "mean" if any(o.name == lines.name for o in self.rule.outputs) else ""
+            declare(Operand(lines.name, "shared", counter_dtypes[lines.name], "lines", input=lines, fold=fold))
         for scalar in self.rule.inputs_of("scalar"):
             declare(Operand(scalar.name, "scalar", torch.float64, "scalar", input=scalar))
         if signature.has_update_scale:
@@ -142,9 +145,9 @@ class _Composer(GraphBuilder):
             elif output.kind == "exported":
                 of = RuleInput(output.name, "scalar")
                 declare(Operand(output.name, "scalar", torch.float64, "exported", input=of))
-            elif output.kind in REDUCTIONS:
-                lines, _, fold = output.kind.rpartition(" ")
-                of = RuleInput(output.name, "reduced", origin=lines)  # type: ignore[arg-type]
+            elif output.kind in REDUCTIONS and output.name not in self.operands:
+                of_lines, _, fold = output.kind.rpartition(" ")
+                of = RuleInput(output.name, "reduced", origin=of_lines)  # type: ignore[arg-type]
                 declare(Operand(output.name, "shared", torch.float64, "reduced", input=of, fold=fold))
         declare(Operand(free("index"), "element", torch.int32, "index"))
         declare(Operand(free("group_index"), "group", torch.int32, "group_index"))
@@ -158,9 +161,9 @@ class _Composer(GraphBuilder):
             (value,) = self.inline_codec(codec, "decode", traced_decode(codec), parts, key)
             value = self.cast(value, self.compute_dtype, f"{identifier(key)}_value")
             return self._moved(value, torch.ops.aten.add.Tensor, self._weight()) if codec.follows_weight else value
-        is_named = rule_input.kind in ("counter", "scalar", "reduced")
+        is_named = rule_input.kind in ("counter", "lines", "scalar", "reduced")
         node = self.nodes[rule_input.kind, rule_input.name if is_named else "", ""]
-        is_number = is_named and (rule_input.kind != "reduced" or not rule_input.origin)
+        is_number = rule_input.kind in ("counter", "scalar") or (rule_input.kind == "reduced" and not rule_input.origin)
         return self.cast(node, torch.float64 if is_number else self.compute_dtype, f"{rule_input.name}_value")
 
     def _weight(self) -> fx.Node:

@@ -50,14 +50,15 @@ class Need:
 
 
 def need_of(table: ParameterTable, storage: Storage, rule: UpdateRule, piece: Piece) -> Need:
-    """Return the need of one piece. Raises StateMissing for a missing counter, and KeyError for a slot without a codec."""
+    """Return the need of one piece. Raises StateMissing for missing counters and lines, KeyError for a slot without a codec."""
     index = piece.parameters[0]
     parameter, state = table.parameters[index], table.state(index)
     grad_dtype = parameter.dtype if parameter.grad is None else parameter.grad.dtype
-    missing = next((i.key for i in rule.inputs_of("counter") if i.key not in state), None)
+    beside = [i for i in rule.inputs if i.kind in ("counter", "lines")]
+    missing = next((i.key for i in beside if i.key not in state), None)
     if missing is not None:
         raise StateMissing(missing)
-    counters = tuple((i.name, state[i.key].dtype) for i in rule.inputs_of("counter"))
+    counters = tuple((i.name, state[i.key].dtype) for i in beside)
     made = {role.key: value.dtype for role, value in piece.created}
     counters += tuple((name, made[key]) for name, key in rule.numbers.items())
     known = storage.of(index)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Codec
+from baoc_compile.core.codec import Codec, Sharing
 from baoc_compile.core.errors import CannotEmit, CompilerMissing
 from baoc_compile.core.program_graph import Executable, Operand, ProgramGraph, Signature
 from baoc_compile.core.rule import UpdateRule
@@ -234,7 +234,7 @@ def synthetic_step(
         launch = Launch(graph, executable)
         for own in stored:  # the programs of one step share their operands
             own |= {o.place: _first(o, codecs, shape, device) for o in launch.state_operands if o.place not in own}
-        sharing = {o.name: codecs[o.slot].sharing(o.part, shape) for o in graph.shared if o.part is not None}
+        sharing = {o.name: _sharing(o, codecs, shape) for o in graph.shared}
         numbers = {o.name: _number(o) for o in graph.numbers}
         launch.parameters, launch.shapes, launch.varying = ["synthetic"] * count, [shape] * count, [{}] * count
         launch.numbers, launch.sharing = [numbers] * count, [sharing] * count
@@ -270,9 +270,19 @@ def _number(operand: Operand) -> float:
     return min(max(0.5, bounds[0]), bounds[1]) if bounds[1] > 0.0 else max(-0.5, bounds[0])
 
 
+def _sharing(operand: Operand, codecs: Mapping[str, Codec], shape: torch.Size) -> Sharing:
+    """Return which elements have a value of a shared operand in common."""
+    if operand.part is not None:
+        return codecs[operand.slot].sharing(operand.part, shape)
+    assert operand.input is not None
+    return operand.input.sharing(shape)
+
+
 def _first(operand: Operand, codecs: Mapping[str, Codec], shape: torch.Size, device: torch.device) -> Tensor:
-    """Return the first value of a part of a slot, a clock (0) or a counter (100)."""
+    """Return the first value of a part of a slot, of what is reduced and lines (1), a clock (0) or a counter (100)."""
     if operand.part is not None:
         return codecs[operand.slot].initial(operand.part, shape, device)
+    if operand.per == "shared":
+        return torch.ones(_sharing(operand, codecs, shape).cycle, dtype=operand.dtype, device=device)
     count = 0 if operand.source == "clock" else 100
     return torch.full((), count, dtype=operand.dtype, device=device)

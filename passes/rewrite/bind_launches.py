@@ -91,14 +91,6 @@ def _bind(
         bound.rows[piece.parameters[0]].append((made, row, names))
 
 
-def lines_of(rule_input: RuleInput, shape: torch.Size) -> Sharing:
-    """Return which elements of a tensor a reduced value is of: all, those of a row, or those of a column."""
-    rows = Rows.of(shape)
-    if rule_input.origin == "columns":
-        return Sharing(1, rows.columns)
-    return Sharing(max(rows.columns, 1), rows.count) if rule_input.origin else Sharing(max(shape.numel(), 1), 1)
-
-
 def size_of(rule_input: RuleInput, parameter: Tensor) -> float:
     """Return a parameter's number of elements, or of those in a row."""
     return float(parameter.numel() if rule_input.origin == "numel" else Rows.of(parameter.shape).columns)
@@ -158,10 +150,13 @@ class _Operands:
             made = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
             self.tensors[operand.name] = self.bound.exported[value] = made
         elif operand.source == "reduced" and rule_input is not None:
-            sharing = lines_of(rule_input, self.parameter.shape)
+            sharing = rule_input.sharing(self.parameter.shape)
             self.tensors[operand.name] = self._reduced(rule_input, sharing.cycle)
             if operand.per == "shared":
                 self.sharing[operand.name] = sharing
+        elif operand.source == "lines" and rule_input is not None:
+            self.tensors[operand.name] = self.state[rule_input.key]
+            self.sharing[operand.name] = rule_input.sharing(self.parameter.shape)
         elif rule_input is not None and rule_input.origin in ("numel", "columns"):
             self.numbers[operand.name] = size_of(rule_input, self.parameter)
         elif rule_input is not None and rule_input.origin == "constants":

@@ -50,7 +50,7 @@ class IncrementMeans:
             averages = reduce_state(self.rule, (), (self.key,)).averages[0]
         except NoRecurrence as why:
             return f"{self.key!r} {why}"
-        if averages.inputs_of("slot"):
+        if averages.inputs_of("slot") or averages.inputs_of("lines"):
             return f"what a step adds to {self.key!r} depends on other state"
         return averages
 

@@ -40,6 +40,7 @@ class GradientStream:
     param: `[n]`, the weights when sampling began.
     slots: state key -> `[n]`, the slot when sampling began.
     counters: the rule's input name -> the counter when sampling began.
+    lines: the rule's input name -> `[n]`, the state of each element's row or column when sampling began.
     grads: for each step, `[n]`, the gradient as the optimizer saw it.
     numbers: for each step, the rule's scalars by name.
     rules: for each step, the rule; a change of hyperparameters may change it while sampling goes on.
@@ -51,6 +52,7 @@ class GradientStream:
     param: Tensor
     slots: dict[str, Tensor]
     counters: dict[str, float]
+    lines: dict[str, Tensor] = field(default_factory=dict)
     grads: list[Tensor] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     rules: list[UpdateRule] = field(default_factory=list)
@@ -66,7 +68,7 @@ class GradientStream:
     @property
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of the stream."""
-        yield from (self.index, self.param, *self.slots.values(), *self.grads)
+        yield from (self.index, self.param, *self.slots.values(), *self.lines.values(), *self.grads)
         for increments in self.shared.values():
             for means in (increments.start, *increments.added):
                 yield from means.values()

@@ -162,7 +162,10 @@ class GradientSampler:
         parameter, state, rule, at = self.table.parameters[i], self.table.state(i), self.rules[i], self.index[i]
         slots = {s.key: values_at(state.get(s.key), at) for s in rule.slots}
         counters = {c.name: float(state[c.key]) for c in rule.inputs_of("counter")}
-        stream = GradientStream(parameter.numel(), at, values_at(parameter, at), slots, counters)
+        lines = {
+            i.name: state[i.key].flatten()[i.sharing(parameter.shape).of(at)].float() for i in rule.inputs_of("lines")
+        }
+        stream = GradientStream(parameter.numel(), at, values_at(parameter, at), slots, counters, lines)
         for slot in rule.slots:
             if slot.nonnegative and not self._averages_of(rule, slot.key).reason:
                 moments = moments_of(state[slot.key], parameter)

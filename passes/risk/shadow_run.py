@@ -74,7 +74,7 @@ class ShadowRun:
     def __init__(self, samples: Samples, codecs: Mapping[str, Codec], seed: int):
         self.samples, self.codecs = samples, codecs
         first, rule = samples.streams[0], samples.rule
-        counters = tuple((i.name, torch.float32) for i in rule.inputs_of("counter"))
+        counters = tuple((i.name, torch.float32) for i in rule.inputs if i.kind in ("counter", "lines"))
         self._signature = Signature("cpu", torch.float32, torch.float32, counters)
         self._programs: dict[UpdateRule, list[tuple[ProgramGraph, Any, list[Place]]]] = {}
         self.lanes = fold_index(torch.arange(len(samples.param))).view(-1, GROUP_SIZE)
@@ -83,6 +83,8 @@ class ShadowRun:
         self.stored: dict[tuple[str, str, str], Tensor] = {
             ("counter", i.name, ""): torch.tensor(first.counters[i.name]) for i in rule.inputs_of("counter")
         }
+        for i in rule.inputs_of("lines"):
+            self.stored["lines", i.name, ""] = self._spread([s.lines[i.name] for s in samples.streams])
         self._own_weights = any(codec.follows_weight for codec in codecs.values())
         self._param = samples.param
         for key, codec in codecs.items():
@@ -143,13 +145,18 @@ class ShadowRun:
             new = dict(zip(outputs, interpret(*values), strict=True))
             if graph.folds:
                 folds = {o.place: o.fold for o in graph.operands if o.fold}
-                new = {place: self._folded(value, folds[place]) for place, value in new.items()}
+                new = {place: self._folded(value, folds[place], place) for place, value in new.items()}
             self.stored |= new
         self._param = self.stored.pop(("param", "", "")).expand_as(given["param"]).reshape(-1)
         return self._param - param
 
-    def _folded(self, value: Tensor, fold: str) -> Tensor:
-        """Return the mean or the maximum over each stream's elements, which stand for its parameter's, spread over them."""
+    def _folded(self, value: Tensor, fold: str, place: Place) -> Tensor:
+        """Return the mean or the maximum over each stream's elements, which stand for its parameter's, spread over them.
+
+        Lines stay as they are: all elements of one have its value.
+        """
+        if place[0] == "lines":
+            return value.expand(self.lanes.shape)
         sizes = [len(s.index) for s in self.samples.streams]
         parts = value.expand(self.lanes.shape).reshape(-1).double().split(sizes)
         return self._spread([part.max() if fold == "most" else part.mean() for part in parts])

@@ -42,7 +42,7 @@ def prove_signs(
     (returned,) = gm.graph.output_node().args
     new_value = {o.name: value for o, value in zip(outputs, returned, strict=True) if o.kind == "new"}
     names = {i.key: i.name for i in inputs if i.kind == "slot"}
-    proven = {i.name for i in inputs if i.kind in ("slot", "counter") and i.name in new_value}
+    proven = {i.name for i in inputs if i.kind in ("slot", "counter", "lines") and i.name in new_value}
     while True:
         intervals = _intervals(gm, {i.name: NONNEGATIVE if i.name in proven else i.bounds for i in inputs})
         failed = {name for name in proven if intervals[new_value[name]][0] < 0}

@@ -215,7 +215,7 @@ def _is_same_from_zero(first: UpdateRule, piece: Any, warm: UpdateRule, after: A
     def run(rule: UpdateRule, of: Any) -> dict[str, Any] | None:
         values = []
         for i in rule.inputs:
-            if i.kind == "slot":
+            if i.kind in ("slot", "lines"):
                 values.append(torch.zeros(8, 8) if i.key in created else elements.setdefault(i.key, torch.rand(8, 8)))
             elif i.origin in ("numel", "columns"):
                 values.append(torch.tensor(64.0 if i.origin == "numel" else 8.0, dtype=torch.float64))

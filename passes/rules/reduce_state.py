@@ -181,7 +181,7 @@ def rule_like(
     Inputs that are neither read nor replaced any more are removed; the parameter stays.
     """
     graph.eliminate_dead_code()
-    replaced = {o.name for o in outputs if o.kind == "new"}
+    replaced = {o.name for o in outputs}
     inputs = []
     for rule_input in rule.inputs:
         node = next((n for n in graph.nodes if n.op == "placeholder" and n.target == rule_input.name), None)

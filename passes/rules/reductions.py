@@ -27,8 +27,6 @@ _TARGETS = (
     (aten.mean.dim, "mean"),
     (aten.amax.default, "most"),
 )
-#: Of these, the dimensions are the second argument, and the norm's the third.
-_BY_DIMENSION = {"sum": 1, "mean": 1, "amax": 1, "amin": 1, "linalg_vector_norm": 2}
 _NAMES = {"sum", "mean", "max", "amax", "min", "amin", "linalg_vector_norm", "any", "all", "var", "dot"}
 
 
@@ -46,20 +44,6 @@ def is_reduction(node: fx.Node) -> bool:
     """Return whether a traced call makes one number of a tensor's elements."""
     value = node.meta["val"]
     return name_of(node.target) in _NAMES and isinstance(value, torch.Tensor) and value.numel() == 1
-
-
-def lines_of(node: fx.Node) -> str:
-    """Return whether a traced call makes one number of each of the "rows" or "columns", and keeps the dimensions; else ""."""
-    name, value = name_of(node.target), node.meta["val"]
-    given = node.args[0].meta["val"] if node.args and isinstance(node.args[0], fx.Node) else None
-    if name not in _BY_DIMENSION or given is None or given.ndim < 2 or not isinstance(value, torch.Tensor):
-        return ""
-    position = _BY_DIMENSION[name]
-    found: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
-    dimensions = {d % given.ndim for d in (found if isinstance(found, (list, tuple)) else [found])} if found else set()
-    if value.ndim != given.ndim:
-        return ""
-    return "rows" if dimensions == set(range(1, given.ndim)) else "columns" if dimensions == {0} else ""
 
 
 class Reducer:

@@ -7,7 +7,7 @@ last one, the update, so each of them starts from the same old values.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -22,9 +22,10 @@ from baoc_compile.passes.rules.reductions import reduction_of
 
 
 def launched_rules(rule: UpdateRule, dropped: Collection[str], shared: Collection[str]) -> tuple[UpdateRule, ...]:
-    """Return the rules that a step launches, in order: those that average shared slots, those that reduce, the update.
+    """Return the rules that a step launches, in order: those that average shared slots, those that reduce, the update, lines.
 
-    Before all others are those that compute what the rule exports, if it does.
+    Before all others are those that compute what the rule exports, if it does. After the update, one gives lines their new
+    values.
 
     dropped, shared: keys of the slots that are dropped and shared. Raises NoRecurrence; see `reduce_state`.
     """
@@ -32,16 +33,32 @@ def launched_rules(rule: UpdateRule, dropped: Collection[str], shared: Collectio
     if rule.exports:
         early, rule = split_reductions(_returning(rule, True)), _returning(rule, False)
     reduced = reduce_state(rule, dropped, shared)
-    return (*early, *reduced.averages, *split_reductions(reduced.update))
+    *reductions, update = split_reductions(reduced.update)
+    return (*early, *reduced.averages, *reductions, *_split_lines(update))
+
+
+def _split_lines(rule: UpdateRule) -> tuple[UpdateRule, ...]:
+    """Return the update, and after it the rule that gives lines their new values: the means of what they are spread over."""
+    of = {i.name: i.origin for i in rule.inputs_of("lines")}
+    if not any(o.name in of for o in rule.outputs):
+        return (rule,)
+    elements, lines = _with_outputs(rule, lambda o: o.name not in of), _with_outputs(rule, lambda o: o.name in of)
+    kinds = (RuleOutput(f"{of[o.name]} mean", o.name) for o in lines.outputs)  # type: ignore[arg-type]
+    return elements, replace(lines, outputs=tuple(kinds))
 
 
 def _returning(rule: UpdateRule, exported: bool) -> UpdateRule:
     """Return the rule without what it exports, or with nothing but that."""
+    return _with_outputs(rule, lambda output: (output.kind == "exported") is exported)
+
+
+def _with_outputs(rule: UpdateRule, wanted: Callable[[RuleOutput], bool]) -> UpdateRule:
+    """Return the rule with some of its outputs."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(rule.gm.graph, copied)
     (returned,) = rule.gm.graph.output_node().args
-    kept = {o: copied[v] for o, v in zip(rule.outputs, returned, strict=True) if (o.kind == "exported") is exported}
+    kept = {o: copied[v] for o, v in zip(rule.outputs, returned, strict=True) if wanted(o)}
     graph.output(tuple(kept.values()))
     return rule_like(rule, graph, tuple(kept))
 

@@ -85,6 +85,7 @@ class RuleBench(Bench):
         size = float(some.square().mean().sqrt()) or 1.0
         self.parameter = size * torch.randn(SHAPE, generator=self.generator)
         self._state = {s.key: torch.full(SHAPE, _beginning(beginnings.get(s.key))) for s in rule.slots}
+        self._lines = {i.key: torch.full(SHAPE, _beginning(beginnings.get(i.key))) for i in rule.inputs_of("lines")}
         for key, beginning in beginnings.items():
             if beginning.kind == "parameter" and key in self._state:
                 self._state[key] = self.parameter.clone()
@@ -107,6 +108,8 @@ class RuleBench(Bench):
         values = {
             i.name: self._state[i.key]
             if i.kind == "slot"
+            else self._lines[i.key]
+            if i.kind == "lines"
             else elements[i.kind]
             if i.kind in elements
             else torch.tensor(self._numbers[i.name], dtype=torch.float64)
@@ -125,6 +128,8 @@ class RuleBench(Bench):
                 self.parameter = value.float().expand(SHAPE).clone()
             elif replaced.kind == "slot":
                 self._state[replaced.key].copy_(value)
+            elif replaced.kind == "lines":
+                self._lines[replaced.key].copy_(value)
             elif replaced.kind == "counter":
                 self._numbers[replaced.name] = float(value)
         for i in self.rule.inputs:
