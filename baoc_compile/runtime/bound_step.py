@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -82,6 +82,7 @@ class BoundStep:
         known = {id(s) for s in counting}
         plain = [s for s in states if id(s) not in known]
         self._dictionaries, self._options = Dictionaries([optimizer.state, *plain]), Dictionaries(self._groups)
+        self._places = {id(s): position for position, s in enumerate(plain, 1)}
         self._held_groups = [dict(group) for group in self._groups]
         self._attributes, self._size = _attributes(optimizer), len(vars(optimizer))
         writes_constants = any(not isinstance(w.value, (Expression, Value)) for w in self.reading.recording.writes)
@@ -178,17 +179,36 @@ class BoundStep:
             for replay in self.bound.replays:
                 if here.issuperset(replay.indices):
                     made |= replay(of, values)
-        self._write_elements(table, values)
+        written = self._write_elements(table, values)
         if made:
             optimizer, parameters = table().optimizer, self.parameters.tensors
             here = self.present
             for (index, key), tensor in made.items():
                 if index in here:
                     optimizer.state[parameters[index]][key] = tensor
+        self._hold_replaced(table, {*made, *written})
         self.weights.note()
 
-    def _write_elements(self, table: Callable[[], ParameterTable], values: dict[Any, Any]) -> None:
-        """Write numbers of elements to where the optimizer keeps them; not those of updates that take no part."""
+    def _hold_replaced(self, table: Callable[[], ParameterTable], replaced: Collection[tuple[int, Any]]) -> None:
+        """Remember the state that this step has replaced: (parameter index, key). What launches take is bound anew instead."""
+        replaced = [place for place in replaced if place[0] not in self.bound.rows]
+        if not replaced:
+            return
+        for index in {index for index, _ in replaced}:
+            position = self._places.get(id(table().state(index)))
+            if position is not None:
+                self._dictionaries.hold_again(position)
+        keys = {key for _, key in replaced}
+        self._columns = [
+            (key, [s.get(key) for s in self._counting] if key in keys else held) for key, held in self._columns
+        ]
+
+    def _write_elements(self, table: Callable[[], ParameterTable], values: dict[Any, Any]) -> list[tuple[int, Any]]:
+        """Write numbers of elements to where the optimizer keeps them; not those of updates that take no part.
+
+        Return (parameter index, key) of what was written to state.
+        """
+        written = []
         for write in self.reading.numbers.element_writes:
             if write.value not in values:
                 continue
@@ -196,6 +216,8 @@ class BoundStep:
                 put_shared(table().optimizer, write, values[write.value])
             else:
                 put(table().state(write.source.parameter), write, values[write.value])
+                written.append((write.source.parameter, write.source.path[0]))
+        return written
 
     @torch.no_grad()
     def _run_prelude(self, table: ParameterTable, values: dict[Any, Any]) -> list[tuple[Tensor, Tensor]]:

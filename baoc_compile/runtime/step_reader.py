@@ -231,6 +231,8 @@ class StepReader:
         storage = self._storage_for(reading, table)
         with paused_gc():
             migrate_state(storage, table)
+            for stale in (b for b in self._others if b.reading is reading):  # they hold tensors that can be used again
+                stale.release()
             bound = BoundStep(reading, table, storage, self.function)
         self._kinds = {id(p): (p.shape, p.dtype) for p in table.parameters}
         self._others = [b for b in self._others if b.reading is not reading][-MOST_READINGS:]

@@ -180,7 +180,8 @@ class _Operands:
     def _number(self, key: str, dtype: torch.dtype) -> Tensor:
         """Return the 0-dim tensor that a step fills, and that becomes state after it, unless it is that already."""
         old: Any = self.state.get(key)
-        is_free = isinstance(old, Tensor) and sys.getrefcount(old) <= 3  # the dictionary, `old`, the argument
+        own = sum(tensor is old for tensor in self.tensors.values())
+        is_free = isinstance(old, Tensor) and sys.getrefcount(old) <= 3 + own  # the dictionary, `old`, the argument
         if is_free and (old.dtype, old.shape, old.device) == (dtype, (), self.parameter.device):
             return old
         made = torch.zeros((), dtype=dtype, device=self.parameter.device)

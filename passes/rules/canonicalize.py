@@ -128,9 +128,13 @@ class _PieceRunner(fx.Interpreter):
         is_cast = call.name in _CASTS and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
         if is_cast:
             return args[0]
+        if (
+            call.name == "lerp"
+        ):  # the only operation that wants both of one type, which numbers and elements are not here
+            args = (args[0], args[1].to(args[0].dtype), *args[2:])
         form = TENSOR_FORMS.get(call.name)
         if form is None and call.is_inplace:
             form = getattr(torch, call.name)
-        result = super().run_node(n) if form is None else form(*args, **kwargs)
+        result = self.call_function(n.target, args, kwargs) if form is None else form(*args, **kwargs)
         is_number = isinstance(result, torch.Tensor) and result.is_floating_point() and not result.ndim
         return result.double() if is_number else result  # reductions, too: numbers are float64

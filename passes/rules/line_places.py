@@ -40,12 +40,17 @@ def forms_of(place: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 def places_of_shape(found: tuple[int, ...], shape: tuple[int, ...]) -> list[Place]:
     """Return the places that a value of shape `found` may have."""
-    if found in (shape, (math.prod(shape),)):
+    if found in (shape, (math.prod(shape),)) or (math.prod(found) > 1 and _longer(found) == _longer(shape)):
         return ["element"]
     if math.prod(found) == 1:
         return ["scalar"]
     lines: tuple[Place, ...] = ("rows", "columns")
     return [place for place in lines if found in forms_of(place, shape)]
+
+
+def _longer(shape: tuple[int, ...]) -> list[int]:
+    """Return the sizes of the dimensions that have any length."""
+    return [size for size in shape if size != 1]
 
 
 class Places:
@@ -77,7 +82,10 @@ class Places:
         return (self.of(first), self.of(second)) == ("rows", "columns")
 
     def folded(self, node: fx.Node) -> Place | None:
-        """Return "rows" or "columns" if a call makes one number of each, "scalar" if it makes one of them all; else None."""
+        """Return what a call makes one number of: each of the "rows" or "columns", each "element", or all ("scalar").
+
+        None for a call that is none of these. Raises Misplaced for one that makes numbers of something else.
+        """
         name = name_of(node.target)
         if name not in BY_DIMENSION or not node.args or not isinstance(node.args[0], fx.Node):
             return None
@@ -87,9 +95,11 @@ class Places:
         over = {d % given.ndim for d in (found if isinstance(found, (list, tuple)) else [found])} if found else None
         if over is None or node.meta["val"].numel() == 1:
             return "scalar"
-        if of == "element" and tuple(given.shape) == self.shape:
-            return "rows" if over == set(range(1, given.ndim)) else "columns" if over == {0} else None
-        return None
+        if node.meta["val"].numel() == given.numel() and name != "linalg_vector_norm":
+            return of
+        if of == "element" and tuple(given.shape) == self.shape and over in (set(range(1, given.ndim)), {0}):
+            return "columns" if over == {0} else "rows"
+        raise Misplaced(f"{name} over dimensions {sorted(over)} of values of shape {tuple(given.shape)}")
 
     def _found(self, node: fx.Node) -> Place:
         value = node.meta["val"]

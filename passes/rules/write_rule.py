@@ -104,8 +104,8 @@ class _RuleWriter:
             self.inputs[:returned_inputs], self.placeholders, returned[:returned_inputs], strict=False
         ):
             if self.copied[value] is not self.copied[placeholder]:
-                if rule_input.kind == "lines":
-                    self._check_lines(rule_input, value)
+                if rule_input.kind == "lines" and self.places.of(value) != rule_input.origin:
+                    raise NotElementwise(f"state {rule_input.key!r} becomes a value of other dimensions")
                 found[RuleOutput("new", rule_input.name)] = self.copied[value]
         known = {i.key: i.name for i in self.inputs if i.kind == "slot"}
         for key, value in zip(created, returned[returned_inputs : len(returned) - exported], strict=True):
@@ -122,22 +122,25 @@ class _RuleWriter:
             if meta_of(self.copied[value]).per != "scalar":
                 raise NotElementwise("it exchanges numbers with other updates that are no reductions")
             found[RuleOutput("exported", f"exported_{position}")] = self.copied[value]
+        self._check_lines(found)
         return found
 
-    def _check_lines(self, rule_input: RuleInput, value: fx.Node) -> None:
-        """Raise NotElementwise if the new value of lines is not theirs alone: they are stored one after the other."""
-        if self.places.of(value) != rule_input.origin:
-            raise NotElementwise(f"state {rule_input.key!r} becomes a value of other dimensions")
-        others = {i.name: i.key for i in self.inputs if i.kind == "lines" and i is not rule_input}
-        stack, seen = [self.copied[value]], set()
-        while stack:
-            node = stack.pop()
-            if node in seen or reduction_of(node):
+    def _check_lines(self, outputs: dict[RuleOutput, fx.Node]) -> None:
+        """Raise NotElementwise if new lines depend on other state that the step changes: they are stored after it."""
+        lines = {i.name: i for i in self.inputs if i.kind == "lines"}
+        changed = {o.name for o in outputs if o.kind == "new"} | {i.name for i in self.inputs if i.kind == "counter"}
+        for output, value in outputs.items():
+            if output.kind != "new" or output.name not in lines:
                 continue
-            seen.add(node)
-            stack += node.all_input_nodes
-            if str(node.target) in others:
-                raise NotElementwise(f"state {rule_input.key!r} depends on state {others[str(node.target)]!r}")
+            stack, seen = [value], set()
+            while stack:
+                node = stack.pop()
+                if node in seen or reduction_of(node):
+                    continue
+                seen.add(node)
+                stack += node.all_input_nodes
+                if node.op == "placeholder" and str(node.target) in changed - {output.name}:
+                    raise NotElementwise(f"state {lines[output.name].key!r} depends on {node.target!r}")
 
     def _meta(self, node: fx.Node) -> ValueMeta:
         """Describe a value; floating-point values get the rule's types, whatever their type in the user's code."""
@@ -158,7 +161,10 @@ class _RuleWriter:
                 raise NotElementwise(f"{name} of values for each row or column")
             return self.reducer.write(node, *(copied[a] for a in node.args if isinstance(a, fx.Node)))
         place = self.places.of(node)
-        if self.places.folded(node) in ("rows", "columns"):
+        folded = self.places.folded(node)
+        if folded is not None and folded == self.places.of(node.args[0]):  # type: ignore[arg-type]
+            return copied[node.args[0]]  # type: ignore[index]
+        if folded is not None:
             return self.reducer.write_lines(node, copied[node.args[0]], place)  # type: ignore[index]
         if self.places.is_outer_product(node):
             factors = tuple(copied[a] for a in node.args if isinstance(a, fx.Node))
