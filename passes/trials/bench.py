@@ -22,6 +22,7 @@ from baoc_compile.passes.capture.surroundings import undisturbed
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Beginning, Piece
 from baoc_compile.passes.trials.copies import copied
+from baoc_compile.passes.trials.gradients import Gradients
 
 #: Rows and columns of elements that a rule is tried on.
 SHAPE = (64, 64)
@@ -32,7 +33,7 @@ class TrialFailed(Exception):
 
 
 class Bench(ABC):
-    """One parameter, its state, and a stream of gradients: a mean of each element, and noise.
+    """One parameter, its state, and a stream of gradients.
 
     parameter: the parameter.
     """
@@ -41,7 +42,7 @@ class Bench(ABC):
 
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
-        self._mean: Tensor | None = None
+        self._gradients: Gradients | None = None
 
     @property
     @abstractmethod
@@ -54,9 +55,9 @@ class Bench(ABC):
 
     def step(self) -> None:
         """Step on the stream's next gradient."""
-        if self._mean is None:
-            self._mean = torch.randn(self.parameter.shape, generator=self.generator)
-        self.run(self._mean + torch.randn(self.parameter.shape, generator=self.generator))
+        if self._gradients is None:
+            self._gradients = Gradients(self.parameter.shape, self.generator)
+        self.run(self._gradients.next())
 
     def step_anywhere(self) -> None:
         """Step on a gradient of any magnitude and signs."""
