@@ -22,7 +22,6 @@ from baoc_compile.passes.capture.surroundings import undisturbed
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Beginning, Piece
 from baoc_compile.passes.trials.copies import copied
-from baoc_compile.passes.trials.gradients import Gradients
 
 #: Rows and columns of elements that a rule is tried on.
 SHAPE = (64, 64)
@@ -33,7 +32,7 @@ class TrialFailed(Exception):
 
 
 class Bench(ABC):
-    """One parameter, its state, and a stream of gradients.
+    """One parameter, its state, and a stream of gradients: a mean of each element, and noise.
 
     parameter: the parameter.
     """
@@ -42,7 +41,7 @@ class Bench(ABC):
 
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
-        self._gradients: Gradients | None = None
+        self._mean: Tensor | None = None
 
     @property
     @abstractmethod
@@ -55,9 +54,9 @@ class Bench(ABC):
 
     def step(self) -> None:
         """Step on the stream's next gradient."""
-        if self._gradients is None:
-            self._gradients = Gradients(self.parameter.shape, self.generator)
-        self.run(self._gradients.next())
+        if self._mean is None:
+            self._mean = torch.randn(self.parameter.shape, generator=self.generator)
+        self.run(self._mean + torch.randn(self.parameter.shape, generator=self.generator))
 
     def step_anywhere(self) -> None:
         """Step on a gradient of any magnitude and signs."""
