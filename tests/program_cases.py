@@ -12,7 +12,7 @@ import optimizers
 import torch
 from hypothesis import strategies as st
 from optimizers import CASES
-from program_optimizers import Counts, ReadsOld, Reduces
+from program_optimizers import Counts, KeepsLines, ReadsOld, Reduces
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec, Rows
 from baoc_compile.core.program_graph import ProgramGraph, Signature, TensorArguments
@@ -31,6 +31,7 @@ OPTIMIZERS = {
     "ReadsOld": ReadsOld,
     "Reduces": Reduces,
     "Counts": Counts,
+    "KeepsLines": KeepsLines,
     "AdamW": lambda p: torch.optim.AdamW(p, amsgrad=True),
     "SGD": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True),
     "RMSprop": lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9),
@@ -63,6 +64,8 @@ SHARING = [
     Which("AdamW", "exp_avg=dropped exp_avg_sq=column_head:3 *=4bit param=bf16+8", BF16, BF16, True),
     Which("Reduces", "8bit", FP32, FP32),
     Which("Reduces", "power=factored *=4bit", BF16, FP32),
+    Which("KeepsLines", "8bit", FP32, FP32),
+    Which("KeepsLines", "4bit", BF16, FP32),
 ]
 PROGRAMS = [
     Which("ReadsOld", "trend=fp32 power=8bit", FP32, FP32),
@@ -147,7 +150,7 @@ def configuration_of(which: Which) -> dict[str, Codec]:
 @cache
 def graphs_of(which: Which) -> list[ProgramGraph]:
     """The programs of one step, in order."""
-    counters = tuple((i.name, FP32) for i in rule_of(which).inputs_of("counter"))
+    counters = tuple((i.name, FP32) for i in rule_of(which).inputs if i.kind in ("counter", "lines"))
     signature = Signature("cpu", which.dtype, which.grad_dtype, counters, which.has_update_scale)
     return composing.compose_step(rule_of(which), configuration_of(which), signature)
 
@@ -234,9 +237,13 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
         for operand in graphs_of(which)[-1].operands:
             if operand.source == "counter":
                 tensors[operand.name] = torch.tensor(seed % 100, dtype=operand.dtype)
-        for operand in (o for graph in graphs_of(which) for o in graph.operands if o.source == "reduced"):
+        for operand in (o for graph in graphs_of(which) for o in graph.operands if o.source in ("reduced", "lines")):
             sharing[operand.name] = lines = operand.input.sharing(param.shape)
-            tensors[operand.name] = torch.zeros((lines.cycle,) if operand.input.origin else (), dtype=operand.dtype)
+            size = (lines.cycle,) if operand.input.origin else ()
+            if operand.source == "reduced":
+                tensors[operand.name] = torch.zeros(size, dtype=operand.dtype)
+            elif operand.name not in tensors:
+                tensors[operand.name] = torch.rand(size, dtype=operand.dtype, generator=generator) * magnitude
         for rule_input in rule.inputs_of("scalar"):
             if rule_input.origin in ("numel", "columns"):
                 numbers[rule_input.name] = size_of(rule_input, param)

@@ -66,3 +66,25 @@ class Reduces(torch.optim.Optimizer):
                 update = update * (1 + p.grad.abs().mean() + update.norm(dim=rows, keepdim=True))
                 update = update / (1 + update.square().mean(0, keepdim=True) + p.grad.abs().amax(0, keepdim=True))
                 p.sub_(update / update.square().mean().sqrt().clamp(min=1.0), alpha=group["lr"])
+
+
+class KeepsLines(torch.optim.Optimizer):
+    """Keeps an average of each row and of each column, and reads the average of all rows' as well."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["trend"] = torch.zeros_like(p)
+                    state["row"], state["column"] = torch.zeros(len(p)), torch.zeros(1, *p.shape[1:])
+                row, column, square = state["row"], state["column"], p.grad.square() + 1e-6
+                row.lerp_(square.mean(dim=-1), 0.1)
+                column.mul_(0.9).add_(square.mean(0, keepdim=True), alpha=0.1)
+                update = p.grad * (row / row.mean()).rsqrt().unsqueeze(-1) * column.rsqrt()
+                state["trend"].mul_(0.9).add_(update / update.square().mean().sqrt().clamp(min=1.0))
+                p.sub_(state["trend"], alpha=group["lr"])
