@@ -25,6 +25,9 @@ from baoc_compile.passes.trials.copies import copied
 
 #: Rows and columns of elements that a rule is tried on.
 SHAPE = (64, 64)
+#: The gradients' noise, relative to their mean. Little of it leaves moments of very different sizes within one group of a
+#: codec, and their reciprocals more so; much of it makes them alike.
+NOISE = 0.1
 
 
 class TrialFailed(Exception):
@@ -32,7 +35,7 @@ class TrialFailed(Exception):
 
 
 class Bench(ABC):
-    """One parameter, its state, and a stream of gradients: a mean of each element, and noise.
+    """One parameter, its state, and a stream of gradients: a mean of each element, and a little noise.
 
     parameter: the parameter.
     """
@@ -56,7 +59,7 @@ class Bench(ABC):
         """Step on the stream's next gradient."""
         if self._mean is None:
             self._mean = torch.randn(self.parameter.shape, generator=self.generator)
-        self.run(self._mean + torch.randn(self.parameter.shape, generator=self.generator))
+        self.run(self._mean + NOISE * torch.randn(self.parameter.shape, generator=self.generator))
 
     def step_anywhere(self) -> None:
         """Step on a gradient of any magnitude and signs."""
