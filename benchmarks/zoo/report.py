@@ -34,7 +34,9 @@ def verdict(result: Mapping[str, Any]) -> str:
     if full["error"] > _rounding(result):
         return "wrong in fp32"
     if not is_right(small):
-        return "off, as simulated" if not is_right(simulated) else "wrong"
+        if not is_right(simulated):
+            return "off, as simulated"
+        return "off, warned" if any("off in a trial" in notice for notice in small["notices"]) else "wrong"
     if not result["bytes"]:
         return "no state"
     return "right" if small["bytes"] <= 0.31 * result["bytes"] else "right, larger"
@@ -55,6 +57,7 @@ ORDER = (
     "no state",
     "right, larger",
     "off, as simulated",
+    "off, warned",
     "wrong",
     "wrong in fp32",
     "raises",

@@ -28,6 +28,8 @@ SHAPE = (64, 64)
 #: The gradients' noise, relative to their mean. Little of it leaves moments of very different sizes within one group of a
 #: codec, and their reciprocals more so; much of it makes them alike.
 NOISE = 0.1
+#: The seed of gradients: none that weights may have been drawn with, or a moment looks like the weights.
+SEED = int.from_bytes(b"baoc", "big")
 
 
 class TrialFailed(Exception):
@@ -42,8 +44,8 @@ class Bench(ABC):
 
     parameter: Tensor
 
-    def __init__(self, seed: int):
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(SEED)
         self._mean: Tensor | None = None
 
     @property
@@ -79,10 +81,8 @@ class RuleBench(Bench):
     beginnings: state key -> how it begins; what is not among them begins at 0.
     """
 
-    def __init__(
-        self, rule: UpdateRule, piece: Piece, real: Tensor, beginnings: Mapping[str, Beginning], seed: int = 0
-    ):
-        super().__init__(seed)
+    def __init__(self, rule: UpdateRule, piece: Piece, real: Tensor, beginnings: Mapping[str, Beginning]):
+        super().__init__()
         self.rule, self._numbers = rule, {}
         some = real.detach().reshape(-1)[: math.prod(SHAPE)].float().cpu()
         size = float(some.square().mean().sqrt()) or 1.0
@@ -164,10 +164,8 @@ class CopyBench(Bench):
     has_closure: whether the step is called with a closure.
     """
 
-    def __init__(
-        self, table: ParameterTable, index: int, function: Callable[..., Any], has_closure: bool, seed: int = 0
-    ):
-        super().__init__(seed)
+    def __init__(self, table: ParameterTable, index: int, function: Callable[..., Any], has_closure: bool):
+        super().__init__()
         self._function, self._arguments = function, [lambda: torch.zeros(())] if has_closure else []
         try:
             self._table = copied(table, [index], decoded=True)
