@@ -33,7 +33,7 @@ from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 __all__ = [
     "BaocError",
