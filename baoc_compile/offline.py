@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
@@ -23,20 +23,27 @@ def profile(
     sample_bytes: int | None = None,
     blocks: Any = None,
     risk: str = "shadow",
+    allow: Collection[str] = (),
     measure_time: bool = False,
 ) -> Profile:
     """Train `sample_steps` + 1 steps and return the profile that they give.
 
     optimizer: a prepared optimizer whose step has run at least once. Full precision (`plan="fp32"`) shows most.
     train_step: trains one step, and calls the optimizer's step once.
-    sample_steps, sample_bytes, blocks, risk: as in `PlannerOptions`.
+    sample_steps, sample_bytes, blocks, risk, allow: as in `PlannerOptions`.
     measure_time: whether to time every candidate on this device; by default time is estimated from bytes moved.
 
     Training goes on as it would have without profiling, and the plan in force stays.
 
     Raises OptionError, and StateError if `train_step` does not call the step of this optimizer.
     """
-    options = {"sample_steps": sample_steps, "sample_bytes": sample_bytes, "blocks": blocks, "risk": risk}
+    options = {
+        "sample_steps": sample_steps,
+        "sample_bytes": sample_bytes,
+        "blocks": blocks,
+        "risk": risk,
+        "allow": allow,
+    }
     planning = PlannerOptions.parse(
         {**options, "warmup_steps": sample_steps + 1 if isinstance(sample_steps, int) else 0}
     )

@@ -15,7 +15,7 @@ from baoc_compile.runtime.session import known_session
 from baoc_compile.state.entries import state_bytes
 
 COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
-COLUMNS += ("configuration", "update_scale", "bytes", "risk", "time")
+COLUMNS += ("configuration", "bytes", "risk", "time")
 LEFT = {"block", "configuration"}
 
 
@@ -129,8 +129,7 @@ def _statistics(s: BlockStatistics) -> tuple[str, ...]:
 
 
 def _choice(c: BlockCandidate) -> tuple[str, ...]:
-    update_scale = f"{c.update_scale:.2f}" if c.update_scale != 1.0 else ""
-    return c.label, update_scale, f"{c.size_bytes:,}", f"{c.risk:.1e}", f"{c.time_ns / 1e3:.1f} us"
+    return c.label, f"{c.size_bytes:,}", f"{c.risk:.1e}", f"{c.time_ns / 1e3:.1f} us"
 
 
 def report(optimizer: Any) -> Report:

@@ -79,7 +79,7 @@ def run(workload_name: str, kind: str, budget: float, seed: int) -> dict[str, An
         "seed": seed,
         "validation_loss": workload.evaluate(model, validation_data),
         "bytes_per_parameter": most / parameters,
-        "plan": {p.name: dict(p.slots) | {"update_scale": p.update_scale} for p in session.plan().parameters.values()},
+        "plan": {p.name: dict(p.slots) for p in session.plan().parameters.values()},
         "history": configurator.history,
         "configurator_seconds": dict(configurator.seconds),
         "seconds": time.perf_counter() - started,

@@ -32,7 +32,6 @@ from scipy.stats import ttest_rel
 from workloads import WORKLOADS, warmup_then_cosine
 
 import baoc_compile
-from baoc_compile import Plan
 
 REFERENCE = "fp32"  # torch's own AdamW, without baoc
 
@@ -49,9 +48,7 @@ CONFIGURATIONS: dict[str, str | dict[str, str]] = {
     "4bit-learned": "4bit-learned",
     "4bit": "4bit",
     "4bit m, factored v": {"exp_avg": "4bit", "exp_avg_sq": "factored"},
-    "no m, factored v, scale 0.3": Plan.uniform(
-        {"exp_avg": "dropped", "exp_avg_sq": "factored"}, update_scale=0.3
-    ).to_json(),
+    "no m, factored v": {"exp_avg": "dropped", "exp_avg_sq": "factored"},
 }
 
 

@@ -109,7 +109,6 @@ class Fork:
                     key: StoredSlot(codec_named(names[key]) if key in names else full)
                     for key in self.session.storage.of(i).slots
                 },
-                update_scale=chosen[i].update_scale if i in chosen else 1.0,
             )
         self.session.store(self.session.storage.with_parameters(stored))
         self.session.own.release()  # the next step converts the state
@@ -200,7 +199,6 @@ def cell(profile: Profile, k: int, candidate: BlockCandidate) -> dict[str, Any]:
     return {
         "block": profile.blocks[k].name,
         "configuration": candidate.label,
-        "update_scale": candidate.update_scale,
         "predicted": candidate.predicted,
         "error": candidate.error,
         "risk": risk_of(profile, [candidate]),

@@ -49,11 +49,10 @@ class Which(NamedTuple):
     form: str
     dtype: torch.dtype
     grad_dtype: torch.dtype
-    has_update_scale: bool = False
 
     def __str__(self) -> str:
         types = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((self.dtype, self.grad_dtype))]
-        return "-".join([self.optimizer, self.form, *types, *["update_scale"] * self.has_update_scale])
+        return "-".join([self.optimizer, self.form, *types])
 
 
 SHARING = [
@@ -61,7 +60,7 @@ SHARING = [
     Which("SGD", "momentum_buffer=head:2", FP16, FP32),
     Which("AdamW", "exp_avg=column exp_avg_sq=factored *=8bit", FP32, FP32),
     Which("AdamW", "exp_avg=tensor exp_avg_sq=run:4 *=fp32", BF16, BF16),
-    Which("AdamW", "exp_avg=dropped exp_avg_sq=column_head:3 *=4bit param=bf16+8", BF16, BF16, True),
+    Which("AdamW", "exp_avg=dropped exp_avg_sq=column_head:3 *=4bit param=bf16+8", BF16, BF16),
     Which("Reduces", "8bit", FP32, FP32),
     Which("Reduces", "power=factored *=4bit", BF16, FP32),
     Which("KeepsLines", "8bit", FP32, FP32),
@@ -80,18 +79,17 @@ PROGRAMS = [
     Which("AdamW", "4bit-learned", BF16, BF16),
     Which("AdamW", "8bit-learned", FP32, FP32),
     Which("AdamW", "exp_avg=e2m1 *=e4m4", FP32, FP32),
-    Which("AdamW", "exp_avg=codebook4 exp_avg_sq=e3m1 *=bf16", FP32, FP32, True),
-    Which("AdamW", "8bit", FP32, FP32, True),
+    Which("AdamW", "exp_avg=codebook4 exp_avg_sq=e3m1 *=bf16", FP32, FP32),
     Which("AdamW", "*=8bit param=bf16+8", BF16, BF16),
     Which("SGD", "*=bf16 param=bf16+16", BF16, FP32),
-    Which("AdamW", "*=fp32 param=bf16+sr", BF16, BF16, True),
+    Which("AdamW", "*=fp32 param=bf16+sr", BF16, BF16),
     Which("SGD", "*=4bit param=fp16+8", FP16, FP16),
     Which("SGD", "*=fp32 param=fp16+16", FP16, FP32),
     Which("SGD", "*=8bit param=fp16+sr", FP16, FP16),
     Which("Counts", "fp32", FP32, FP32),
     Which("Counts", "8bit", BF16, FP32),
     Which("SGD", "momentum_buffer=w+e2m5", FP32, FP32),
-    Which("AdamW", "exp_avg=w+e2m1 *=16bit", FP32, BF16, True),
+    Which("AdamW", "exp_avg=w+e2m1 *=16bit", FP32, BF16),
 ]
 
 
@@ -151,7 +149,7 @@ def configuration_of(which: Which) -> dict[str, Codec]:
 def graphs_of(which: Which) -> list[ProgramGraph]:
     """The programs of one step, in order."""
     counters = tuple((i.name, FP32) for i in rule_of(which).inputs if i.kind in ("counter", "lines"))
-    signature = Signature("cpu", which.dtype, which.grad_dtype, counters, which.has_update_scale)
+    signature = Signature("cpu", which.dtype, which.grad_dtype, counters)
     return composing.compose_step(rule_of(which), configuration_of(which), signature)
 
 
@@ -216,7 +214,7 @@ def table_of(which: Which, rows) -> list[TensorArguments]:
 
         param = values(which.dtype, layout)
         tensors = {"param": param, "grad": values(which.grad_dtype, grad_layout)}
-        numbers = {"update_scale": 0.75}
+        numbers: dict[str, float] = {}
         sharing = {}
         for key, codec in configuration.items():
             value = values(codec.parts[0].dtype if isinstance(codec, Full) else FP32, layout)

@@ -198,7 +198,7 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("configuration,dtype", CONFIGURATIONS, ids=lambda value: str(value))
 def test_synthetic_steps_have_ordinary_numbers(configuration, dtype, monkeypatch):
-    signature = Signature("cpu", dtype, dtype, SIGNATURE.counter_dtypes, has_update_scale=True)
+    signature = Signature("cpu", dtype, dtype, SIGNATURE.counter_dtypes)
     (made,) = programs_of([Need(ADAMW, tuple(configuration.items()), signature)])
     params = []
     normal = measure_time._normal

@@ -49,7 +49,6 @@ NASTY += [
     "self",
     "torch",
     "c0",
-    "update_scale",
     "step",
 ]
 NASTY += [
@@ -116,8 +115,8 @@ def same_update(compiled: Any, eager: Any) -> bool:
 
 
 @settings(max_examples=12)
-@example(names=("param", "grad", "index", "update_scale"), prepared=True)
-@example(names=("param", "grad", "index", "update_scale"), prepared=False)
+@example(names=("param", "grad", "index", "decay"), prepared=True)
+@example(names=("param", "grad", "index", "decay"), prepared=False)
 @example(names=("a.b", "a_b", "a b", "lr_"), prepared=False)
 @example(names=("", "class", "x" * 999, "register"), prepared=True)
 @example(names=("a\nb", '"""', "*/", "float"), prepared=False)

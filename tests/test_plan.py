@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 
 import pytest
 import torch
@@ -49,18 +48,23 @@ def test_a_plan_is_frozen(plan):
 
 GOOD = {
     "format": "baoc-plan",
-    "version": 4,
+    "version": 5,
     "seed": 0,
     "memory_budget": "28%",
-    "update_scale": 1.0,
     "certificate": "optimal",
     "default": {"*": "8bit"},
-    "parameters": [
-        {"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "update_scale": 0.5, "block": "head"}
-    ],
+    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "block": "head"}],
 }
 
-#: The same as version 3 wrote it.
+#: The same as earlier versions wrote it.
+GOOD_4 = {
+    **GOOD,
+    "version": 4,
+    "update_scale": 1.0,
+    "parameters": [
+        {"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "update_scale": 1.0, "block": "head"}
+    ],
+}
 GOOD_3 = {
     "format": "baoc-plan",
     "version": 3,
@@ -69,23 +73,31 @@ GOOD_3 = {
     "gain": 1.0,
     "certificate": "optimal",
     "default": {"*": "8bit"},
-    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "gain": 0.5}],
+    "parameters": [{"index": 0, "name": "w", "shape": [3, 4], "slots": {"exp_avg": "bf16"}, "gain": 1.0}],
 }
 
 
-def test_plans_of_version_3_are_read():
-    old, new = Plan.from_json(json.dumps(GOOD_3)), Plan.from_json(json.dumps(GOOD))
-    assert old.parameters[0].update_scale == 0.5 and old.parameters[0].block == ""
-    assert dataclasses.replace(old, parameters={}) == dataclasses.replace(new, parameters={})
+def test_plans_of_earlier_versions_are_read():
+    oldest, old, new = (Plan.from_json(json.dumps(good)) for good in (GOOD_3, GOOD_4, GOOD))
+    assert old == new
+    assert oldest.parameters[0].block == ""
+    assert dataclasses.replace(oldest, parameters={}) == dataclasses.replace(new, parameters={})
     with pytest.raises(PlanError, match="gain"):
-        Plan.from_json(json.dumps({**GOOD_3, "version": 4}))
+        Plan.from_json(json.dumps({**GOOD_3, "version": 5}))
+
+
+@pytest.mark.parametrize("good, scale", [(GOOD_3, "gain"), (GOOD_4, "update_scale")])
+def test_factors_on_updates_are_refused(good, scale):
+    with pytest.raises(PlanError, match=rf"^{scale}: 0\.5 .*learning rate"):
+        Plan.from_json(json.dumps({**good, scale: 0.5}))
+    with pytest.raises(PlanError, match=rf"parameters\[0\]\.{scale}: 0\.5"):
+        Plan.from_json(json.dumps({**good, "parameters": [{**good["parameters"][0], scale: 0.5}]}))
 
 
 BAD_TOP = {
     "format": ["torch-plan", 3, None],
-    "version": [0, 2, 5, "4", None, [4], True],
+    "version": [0, 2, 6, "4", None, [4], True],
     "certificate": [1, None, ["optimal"]],
-    "update_scale": [0, -1.0, "1", None, [1.0], True, math.inf, math.nan],
     "seed": ["x", 1.5, None, [0], True],
     "memory_budget": [5, None, ["28%"]],
     "default": ["bf16", None, [], {"*": "bf17"}, {"*": 3}, {"*": None}, {"*": ["bf16"]}, {"*": {}}],
@@ -94,7 +106,6 @@ BAD_TOP = {
 BAD_ENTRY = {
     "index": ["x", None, 1.5, -1, [0], True],
     "name": [3, None, ["w"]],
-    "update_scale": [0, -1.0, "1", None, [1.0], True],
     "shape": ["12", 3, None, [1.5], ["a"], [-1], [[3]], [None]],
     "slots": [None, 3, [], "bf16", {"exp_avg": "bf17"}, {"exp_avg": 3}, {"exp_avg": ["bf16"]}, {"exp_avg": None}],
 }
@@ -133,9 +144,7 @@ def test_a_missing_field_of_a_parameter_is_named(field):
 
 
 def test_the_good_plan_is_good_and_unknown_fields_and_repeated_parameters_are_refused():
-    assert Plan.from_json(json.dumps(GOOD)).parameters[0] == ParameterPlan(
-        "w", (3, 4), {"exp_avg": "bf16"}, 0.5, "head"
-    )
+    assert Plan.from_json(json.dumps(GOOD)).parameters[0] == ParameterPlan("w", (3, 4), {"exp_avg": "bf16"}, "head")
     with pytest.raises(PlanError, match="colour"):
         Plan.from_json(json.dumps({**GOOD, "colour": 1}))
     with pytest.raises(PlanError, match="index"):

@@ -109,6 +109,28 @@ def test_a_solved_plan_fits_and_can_be_prepared(profiled, budget):
     assert training.configurator is None
 
 
+def drops(candidates) -> bool:
+    return any("dropped" in c.codecs.values() for c in candidates)
+
+
+def test_momentum_is_dropped_only_where_nothing_else_fits(profiled):
+    of_block = [min(c.size_bytes for c in cs if not drops([c])) for cs in profiled.candidates]
+    least = profiled.fixed_bytes + sum(of_block)
+    assert not drops(solve_profile(profiled, MemoryBudget.parse(least)).chosen)
+    assert drops(solve_profile(profiled, MemoryBudget.parse(least - 1)).chosen)
+    start = Training(memory_budget=least - 1, warmup_steps=0)
+    start.step(1)
+    assert any("dropped" in slots.values() for slots in start.plan().values())
+
+
+def test_dropping_is_allowed_on_request():
+    """What is allowed is judged by its risk alone."""
+    training = Training(plan="fp32")
+    training.step(2)
+    profile = baoc_compile.profile(training.optimizer, training.step, sample_steps=4, allow={"dropped"})
+    assert any(drops([c]) and not c.gate for cs in profile.candidates for c in cs)
+
+
 def test_more_memory_is_less_risk(profiled):
     risks = [solve_profile(profiled, MemoryBudget.parse(f"{n}%")).allocation.risk for n in (3, 5, 10, 20, 40, 80)]
     assert risks == sorted(risks, reverse=True)

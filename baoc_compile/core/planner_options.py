@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,6 +10,7 @@ from baoc_compile.core.budget import TimeBudget
 from baoc_compile.core.errors import OptionError
 
 RISKS = ("shadow", "proxy")
+LAST_RESORTS = ("dropped",)
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class PlannerOptions:
     sample_bytes: host memory for samples; by default the larger of 16 MiB and 2 % of the parameters' bytes.
     blocks: the user's own grouping of parameters: a function (name, parameter) -> label, or a mapping name -> label.
     risk: "shadow", measured by shadow runs; or "proxy", a sum of metrics after BAOC (our reconstruction).
+    allow: {"dropped"} lets a plan drop momentum where that is expected to harm least. Without it, momentum is dropped only
+        where no other plan meets the budget.
     hysteresis: fraction in [0, 1) by which a new plan must lower the predicted risk to replace one that fits.
     """
 
@@ -36,6 +39,7 @@ class PlannerOptions:
     sample_bytes: int | None = None
     blocks: Any = None
     risk: str = "shadow"
+    allow: frozenset[str] = frozenset()
     hysteresis: float = 0.1
 
     @classmethod
@@ -61,6 +65,11 @@ class PlannerOptions:
             given["replan_at"] = tuple(sorted(_whole("replan_at", step, 1) for step in given["replan_at"]))
         if given.get("risk", RISKS[0]) not in RISKS:
             raise OptionError(f"risk: {given['risk']!r} is none of {', '.join(RISKS)}")
+        if "allow" in given:
+            asked = given["allow"]
+            if isinstance(asked, str) or not isinstance(asked, Collection) or not set(asked) <= set(LAST_RESORTS):
+                raise OptionError(f"allow: expected a set of {', '.join(LAST_RESORTS)}, got {asked!r}")
+            given["allow"] = frozenset(asked)
         value = given.get("hysteresis", 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
             raise OptionError(f"hysteresis: expected a number in [0, 1), got {value!r}")

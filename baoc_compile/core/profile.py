@@ -18,7 +18,8 @@ class BlockStatistics:
     anisotropy: standard deviation over quantization groups k of ln RMS_{t, i in k} g: how far scales differ.
     stability: (|sum_t g_t|^2 - sum_t |g_t|^2) / ((T - 1) sum_t |g_t|^2): the mean cosine of two gradients, weighted by
         their lengths. It is 1 if all point the same way, and 0 on average if they are independent with mean 0.
-    noise: sum_i Var_t g_i / sum_i (mean_t g_i)^2, with unbiased estimates of both; infinite if no mean is seen.
+    noise: sum_i Var_t g_i / sum_i (mean_t g_i)^2, with unbiased estimates of both. Where the estimate of the divisor is below
+        its standard error, that takes its place: the noise is at least so much.
     snr: by slot and by axis K = "row", "column" or "tensor", E_K'[(E_K v)^2 / Var_K v]: how well a mean along K stands
         for the second moments v that share it (SlimAdam).
 
@@ -44,7 +45,6 @@ class BlockCandidate:
     error: standard error of `predicted`, in nats per window.
     risk: what the solver minimizes, in nats per window; see `passes/risk/assess_risk.py`.
     interaction: what the block adds to the joint displacement, in nats; see `passes/solve/couple.py`.
-    update_scale: factor on the block's updates.
     relative_error: relative L2 error of the updates.
     excluded: why the candidate must not be chosen; empty if it may be.
     gate: why it is chosen only as a last resort; empty if it may be chosen freely.
@@ -59,7 +59,6 @@ class BlockCandidate:
     error: float
     risk: float
     interaction: float = 0.0
-    update_scale: float = 1.0
     relative_error: float = math.nan
     excluded: str = ""
     gate: str = ""
@@ -135,5 +134,5 @@ class Profile:
 
 
 def _candidate(data: Mapping[str, Any]) -> BlockCandidate:
-    """Return a candidate from its dictionary. Checkpoints of version 0.1 call the update scale `gain`."""
-    return BlockCandidate(**{"update_scale" if name == "gain" else name: value for name, value in data.items()})
+    """Return a candidate from its dictionary. Until version 0.6 it had an update scale, `gain` in 0.1."""
+    return BlockCandidate(**{name: value for name, value in data.items() if name not in ("update_scale", "gain")})

@@ -25,7 +25,6 @@ OperandSource = Literal[
     "scalar",
     "reduced",
     "exported",
-    "update_scale",
     "index",
     "group_index",
 ]
@@ -42,7 +41,7 @@ class Operand:
     dtype: the type in memory.
     source: where the value comes from, or goes: the parameter ("param"), the gradient ("grad"), a part of a slot's storage
         ("part"), a slot's "clock" or "salt", a "counter", "lines", "scalar" or "reduced" input of the rule, a number that it has
-        "exported", the parameter's "update_scale", or the lane's number. "index" and "group_index" are the folded 32-bit
+        "exported", or the lane's number. "index" and "group_index" are the folded 32-bit
         number of an element's lane and of a group's first lane (see `Rows`).
     slot: key of the slot, for parts, clocks and salts.
     part: part of the slot's codec, for parts.
@@ -89,14 +88,12 @@ class Signature:
     param_dtype: type of the parameters.
     grad_dtype: type of the gradients.
     counter_dtypes: (name of the rule's input, type) of every counter, and of lines.
-    has_update_scale: whether updates are multiplied by an update scale.
     """
 
     device: str
     param_dtype: torch.dtype
     grad_dtype: torch.dtype
     counter_dtypes: tuple[tuple[str, torch.dtype], ...] = ()
-    has_update_scale: bool = False
 
     @property
     def device_type(self) -> str:
@@ -150,7 +147,7 @@ class ProgramGraph:
     @property
     def numbers(self) -> tuple[Operand, ...]:
         """The operands that a compiled program receives as numbers, in its order."""
-        return tuple(o for o in self.operands if o.source in ("scalar", "salt", "update_scale"))
+        return tuple(o for o in self.operands if o.source in ("scalar", "salt"))
 
     @property
     def has_groups(self) -> bool:
@@ -173,8 +170,7 @@ class ProgramGraph:
         stored = ", ".join(f"{key}: {codec.name}" for key, codec in self.configuration.items()) or "no state"
         kinds = {"averages for rule": self.decays, "reductions for rule": self.folds, "exports of rule": self.exports}
         verb = next((kind for kind, is_so in kinds.items() if is_so), "rule")
-        update_scale = ", update_scale" if self.signature.has_update_scale else ""
-        return f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')}{update_scale})"
+        return f"{verb} {self.rule.key} ({stored}; param {str(self.signature.param_dtype).removeprefix('torch.')})"
 
 
 @dataclass

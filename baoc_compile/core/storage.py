@@ -26,12 +26,10 @@ class StoredParameter:
 
     slots: state key -> how the slot is stored; the key "param" is the weight's own (see `codec.WEIGHT_KEY`).
     block: name of the block that the parameter was planned with; empty before a plan by block.
-    update_scale: factor on the parameter's updates.
     """
 
     slots: Mapping[str, StoredSlot] = field(default_factory=dict)
     block: str = ""
-    update_scale: float = 1.0
 
     @property
     def codecs(self) -> dict[str, Codec]:
@@ -48,7 +46,6 @@ class Storage:
 
     parameters: parameters whose storage is decided, by index in the optimizer's order (see `ParameterTable`).
     default: slot (or "*") -> format for parameters that join later, if it fits; None before any decision.
-    update_scale: update scale of parameters that join later.
     seed: seed of the stochastic rounding of all slots.
     memory_budget: the budget that the storage was chosen for, as the user wrote it; empty if a plan was named.
     certificate: how close to optimal the solver knows the choice to be; empty if nothing was solved.
@@ -56,7 +53,6 @@ class Storage:
 
     parameters: Mapping[int, StoredParameter] = field(default_factory=dict)
     default: Mapping[str, str] | None = None
-    update_scale: float = 1.0
     seed: int = 0
     memory_budget: str = ""
     certificate: str = ""

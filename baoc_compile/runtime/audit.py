@@ -147,7 +147,7 @@ def _chosen(reading: Reading, table: ParameterTable, present: frozenset[int]) ->
 
 def _difference(i: int, before: Tensor, theirs: ParameterTable, ours: ParameterTable, storage: Storage) -> str:
     stored = storage.of(i)
-    exact = all(c.mechanism in ("rounding", "weight") for c in stored.codecs.values()) and stored.update_scale == 1.0
+    exact = all(c.mechanism in ("rounding", "weight") for c in stored.codecs.values())
     expected, found = (t.parameters[i].detach().float() for t in (theirs, ours))
     if exact:
         eps = _coarsest(theirs, i)

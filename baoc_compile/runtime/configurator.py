@@ -166,8 +166,16 @@ class Configurator:
         """
         planned = Planned(self.session.storage, self.session.table(), rules)
         blocks = group_blocks(planned.table, planned.must_agree(), self.session.roles(), self.planner.blocks)
-        measure, risk = self.measures_time or self.planner.time_budget is not None, self.planner.risk
-        return make_profile(planned, blocks, streams, seed=self.session.storage.seed, measure_time=measure, risk=risk)
+        planner = self.planner
+        return make_profile(
+            planned,
+            blocks,
+            streams,
+            seed=self.session.storage.seed,
+            measure_time=self.measures_time or planner.time_budget is not None,
+            risk=planner.risk,
+            allow=planner.allow,
+        )
 
     def _reason_to_keep(self, solution: Solution) -> str:
         """Return why a new plan is not worth a migration; empty if it is, or if the old plan does not fit the budgets."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.errors import PlanError
 from baoc_compile.core.parameter_table import ParameterTable
@@ -26,14 +24,12 @@ class ParameterPlan:
     name: the parameter's name, by which a reader knows it.
     shape: the parameter's shape; another shape reveals a plan for another model.
     slots: state key -> codec name.
-    update_scale: factor on the parameter's updates.
     block: name of the block that the parameter was planned with; empty if it was not planned by block.
     """
 
     name: str
     shape: tuple[int, ...]
     slots: Mapping[str, str]
-    update_scale: float = 1.0
     block: str = ""
 
 
@@ -46,9 +42,6 @@ class Plan:
     parameters: entries by index in the optimizer's own order.
     seed: seed of the stochastic rounding.
     memory_budget: the budget that the plan was made for, as the user wrote it.
-    update_scale: factor on the updates of parameters without an entry. It is the least-squares factor <u, c> / <c, c>,
-        where u is the update of full precision and c the update of the configuration: sharing or dropping a slot
-        changes the length of the update, and the scale restores it.
     certificate: how close to optimal the solver knows the plan to be; empty if no solver made it.
     """
 
@@ -56,22 +49,20 @@ class Plan:
     parameters: Mapping[int, ParameterPlan] = field(default_factory=dict)
     seed: int = 0
     memory_budget: str = ""
-    update_scale: float = 1.0
     certificate: str = ""
 
     @classmethod
-    def uniform(cls, formats: str | Mapping[str, str], *, seed: int = 0, update_scale: float = 1.0) -> Plan:
+    def uniform(cls, formats: str | Mapping[str, str], *, seed: int = 0) -> Plan:
         """Return the plan that gives all parameters one configuration.
 
         formats: the name of a format ("fp32", "bf16", "8bit", ...) or codec for all slots, or slot -> name, with "*"
             for the remaining slots.
         seed: seed of the stochastic rounding.
-        update_scale: factor on the updates; see `Plan`.
 
         Raises PlanError for an unknown name.
         """
         default = {"*": formats} if isinstance(formats, str) else dict(formats)
-        return cls(default=default, seed=seed, update_scale=update_scale)._checked()
+        return cls(default=default, seed=seed)._checked()
 
     @classmethod
     def written(cls, storage: Storage, table: ParameterTable) -> Plan:
@@ -82,9 +73,9 @@ class Plan:
                 stored = storage.of(index)
                 slots = {key: codec.name for key, codec in stored.codecs.items()}
                 name, shape = table.names[index], tuple(parameter.shape)
-                parameters[index] = ParameterPlan(name, shape, slots, stored.update_scale, stored.block)
+                parameters[index] = ParameterPlan(name, shape, slots, stored.block)
         default = {"*": "fp32"} if storage.default is None else storage.default
-        return cls(default, parameters, storage.seed, storage.memory_budget, storage.update_scale, storage.certificate)
+        return cls(default, parameters, storage.seed, storage.memory_budget, storage.certificate)
 
     @property
     def storage(self) -> Storage:
@@ -92,14 +83,8 @@ class Plan:
         parameters = {}
         for index, entry in self.parameters.items():
             slots = {key: StoredSlot(codec_named(name)) for key, name in entry.slots.items()}
-            parameters[index] = StoredParameter(slots, entry.block, entry.update_scale)
-        return Storage(parameters, self.default, self.update_scale, self.seed, self.memory_budget, self.certificate)
-
-    def update_scale_of(self, index: int, parameter: Tensor) -> float:
-        """Return the update scale of one parameter."""
-        if index in self.parameters:
-            return self.parameters[index].update_scale
-        return self.update_scale if parameter.numel() >= SMALL_NUMEL else 1.0
+            parameters[index] = StoredParameter(slots, entry.block)
+        return Storage(parameters, self.default, self.seed, self.memory_budget, self.certificate)
 
     def block_of(self, index: int) -> str:
         """Return the name of the parameter's block; empty without one."""
@@ -150,7 +135,7 @@ class Plan:
         return cls(**fields, parameters=parameters)._checked()
 
     def _checked(self) -> Plan:
-        plan_json.check(self.default, self.update_scale, {i: entry.slots for i, entry in self.parameters.items()})
+        plan_json.check(self.default, {i: entry.slots for i, entry in self.parameters.items()})
         return self
 
 

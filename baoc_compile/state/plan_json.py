@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from baoc_compile.core.errors import PlanError
 from baoc_compile.kernels.codecs.catalogue import is_known, known_choices
 
-VERSION = 4
+VERSION = 5
 OLDEST = 3
 
-PLAN_FIELDS = {"default", "parameters", "seed", "memory_budget", "update_scale", "certificate"}
-PARAMETER_FIELDS = {"index", "name", "shape", "slots", "update_scale", "block"}
+PLAN_FIELDS = {"default", "parameters", "seed", "memory_budget", "certificate"}
+PARAMETER_FIELDS = {"index", "name", "shape", "slots", "block"}
 
 
 def to_text(fields: Mapping[str, Any]) -> str:
@@ -23,7 +22,7 @@ def to_text(fields: Mapping[str, Any]) -> str:
 
 
 def from_text(text: str) -> dict[str, Any]:
-    """Return the fields of a plan, with its parameters by index. Names of codecs, and scales, are left to `check`.
+    """Return the fields of a plan, with its parameters by index. Names of codecs are left to `check`.
 
     Raises PlanError for anything that is not a plan of a version between OLDEST and VERSION.
     """
@@ -36,7 +35,7 @@ def from_text(text: str) -> dict[str, Any]:
     version = data.get("version")
     if isinstance(version, bool) or version not in range(OLDEST, VERSION + 1):
         raise PlanError(f"the plan has version {version!r}, this release reads {OLDEST} to {VERSION}")
-    fields = _from_version_3(data) if version == 3 else data
+    fields = data if version == VERSION else _from_version_4(data)
     fields = {name: value for name, value in fields.items() if name not in ("format", "version")}
     unknown, missing = set(fields) - PLAN_FIELDS, PLAN_FIELDS - set(fields)
     if unknown:
@@ -48,9 +47,8 @@ def from_text(text: str) -> dict[str, Any]:
     return {**fields, "parameters": _parameters(_typed(fields["parameters"], list, "parameters"))}
 
 
-def check(default: Mapping[Any, Any], update_scale: Any, slots: Mapping[int, Mapping[Any, Any]]) -> None:
-    """Raise PlanError for an unknown format or codec, or an update scale that is not a positive number."""
-    check_update_scale(update_scale, "update_scale")
+def check(default: Mapping[Any, Any], slots: Mapping[int, Mapping[Any, Any]]) -> None:
+    """Raise PlanError for an unknown format or codec."""
     for slot, choice in default.items():
         _check_choice(choice, f"default[{slot!r}]", _typed(slot, str, "default: a slot"))
     for index, choices in slots.items():
@@ -58,22 +56,29 @@ def check(default: Mapping[Any, Any], update_scale: Any, slots: Mapping[int, Map
             _check_choice(choice, f"parameter {index} slots[{slot!r}]", slot)
 
 
-def check_update_scale(value: Any, where: str) -> None:
-    """Raise PlanError, which names the place `where`, unless `value` is a finite number > 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise PlanError(f"{where}: expected a number > 0, got {value!r}")
+def _from_version_4(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of version 3 or 4 as those of version 5, which has no factors on updates.
 
+    They are `update_scale`, or `gain` in version 3, which names no blocks either.
+    """
+    scale = "gain" if data["version"] == 3 else "update_scale"
 
-def _from_version_3(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return version 3's fields as those of version 4. Version 3 calls the update scale `gain` and names no blocks."""
-
-    def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {"update_scale" if name == "gain" else name: value for name, value in fields.items()}
+    def without_scale(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+        if fields.get(scale, 1.0) != 1.0:
+            raise PlanError(
+                f"{where}{scale}: {fields[scale]!r} is not supported any more; set it to 1, and multiply the learning rate "
+                "of the parameters' group instead"
+            )
+        return {name: value for name, value in fields.items() if name != scale}
 
     entries = data.get("parameters")
     if isinstance(entries, list):
-        entries = [{"block": "", **renamed(e)} if isinstance(e, dict) else e for e in entries]
-    return renamed(data) | {"parameters": entries}
+        oldest = {"block": ""} if data["version"] == 3 else {}
+        entries = [
+            {**oldest, **without_scale(e, f"parameters[{position}].")} if isinstance(e, dict) else e
+            for position, e in enumerate(entries)
+        ]
+    return without_scale(data, "") | {"parameters": entries}
 
 
 def _parameters(entries: list[Any]) -> dict[int, dict[str, Any]]:
@@ -90,7 +95,6 @@ def _parameters(entries: list[Any]) -> dict[int, dict[str, Any]]:
         fields["shape"] = tuple(_count(size, f"{where}.shape") for size in sizes)
         for name, kind in (("name", str), ("slots", dict), ("block", str)):
             _typed(fields[name], kind, f"{where}.{name}")
-        check_update_scale(fields["update_scale"], f"parameter {index} update_scale")
         found[index] = fields
     return found
 

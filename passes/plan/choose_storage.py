@@ -57,7 +57,6 @@ def choose_storage(
     chosen = replace(
         storage,
         default=plan.default,
-        update_scale=plan.update_scale,
         memory_budget=plan.memory_budget,
         certificate="" if storage.parameters else plan.certificate,
     )
@@ -76,7 +75,7 @@ def _extended(
     """Return how parameter `index` is stored once `plan` has decided on `slots`."""
     known = storage.parameters.get(index)
     if known is None:
-        known = StoredParameter({}, plan.block_of(index), plan.update_scale_of(index, table.parameters[index]))
+        known = StoredParameter({}, plan.block_of(index))
     return replace(known, slots={**known.slots, **_stored(plan, table, index, slots)})
 
 
@@ -142,7 +141,7 @@ class _Fit:
             for choice in itertools.product(AUTOMATIC, repeat=len(keys))
         ]
         if self.storage.default is not None:
-            plans.insert(0, Plan(self.storage.default, update_scale=self.storage.update_scale))
+            plans.insert(0, Plan(self.storage.default))
         ranked = {}
         for order, plan in enumerate(plans):
             stored = {i: _stored(plan, self.table, i, slots) for i, slots in self.new.items()}
@@ -159,7 +158,7 @@ class _Fit:
         base = replace(plans[0], memory_budget=budget.text)
         fixed += self._weight_bytes(base)
         try:
-            return start_by_block(base, self.table, self.new, fixed, limit)
+            return start_by_block(base, self.table, self.new, fixed, limit, self.request.planner.allow)
         except BudgetError as error:
             if budget.unit != "%":
                 raise

@@ -18,10 +18,10 @@ from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.plan.list_candidates import list_candidates
 from baoc_compile.passes.programs.measure_time import HOST_NS_PER_TENSOR, TimeModel
-from baoc_compile.passes.risk.assess_risk import Risk
+from baoc_compile.passes.risk.assess_risk import GATED, Risk
 from baoc_compile.passes.risk.block_statistics import block_statistics
 from baoc_compile.passes.risk.gradient_stream import GradientStream
-from baoc_compile.passes.risk.measure_risk import measure_risk
+from baoc_compile.passes.risk.measure_risk import last_resort, measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
 from baoc_compile.state.entries import as_found, state_bytes
 
@@ -66,6 +66,7 @@ def make_profile(
     seed: int,
     measure_time: bool,
     risk: str = "shadow",
+    allow: frozenset[str] = frozenset(),
 ) -> Profile:
     """Make the profile of `blocks`.
 
@@ -75,9 +76,10 @@ def make_profile(
     seed: keys the stochastic rounding of shadow runs.
     measure_time: whether to time candidates that were never timed on this device; otherwise their times are estimated.
     risk: "shadow" for shadow runs, or "proxy" for BAOC-style sums of metrics (our reconstruction).
+    allow: what a plan may do although another one meets the budget; see `PlannerOptions`.
     """
     started = time.perf_counter()
-    return _Maker(planned, blocks, streams, seed, measure_time, risk).make(started)
+    return _Maker(planned, blocks, streams, seed, measure_time, risk, allow).make(started)
 
 
 class _Maker:
@@ -91,8 +93,9 @@ class _Maker:
         seed: int,
         measure_time: bool,
         risk: str,
+        allow: frozenset[str],
     ):
-        self.planned, self.streams, self.seed, self.risk = planned, streams, seed, risk
+        self.planned, self.streams, self.seed, self.risk, self.allow = planned, streams, seed, risk, allow
         self.table, self.rules = planned.table, planned.rules
         self.measure_time = measure_time
         self.blocks = [b for b in blocks if b.parameters[0] in planned.rules and self._numel(b)]
@@ -111,7 +114,7 @@ class _Maker:
         return list_candidates(slots, parameter.shape, parameter.dtype, self.planned.current(i))
 
     def make(self, started: float) -> Profile:
-        risks, factor = measure_risk(self.blocks, self.configurations, self.streams, self.rules, self.seed)
+        risks, factor = measure_risk(self.blocks, self.configurations, self.streams, self.rules, self.seed, self.allow)
         statistics = tuple(
             block_statistics([self.streams[i] for i in b.parameters if i in self.streams]) for b in self.blocks
         )
@@ -160,7 +163,8 @@ class _Maker:
             expected = NATS_PER_HARM * share * configuration.expected_harm
             if risk is not None:
                 expected = share * proxy_risk(statistics, configuration.codecs)
-            risk = Risk(expected, expected, expected, update_scale=1.0 if risk is None else risk.update_scale)
+            gate = last_resort(configuration.codecs, self.allow)
+            risk = Risk(expected, expected, expected + (GATED if gate else 0.0), gate=gate)
         cost, elements, tensors = self._load(block, configuration)
         return BlockCandidate(
             codecs=_names(configuration.codecs),
@@ -172,7 +176,6 @@ class _Maker:
             error=risk.error,
             risk=risk.risk,
             interaction=risk.interaction,
-            update_scale=risk.update_scale,
             relative_error=risk.relative_error,
             excluded=risk.excluded,
             gate=risk.gate,

@@ -58,7 +58,7 @@ class Solution:
         for block, candidate in zip(self.profile.blocks, self.chosen, strict=True):
             for i in block.parameters:
                 slots = {key: StoredSlot(codec_named(name)) for key, name in candidate.codecs.items()}
-                changed[i] = StoredParameter({**storage.of(i).slots, **slots}, block.name, candidate.update_scale)
+                changed[i] = StoredParameter({**storage.of(i).slots, **slots}, block.name)
         return replace(storage.with_parameters(changed), certificate=self.allocation.certificate)
 
     def plan(self, base: Plan) -> Plan:
@@ -68,9 +68,7 @@ class Solution:
             for i in block.parameters:
                 kept = dict(parameters[i].slots) if i in parameters else {}
                 slots = {**kept, **candidate.codecs}
-                parameters[i] = ParameterPlan(
-                    self.profile.names[i], self.profile.shapes[i], slots, candidate.update_scale, block.name
-                )
+                parameters[i] = ParameterPlan(self.profile.names[i], self.profile.shapes[i], slots, block=block.name)
         return replace(base, parameters=parameters, certificate=self.allocation.certificate)
 
 

@@ -133,8 +133,6 @@ class _Composer(GraphBuilder):
             declare(Operand(lines.name, "shared", counter_dtypes[lines.name], "lines", input=lines, fold=fold))
         for scalar in self.rule.inputs_of("scalar"):
             declare(Operand(scalar.name, "scalar", torch.float64, "scalar", input=scalar))
-        if signature.has_update_scale:
-            declare(Operand(free("update_scale"), "scalar", torch.float64, "update_scale"))
         for reduced in self.rule.inputs_of("reduced"):
             per: OperandPer = "shared" if reduced.origin else "scalar"
             declare(Operand(reduced.name, per, torch.float64, "reduced", input=reduced))
@@ -172,8 +170,7 @@ class _Composer(GraphBuilder):
 
     def _new_weight(self) -> fx.Node:
         """Return the parameter's new value, of a parameter without a weight codec."""
-        value = self.new.get(RuleOutput("new", "param"), self._weight())
-        return self._with_update_scale(value) if self.signature.has_update_scale else value
+        return self.new.get(RuleOutput("new", "param"), self._weight())
 
     def _moved(self, value: fx.Node, target: Any, other: fx.Node) -> fx.Node:
         return set_meta(self.graph.call_function(target, (value, other)), meta_of(value))
@@ -195,8 +192,6 @@ class _Composer(GraphBuilder):
         key = output.key if replaced is None else replaced.key if replaced.kind == "slot" else None
         if replaced is not None and replaced.kind == "param":
             key = self.weight
-            if self.signature.has_update_scale:
-                value = self._with_update_scale(value)
         if key is None:
             self.written[output.name] = self.cast(value, self.operands[output.name].dtype, f"{output.name}_new")
             return
@@ -220,14 +215,3 @@ class _Composer(GraphBuilder):
 
     def _name(self, place: Place) -> str:
         return str(self.nodes[place].target)
-
-    def _with_update_scale(self, value: fx.Node) -> fx.Node:
-        """Return param + update_scale * (new - param)."""
-        old = self.values["param"]
-        for target, other in (
-            (torch.ops.aten.sub.Tensor, old),
-            (torch.ops.aten.mul.Tensor, self.nodes["update_scale", "", ""]),
-            (torch.ops.aten.add.Tensor, old),
-        ):
-            value = set_meta(self.graph.call_function(target, (value, other)), meta_of(value))
-        return value

@@ -62,7 +62,7 @@ def need_of(table: ParameterTable, storage: Storage, rule: UpdateRule, piece: Pi
     made = {role.key: value.dtype for role, value in piece.created}
     counters += tuple((name, made[key]) for name, key in rule.numbers.items())
     known = storage.of(index)
-    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters, known.update_scale != 1.0)
+    signature = Signature(str(parameter.device), parameter.dtype, grad_dtype, counters)
 
     followers = {k: v.codec for k, v in state.items() if isinstance(v, StateTensor) and v.codec.follows_weight}
     rule = carry_slots(rule, tuple(followers))

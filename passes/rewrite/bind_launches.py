@@ -138,8 +138,6 @@ class _Operands:
             self.tensors[operand.name] = entry.parts["clock"]  # type: ignore[union-attr]
         elif operand.source == "salt":
             self.numbers[operand.name] = float(entry.salt)  # type: ignore[union-attr]
-        elif operand.source == "update_scale":
-            self.numbers[operand.name] = self.storage.of(self.index).update_scale
         elif operand.source == "counter" and rule_input is not None:
             is_made = operand.name in self.numbers_made
             self.tensors[operand.name] = (

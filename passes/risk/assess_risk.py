@@ -2,7 +2,7 @@
 
 For step t and sampled element i, let u[t, i] be the update in full precision, c[t, i] the update under the
 configuration, g[t, i] the gradient before step t, and w[i] the number of elements that sample i stands for. The error
-of an update is e = update_scale * c - u. Its first- and second-order costs are
+of an update is e = c - u. Its first- and second-order costs are
 
     coherent   F(e) = sum_t sum_i w[i] g[t+1, i] e[t, i]
     noise      N(e) = SHARE / 2 * curvature * sum_t sum_i w[i] h[i] e[t, i]^2,   h[i] = RMS_t g[t, i]
@@ -37,12 +37,13 @@ The risk of a block's configuration is
 
     risk = max(G(e - b), 0) + CAUTION sigma(G(e - b)) + N(e' - b') + r I
 
-Rounding is judged block by block: an apparent gain counts as 0, and uncertainty counts as cost. r is the rate at which
-b gains or costs relative to its interaction, estimated from G(b) of all blocks (`estimate_rates.py`).
+Apparent gains count as 0, and uncertainty counts as cost. r >= 0 is the rate at which b costs relative to its
+interaction, estimated from G(b) of all blocks (`estimate_rates.py`).
 
 A gate adds `GATED` where these formulas do not hold: updates that grow out of all proportion (blow-up), updates that
 all but cease (stall), and rounding that significantly changes the length of the weights (radial bias, arXiv
-2610.12444). A gated configuration is a last resort. It remains available, so that the smallest budget that can be met
+2610.12444). It also keeps momentum from being dropped where a plan without that meets the budget: a window is too short
+to show what it costs. A gated configuration is a last resort. It remains available, so that the smallest budget that can be met
 does not depend on the samples. A configuration whose updates are not finite is excluded.
 """
 
@@ -78,9 +79,6 @@ STALL = 0.95
 #: Risk that a gate adds, in nats per window.
 GATED = 10.0
 
-#: Smallest fitted update scale. A smaller one would stop a block from learning rather than remove its noise.
-SMALLEST_UPDATE_SCALE = 0.25
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -111,7 +109,6 @@ class Risk:
     error: the standard error of F(e).
     risk: what the solver minimizes, `GATED` included; `couple.py` adds the cost of interactions.
     interaction: I, half the curvature times the squared displacement by b'.
-    update_scale: the factor on the configuration's updates.
     relative_error: the L2 norm of e relative to that of u, weighted by w.
     excluded: why the configuration cannot be chosen; empty if it can.
     gate: why the configuration is a last resort; empty if it is not.
@@ -121,7 +118,6 @@ class Risk:
     error: float
     risk: float
     interaction: float = 0.0
-    update_scale: float = 1.0
     relative_error: float = math.nan
     excluded: str = ""
     gate: str = ""
@@ -160,26 +156,23 @@ def curvature(references: list[Reference]) -> float:
     return max(float(total.sum()), error) / length
 
 
-def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None) -> Assessment:
+def assess(
+    reference: Reference, updates: Tensor, factor: float, unrounded: Tensor | None = None, gate: str = ""
+) -> Assessment:
     """Assess the updates of one configuration.
 
     reference: full precision on the same samples.
     updates: c `[T, S]`.
     factor: the curvature.
     unrounded: `[T, S]`, the updates without rounding, for a configuration that shares or drops state; otherwise None.
-
-    With `unrounded`, the configuration gets an update scale: the least-squares factor that fits its displacement over
-    the window to that of full precision, weighted by w h and limited to 0.25 ... 1.
+    gate: why the configuration is a last resort whatever the samples show; empty if it is not.
     """
     c, u, w, h = updates.double(), reference.updates, reference.weights, reference.scale
     if not all(bool(x.isfinite().all()) for x in (c, unrounded) if x is not None):
         excluded = Risk(math.inf, math.inf, math.inf, relative_error=math.inf, excluded="its updates are not finite")
         return Assessment(excluded, torch.zeros(len(u), dtype=u.dtype))
-    update_scale, bias = 1.0, torch.zeros_like(u)
-    if unrounded is not None:
-        update_scale = min(max(_along(reference, u, c), SMALLEST_UPDATE_SCALE), 1.0)
-        bias = update_scale * unrounded.double() - u
-    e = update_scale * c - u
+    bias = torch.zeros_like(u) if unrounded is None else unrounded.double() - u
+    e = c - u
     coherent, error = _sum((reference.grads[1:] * e * w).sum(1))
     lasting, lasting_error = _sum(_lasting(reference, e - bias))
 
@@ -188,7 +181,7 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
 
     size = float((u.square() * w).sum())
     relative = math.sqrt(float((e.square() * w).sum()) / size) if size > 0.0 else 0.0
-    gate = _gate(reference, update_scale * c, e, e - bias)
+    gate = gate or _gate(reference, c, e, e - bias)
     risk = Risk(
         predicted=coherent + SHARE * curved(e),
         error=error,
@@ -197,7 +190,6 @@ def assess(reference: Reference, updates: Tensor, factor: float, unrounded: Tens
         + SHARE * curved(_beside(reference, e - bias))
         + (GATED if gate else 0.0),
         interaction=curved(_beside(reference, bias).sum(0)),
-        update_scale=update_scale,
         relative_error=relative,
         gate=gate,
     )

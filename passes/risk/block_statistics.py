@@ -24,15 +24,19 @@ def block_statistics(streams: Sequence[GradientStream]) -> BlockStatistics:
     steps = len(grads)
     by_group = (grads.square().mean(0) * weights).view(-1, GROUP_SIZE).sum(1) / weights.view(-1, GROUP_SIZE).sum(1)
     logs = by_group[by_group > 0.0].log() / 2
-    squares = float((grads.square() * weights).sum())
-    of_sum = float((grads.sum(0).square() * weights).sum())
-    stability = (of_sum - squares) / ((steps - 1) * squares) if squares > 0.0 and steps > 1 else math.nan
-    variance = float((grads.var(0) * weights).sum()) if steps > 1 else math.nan
-    mean = (of_sum - squares) / (steps * (steps - 1)) if steps > 1 else math.nan
+    stability = noise = math.nan
+    if steps > 1:
+        products = (grads * weights) @ grads.T
+        pairs = products[torch.ones_like(products).triu(1).bool()]
+        squares, mean = float(products.trace()) / steps, float(pairs.mean())
+        error = float(pairs.std()) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+        stability = mean / squares if squares > 0.0 else math.nan
+        least = max(mean, error)
+        noise = float((grads.var(0) * weights).sum()) / least if least > 0.0 else math.nan
     return BlockStatistics(
         anisotropy=float(logs.std()) if len(logs) > 1 else 0.0,
         stability=stability,
-        noise=variance / mean if mean > 0.0 else math.inf,
+        noise=noise,
         snr=_signal_to_noise(streams),
     )
 

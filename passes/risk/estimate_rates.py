@@ -1,19 +1,17 @@
 """Rates: what sharing or dropping state gains or costs, relative to the interaction of the block.
 
-Sharing or dropping can lower the loss (docs/dropping.md), but G(b) of a single block (`assess_risk.py`) is mostly noise
-that all blocks have in common. The rates r_k = G(b_k) / I_k of all blocks k that can be changed in the same way are
-therefore estimated together. A rate is the sum of one term that all blocks share and one of the block's own. The prior
-of both terms is normal with mean 0 and standard deviation SPREAD. With y_k = G(b_k) / I_k, and C the covariance of y
-from its spread over steps, the posterior mean is
+G(b) of a single block (`assess_risk.py`) is mostly noise that all blocks have in common. The rates r_k = G(b_k) / I_k
+of all blocks k that can be changed in the same way are therefore estimated together. A rate is the sum of one term that
+all blocks share and one of the block's own. The prior of both terms is normal with mean 0 and standard deviation SPREAD.
+With y_k = G(b_k) / I_k, and C the covariance of y from its spread over steps, the posterior mean is
 
     r = P (P + C)^-1 y,      P = SPREAD^2 (1 + delta_kl)
 
 (a Gaussian process; the best linear unbiased prediction of a mixed model). It trusts a rate as far as the rate stands
 out from the noise.
 
-Gains do not add up: whole trainings gain from the first block or two, and no longer with half of the blocks. A negative
-rate r therefore counts as r / (1 - r), which stays above -1; at -1, changing all blocks at once would gain as much as
-it costs. With fewer than FEWEST_STEPS steps, a negative rate counts as 0.
+A negative rate counts as 0: whoever asks for less memory asks for the same training, and gains of single blocks neither
+add up nor last (docs/dropping.md).
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
-from baoc_compile.passes.risk.assess_risk import FEWEST_STEPS, Assessment
+from baoc_compile.passes.risk.assess_risk import Assessment
 
 #: Prior standard deviation of each term of a rate.
 SPREAD = 0.5
@@ -44,5 +42,4 @@ def estimate_rates(alike: Sequence[Assessment]) -> list[float]:
         noise = steps * torch.cov(seen).reshape(several, several)
         before = SPREAD**2 * (1.0 + torch.eye(several, dtype=torch.float64))
         found[known] = before @ torch.linalg.solve(before + noise, seen.sum(1))
-    gains = found.clamp(max=0.0) if steps >= FEWEST_STEPS else torch.zeros_like(found)
-    return (found.clamp(min=0.0) + gains / (1.0 - gains)).tolist()
+    return found.clamp(min=0.0).tolist()

@@ -25,10 +25,12 @@ def measure_risk(
     streams: Mapping[int, GradientStream],
     rules: Mapping[int, UpdateRule],
     seed: int,
+    allow: frozenset[str] = frozenset(),
 ) -> tuple[dict[tuple[int, str], Risk], float]:
     """Return the risks of all sampled blocks, by (block, configuration label), and the curvature.
 
-    `configurations[k]` are the configurations of block k; `streams` and `rules` are by parameter index.
+    `configurations[k]` are the configurations of block k; `streams` and `rules` are by parameter index; `allow` is that of
+    `PlannerOptions`.
     """
     runs = ShadowRuns.of(blocks, streams, rules, seed)
     factor = curvature([reference for run in runs for reference in run.references.values()])
@@ -41,9 +43,10 @@ def measure_risk(
             having = tuple(k for k in run.blocks if label in {c.label for c in configurations[k]})
             updates = run.updates(having, configuration.codecs)
             exact = without_rounding(configuration.codecs)
-            unrounded = run.updates_once(having, exact) if exact is not None else None
+            unrounded = run.updates_once(having, exact) if exact is not None else dict.fromkeys(having)
+            gate = last_resort(configuration.codecs, allow)
             for k in having:
-                found[k, label] = assess(run.references[k], updates[k], factor, unrounded[k] if unrounded else None)
+                found[k, label] = assess(run.references[k], updates[k], factor, unrounded[k], gate)
                 if exact is not None:
                     what = Configuration(exact).label
                     way_of[k, label] = (what, len(found[k, label].lasting))
@@ -55,6 +58,12 @@ def measure_risk(
     }
     added = {cell: rate_of[way, cell[0]] * found[cell].risk.interaction for cell, way in way_of.items()}
     return {cell: replace(a.risk, risk=a.risk.risk + added.get(cell, 0.0)) for cell, a in found.items()}, factor
+
+
+def last_resort(codecs: Mapping[str, Codec], allow: frozenset[str]) -> str:
+    """Return why a configuration may be chosen only where nothing else meets the budget; empty if it may be anyhow."""
+    dropped = [key for key, codec in codecs.items() if codec.mechanism == "dropping"]
+    return f"it drops {', '.join(dropped)}" if dropped and "dropped" not in allow else ""
 
 
 def without_rounding(codecs: Mapping[str, Codec]) -> dict[str, Codec] | None:
