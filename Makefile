@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-all test-oldest lint bench fidelity registers zoo learning decisions clean
+.PHONY: demo test test-all test-oldest lint bench fidelity registers zoo learning evidence evidence-quick decisions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_language_model.py
@@ -57,6 +57,16 @@ zoo: $(INSTALLED)
 learning: $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/learning.py
+
+# Whole trainings, ours beside rivals: about ten hours on 2 cores, and may be stopped at any time. The quick one trains one
+# workload (under 20 minutes).
+evidence: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[evidence]'
+	$(BIN)/python benchmarks/evidence/run.py
+
+evidence-quick: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[evidence]'
+	$(BIN)/python benchmarks/evidence/run.py --quick
 
 # Predicted against true damage, plans against uniform configurations, and what planning costs (about two hours on 2 cores).
 decisions: $(INSTALLED)
