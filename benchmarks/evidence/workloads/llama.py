@@ -85,7 +85,7 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """Three layers over bytes; the MLP of the second is a mixture of experts."""
 
-    def __init__(self, width: int = 112, heads: int = 4, hidden: int = 304):
+    def __init__(self, width: int = 96, heads: int = 4, hidden: int = 256):
         super().__init__()
         self.embed_tokens = nn.Embedding(BYTES, width)
         mlps = SwiGLU(width, hidden), Experts(width, hidden // 2), SwiGLU(width, hidden)
