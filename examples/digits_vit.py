@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits as sklearn_digits
 from torch import Tensor, nn
 
 SIZE = 8  # images are SIZE x SIZE
@@ -58,7 +57,9 @@ class ViT(nn.Module):
 
 def load_digits(validation_every: int = 5) -> tuple[Digits, Digits]:
     """Return training and validation digits; every `validation_every`-th image is for validation."""
-    digits = sklearn_digits()
+    from sklearn import datasets  # the model alone does without
+
+    digits = datasets.load_digits()
     images, labels = torch.tensor(digits.images / 16, dtype=torch.float32), torch.tensor(digits.target)
     held_out = torch.arange(len(labels)) % validation_every == 0
     return (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out])

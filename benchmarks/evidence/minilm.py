@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from evidence.workload import Batch
@@ -59,7 +57,10 @@ def folder() -> Path:
 @cache
 def sources() -> Sources:
     """Return the standard library's sources by topic, in word pieces."""
-    tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
+    model = folder()
+    from tokenizers import Tokenizer  # comes with the package
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     start = tokenizer.token_to_id("[CLS]")
@@ -136,7 +137,10 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        weights = load_file(folder() / "model.safetensors")
+        pretrained = folder()
+        from safetensors.torch import load_file  # comes with the package
+
+        weights = load_file(pretrained / "model.safetensors")
         vocabulary = sources().vocabulary
         self.word_embeddings = nn.Embedding(len(vocabulary), WIDTH)
         self.position = nn.Parameter(torch.empty(WINDOW, WIDTH))

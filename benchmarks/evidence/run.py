@@ -27,11 +27,12 @@ from paths import RESULTS, ROOT
 from evidence.contenders import CONTENDERS
 from evidence.contenders.ours import REFERENCE
 from evidence.records import append, read
+from evidence.report import write_report
 from evidence.schedule import Order
 from evidence.train import Job, train
 from evidence.workloads import WORKLOADS
 
-QUICK = {"workloads": ["vit"], "contenders": ["fp32", "8bit", "4bit", "0.5 B/param"], "seeds": 1}
+QUICK = {"workloads": ["vit"], "contenders": ["fp32", "8bit", "4bit", "0.5 B/param"], "seeds": 3}
 
 
 def code_version() -> str:
@@ -114,6 +115,7 @@ def main() -> None:
     order = Order(options.workloads, list(contenders), options.seeds, options.steps)
     failed = frozenset(job for job, record in read(options.results).items() if options.retry and "error" in record)
     run_all(order, options.results, options.processes, failed)
+    print(f"Report: {write_report(read(options.results), options.results)}")
 
 
 if __name__ == "__main__":
