@@ -190,7 +190,7 @@ def test_the_baseline_comes_first_then_ours_seed_by_seed_then_rivals():
     rest = [(job.contender, job.seed) for job in done[len(grids) :] if job.workload == "gpt"]
     ours = [("8bit", 0), ("4bit", 0), (REFERENCE.name, 1), ("8bit", 1), ("4bit", 1)]
     assert rest == [*ours, *[(rival, 0)] * 3, (rival, 1)]
-    best = Order(["gpt"], [rival], 2).best_lr("gpt", rival, records)
+    best = Order(["gpt"], [], 2).best_baseline("gpt", records)
     assert best == 4 * WORKLOADS["gpt"].lr
     assert {job.lr / best for job in done if job.workload == "gpt" and job.contender == rival} == {0.5, 1, 2}
 
@@ -262,7 +262,10 @@ def test_the_page_says_what_ran_and_what_is_missing(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| **8bit** | 2.000"))
     half = t.ppf(0.975, 2) * 0.001 / math.sqrt(3)
     assert f"+0.0110 ± {half:.4f}" in line and "| worse |" in line
-    assert "- **gpt**: 4bit (seed 2), 2.1 B/param" in text and "0.5 B/param did not run: BudgetError" in text
+    assert (
+        "- **gpt**: 4bit (seed 2), 4bit m, factored v, 2.1 B/param" in text
+        and "0.5 B/param did not run: BudgetError" in text
+    )
     assert "- **vit**: fp32, 8bit" in text
     by_hand = "# Mine\n\n" + text[text.index("<!--") :]
     page.write_text(by_hand)

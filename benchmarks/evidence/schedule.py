@@ -1,8 +1,8 @@
 """Which runs are wanted, in which order, given those that are there.
 
-First the baseline's learning rates on seed 0, three of them, and more while the best is at an end. With the best one, the
-baseline and ours run on all seeds. Rivals run with their own learning rates on seed 0, and with the best of them on the
-other seeds.
+First the baseline's learning rates on seed 0, three of them, and more while the best is at an end. Then the stages of
+contenders, each seed by seed: on seed 0 a contender runs with its learning rates, multiples of the baseline's best, and on
+the other seeds with the best of them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from evidence.contenders import CONTENDERS
-from evidence.contenders.contender import OURS, RIVAL
+from evidence.contenders import STAGES
 from evidence.contenders.ours import REFERENCE
 from evidence.records import Records
 from evidence.train import Job
@@ -35,11 +35,6 @@ class Order:
         settings = WORKLOADS[workload]
         return Job(workload, contender, lr, seed, self.steps or settings.steps, settings.batch_size)
 
-    def of_kind(self, kind: str, workload: str) -> list[str]:
-        """Return the contenders of a kind that are asked for and can run on the workload, in the order of the catalogue."""
-        rule = WORKLOADS[workload].rule.name
-        return [n for n, c in CONTENDERS.items() if n in self.contenders and c.kind == kind and rule in c.make]
-
     def jobs(self, records: Records) -> Iterator[Job]:
         """Yield all that can be known to be wanted by now, whether it is in `records` or not."""
         best: dict[str, float] = {}
@@ -47,21 +42,15 @@ class Order:
             yield from (self.job(workload, REFERENCE.name, lr, FIRST_SEED) for lr in self.grid(workload, records))
             if (lr := self.best_baseline(workload, records)) is not None:
                 best[workload] = lr
-        for seed in range(self.seeds):
-            yield from (self.job(w, REFERENCE.name, lr, seed) for w, lr in best.items())
-            for name in CONTENDERS:
-                yield from (self.job(w, name, lr, seed) for w, lr in best.items() if name in self.of_kind(OURS, w))
-        for name in CONTENDERS:
-            found = {
-                w: [lr * f for f in CONTENDERS[name].factors]
-                for w, lr in best.items()
-                if name in self.of_kind(RIVAL, w)
-            }
-            yield from (self.job(w, name, lr, FIRST_SEED) for w, grid in found.items() for lr in grid)
-            for seed in range(1, self.seeds):
-                for workload, grid in found.items():
-                    if (lr := self._best(workload, name, grid, records)) is not None:
-                        yield self.job(workload, name, lr, seed)
+        for stage, seed in product(STAGES, range(self.seeds)):
+            for contender, workload in product(stage, best):
+                if contender.name not in self.contenders or WORKLOADS[workload].rule.name not in contender.make:
+                    continue
+                lrs = [best[workload] * factor for factor in contender.factors]
+                if seed != FIRST_SEED:
+                    found = self._best(workload, contender.name, lrs, records)
+                    lrs = [] if found is None else [found]
+                yield from (self.job(workload, contender.name, lr, seed) for lr in lrs)
 
     def grid(self, workload: str, records: Records) -> list[float]:
         """Return the baseline's learning rates, each twice the one before, with one more while the best is at an end."""
@@ -80,12 +69,6 @@ class Order:
     def best_baseline(self, workload: str, records: Records) -> float | None:
         """Return the baseline's best learning rate, None while its grid is not complete."""
         return self._best(workload, REFERENCE.name, self.grid(workload, records), records)
-
-    def best_lr(self, workload: str, contender: str, records: Records) -> float | None:
-        """Return the best of a contender's learning rates, None while its grid is not complete."""
-        best = self.best_baseline(workload, records)
-        factors = CONTENDERS[contender].factors
-        return None if best is None else self._best(workload, contender, [best * f for f in factors], records)
 
     def _best(self, workload: str, contender: str, grid: Sequence[float], records: Records) -> float | None:
         """Return the learning rate of the least validation loss on the first seed, None unless all have run."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from evidence.contenders.contender import Contender
-from evidence.contenders.formats import FORMATS
-from evidence.contenders.ours import BUDGETS, ONE_FOR_ALL, OTHER_FORMATS, REFERENCE
+from evidence.contenders.formats import ROUNDED
+from evidence.contenders.ours import BUDGETS, FORMATS, OTHER_FORMATS, REFERENCE
 from evidence.contenders.packages import BITSANDBYTES, OTHER_OPTIMIZERS, TORCHAO
 from evidence.contenders.shared_moments import SHARED_MOMENTS
 
-OURS_IN_ORDER = (*ONE_FOR_ALL, *BUDGETS, *OTHER_FORMATS)
-RIVALS = (*TORCHAO, BITSANDBYTES, *FORMATS, *SHARED_MOMENTS, *OTHER_OPTIMIZERS)
+#: What is run on all seeds before the next begins.
+STAGES: tuple[tuple[Contender, ...], ...] = (
+    (REFERENCE, *FORMATS, *BUDGETS),
+    (*TORCHAO, BITSANDBYTES, *ROUNDED, *SHARED_MOMENTS, *OTHER_OPTIMIZERS),
+    OTHER_FORMATS,
+)
 
-CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in (REFERENCE, *OURS_IN_ORDER, *RIVALS)}
+CONTENDERS: dict[str, Contender] = {contender.name: contender for stage in STAGES for contender in stage}

@@ -66,7 +66,7 @@ FLASHOPTIM = Format(
 )
 BF16 = Format({True: _bf16, False: _bf16}, lambda count: 2 * count)
 
-FORMATS = (
+ROUNDED = (
     Contender(
         "FlashOptim 8bit",
         "FlashOptim's formats (arXiv 2602.23349: softsign int8 and square-root uint8, groups of 32, fp16 scales), "

@@ -46,10 +46,10 @@ REFERENCE = Contender(
     factors=(1.0,),
 )
 
-#: In the order in which they are run.
-ONE_FOR_ALL = (
+FORMATS = (
     _ours("8bit", "our format of 8 bits for all state", plan="8bit"),
     _ours("4bit", "our format of 4 bits for all state", plan="4bit"),
+    _ours("4bit m, factored v", "our 4-bit momentum with a factored second moment", **_slots("4bit", "factored")),
 )
 BUDGETS = (
     _budget("2.1 B/param", (ADAMW.name,)),
@@ -61,7 +61,6 @@ BUDGETS = (
     _budget("4 B/param", (ADAMW.name,)),
 )
 OTHER_FORMATS = (
-    _ours("4bit m, factored v", "our 4-bit momentum with a factored second moment", **_slots("4bit", "factored")),
     _ours("8bit m, factored v", "our 8-bit momentum with a factored second moment", **_slots("8bit", "factored")),
     _ours("8bit m, 4bit v", "our 8-bit momentum with a 4-bit second moment", **_slots("8bit", "4bit")),
     _ours("8bit-learned", "8 bits with levels learned from each tensor", plan="8bit-learned"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from evidence.minilm import LAYERS, TOPICS, Classifier, load, random_batches
+from evidence.minilm import LAYERS, PIECES, TOPICS, Classifier, load, random_batches
 from evidence.workload import Workload
 
 WORKLOAD = Workload(
     name="finetune",
-    about=f"the first {LAYERS} layers of the pretrained all-MiniLM-L6-v2 and the embeddings of the word pieces that occur, "
+    about=f"the first {LAYERS} layers of the pretrained all-MiniLM-L6-v2 with {PIECES:,} word pieces, "
     f"fine-tuned to tell from which of {len(TOPICS)} packages of the standard library a few lines are",
     loss="cross-entropy, nats per window",
     model=Classifier,
