@@ -25,9 +25,11 @@ def _prepared(**options: Any) -> Callable[[Setting], Any]:
     return make
 
 
-def _ours(name: str, about: str, rules: tuple[str, ...] = RULES, **options: Any) -> Contender:
+def _ours(
+    name: str, about: str, rules: tuple[str, ...] = RULES, factors: tuple[float, ...] = (1.0,), **options: Any
+) -> Contender:
     make = dict.fromkeys(rules, _prepared(**options))
-    return Contender(name, about, make, OURS, factors=(1.0,), bytes=baoc_compile.state_bytes)
+    return Contender(name, about, make, OURS, factors=factors, bytes=baoc_compile.state_bytes)
 
 
 def _budget(text: str, rules: tuple[str, ...] = RULES) -> Contender:
@@ -66,4 +68,10 @@ OTHER_FORMATS = (
     _ours("8bit-learned", "8 bits with levels learned from each tensor", plan="8bit-learned"),
     _ours("4bit-learned", "4 bits with levels learned from each tensor", plan="4bit-learned"),
     _ours("bf16", "our bf16, rounded stochastically", plan="bf16"),
+    _ours(
+        "no m, factored v",
+        "a factored second moment alone",
+        factors=(0.3, 1.0),  # without momentum the updates are longer: at 0.3 they are about as long as with it
+        **_slots("dropped", "factored"),
+    ),
 )
