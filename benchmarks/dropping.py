@@ -1,8 +1,7 @@
 """What does momentum contribute? Whole trainings without it in one block, in all blocks but one, and in all.
 
 Everything else is in full precision, which isolates the effect of momentum. The blocks are those that baoc finds.
-Blocks without momentum get an update scale of 0.5, about what is fitted on samples. Losses are compared with fp32 on
-the same seed (learning.json).
+Losses are compared with fp32 on the same seed (learning.json).
 
     python benchmarks/dropping.py [--workloads language ...] [--seeds 1] [--report]
 """
@@ -27,7 +26,6 @@ import baoc_compile
 from baoc_compile.core.block import Block
 from baoc_compile.state.plan import ParameterPlan, Plan
 
-GAIN = 0.5
 SMALLEST_BLOCK = 4000  # elements
 WITHOUT = {"exp_avg": "dropped", "exp_avg_sq": "fp32"}
 
@@ -52,7 +50,7 @@ def jobs_of(workload_name: str, seeds: int) -> list[Job]:
 
     def plan(several: list[Block]) -> str:
         entries = {
-            i: ParameterPlan(profile.names[i], profile.shapes[i], WITHOUT, GAIN) for b in several for i in b.parameters
+            i: ParameterPlan(profile.names[i], profile.shapes[i], WITHOUT) for b in several for i in b.parameters
         }
         return Plan(parameters=entries).to_json()
 
@@ -68,8 +66,8 @@ def report(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     some = next(iter(runs.values()))
     parts = [
         "# Momentum, block by block",
-        "Made by `python benchmarks/dropping.py`, which describes the method. AdamW runs without momentum (update scale 0.5) "
-        "in some blocks and in full precision everywhere else, in whole trainings as in [learning.md](learning.md). The "
+        "Made by `python benchmarks/dropping.py`, which describes the method. AdamW runs without momentum in some "
+        "blocks and in full precision everywhere else, in whole trainings as in [learning.md](learning.md). The "
         "numbers are differences to fp32 on the same seeds. Negative means that the training ended better *without* momentum. "
         f"Seeds: {len({r['seed'] for r in runs.values()})}. Hardware: {some['cpu']} (CPU), torch {some['torch']}.",
     ]
