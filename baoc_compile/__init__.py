@@ -32,6 +32,7 @@ from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
 from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
+from baoc_compile.with_budget import with_budget
 
 __version__ = "0.6.0"
 
@@ -64,4 +65,5 @@ __all__ = [
     "restore",
     "solve",
     "state_bytes",
+    "with_budget",
 ]
