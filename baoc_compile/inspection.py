@@ -119,6 +119,7 @@ def _candidates(value: Any) -> Iterator[Any]:
         owner = getattr(function, "__self__", None)
         yield owner
         yield from getattr(owner, "__dict__", {}).values()
+    yield from getattr(value, "__dict__", {}).values()
     function = python_inspect.unwrap(original)
     if hasattr(function, "__code__"):
         referred = python_inspect.getclosurevars(function)

@@ -89,32 +89,48 @@ class OwnStep(StepReader):
         with self._lock:
             if self._is_written_running:
                 return as_written(closure)
-            if self.refused:
+            if self.refused or (closure is not None and not self._can_be_called_first(closure)):
                 return self._run_as_written(closure, as_written)
-            loss = None
-            if closure is not None:
-                if not self._can_be_called_first(closure):
-                    return self._run_as_written(closure, as_written)
-                with torch.enable_grad():
-                    loss = closure()
-            if _found_inf(optimizer):
-                return loss
-            with torch.no_grad():
-                try:
-                    bound = self.ready(optimizer, closure is not None)
-                except FirstAsWritten:
-                    self._prepare_for_written()
-                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-                except UnsupportedStep as reason:
-                    self._postpone_or_refuse(reason, closure is not None)
-                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-                try:
-                    self._run(bound, optimizer)
-                except OtherBranch:
-                    self.unborn.were_stepped(bound.present)
-                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-            kind = bound.reading.recording.returns.kind
-            return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
+        if (
+            closure is not None
+        ):  # it is the user's: a backward pass, whose threads may have steps of their own to wait for
+            with torch.enable_grad():
+                closure = _Known(closure(), closure)
+        with self._lock:
+            return self._stepped(optimizer, closure, as_written)
+
+    def _stepped(
+        self, optimizer: Any, closure: _Known | None, as_written: Callable[[Callable[[], Any] | None], Any]
+    ) -> Any:
+        """Run one step, after its closure was called."""
+        if self.refused:
+            return self._run_as_written(closure, as_written)
+        loss = closure.loss if closure is not None else None
+        if _found_inf(optimizer):
+            return loss
+        with torch.no_grad():
+            bound = self._ran(optimizer, closure is not None)
+        if bound is None:
+            return self._run_as_written(closure, as_written)
+        kind = bound.reading.recording.returns.kind
+        return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
+
+    def _ran(self, optimizer: Any, has_closure: bool) -> BoundStep | None:
+        """Run one step in programs; return what was run, or None if this step is to run as written."""
+        try:
+            bound = self.ready(optimizer, has_closure)
+        except FirstAsWritten:
+            self._prepare_for_written()
+            return None
+        except UnsupportedStep as reason:
+            self._postpone_or_refuse(reason, has_closure)
+            return None
+        try:
+            self._run(bound, optimizer)
+        except OtherBranch:
+            self.unborn.were_stepped(bound.present)
+            return None
+        return bound
 
     def _can_be_called_first(self, closure: Callable[[], Any]) -> bool:
         """Return whether the step is known to call its closure once and first; refuse the step if it does not."""
