@@ -252,3 +252,46 @@ def test_fabric(tmp_path, prepares):
     resumed = fabric(None, resume=tmp_path, prepares=prepares)
     resumed.watch.check(STEPS - CUT)
     assert_resumed(whole, resumed)
+
+
+# a loop of one's own
+
+
+def loop(scaler=None, scheduler="", accumulates=1, made=None):
+    """Train with torch alone; a scheduler may be made before or after the optimizer is prepared."""
+    model = new_model()
+    optimizer = (made or AdamW)(model.parameters(), lr=3e-3)
+    schedule = [lambda: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    schedulers = [make() for make in schedule if scheduler == "before"]
+    if made is None:
+        baoc_compile.prepare(optimizer, memory_budget=BUDGET, **SOON)
+    schedulers += [make() for make in schedule if scheduler == "after"]
+    for batch in batches():
+        for _ in range(accumulates):
+            loss = model(**batch)["loss"]
+            (scaler.scale(loss) if scaler else loss).backward()
+        if scaler:
+            scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer) if scaler else optimizer.step()
+        if scaler:
+            scaler.update()
+        for each in schedulers:
+            each.step()
+        optimizer.zero_grad()
+    assert known_session(optimizer).own.refused == ""
+    return bits(model, optimizer)
+
+
+@pytest.mark.parametrize("accumulates", [1, 2])
+def test_gradient_scaler(accumulates):
+    scaled = [
+        loop(torch.amp.GradScaler("cpu", init_scale=2.0**12), "", accumulates, made) for made in (None, budgeted())
+    ]
+    assert scaled[0] == scaled[1] == loop(accumulates=accumulates)
+
+
+def test_schedulers_before_and_after():
+    before, after = loop(scheduler="before"), loop(scheduler="after")
+    assert before == after == loop(scheduler="after", made=budgeted())
+    assert before != loop()
