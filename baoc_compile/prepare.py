@@ -142,6 +142,8 @@ def restore(optimizer: Any) -> None:
     if session is None:
         raise OptionError("optimizer: restore expects an optimizer that was prepared, or whose step baoc has run")
     if session.own is not None:
+        if session.own.parts is not None:
+            session.own.parts.remove()
         session.own.release()
     decode_state(optimizer)
     session.forget()

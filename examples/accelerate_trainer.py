@@ -1,6 +1,6 @@
 """A loop of one's own with Accelerate and a memory budget: accumulation, clipping, a schedule, and a checkpoint.
 
-    python examples/accelerate_trainer.py
+python examples/accelerate_trainer.py
 """
 
 import tempfile

@@ -1,6 +1,6 @@
 """Hugging Face's `Trainer` with a memory budget: the class in `optimizer_cls_and_kwargs` is all that is baoc's.
 
-    python examples/hf_trainer.py
+python examples/hf_trainer.py
 """
 
 import argparse
@@ -23,7 +23,9 @@ def text(length: int = 64) -> list[dict[str, list[int]]]:
 def train(folder: str, steps: int = 60, resume: bool = False) -> Trainer:
     """Train a small Llama over bytes; `resume` goes on from the last checkpoint in `folder`."""
     torch.manual_seed(0)
-    size = LlamaConfig(vocab_size=256, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+    size = LlamaConfig(
+        vocab_size=256, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
     trainer = Trainer(
         model=LlamaForCausalLM(size),
         args=TrainingArguments(

@@ -1,6 +1,6 @@
 """Lightning with a memory budget: one line in `configure_optimizers`.
 
-    python examples/lightning_trainer.py
+python examples/lightning_trainer.py
 """
 
 import tempfile

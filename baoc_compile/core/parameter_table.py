@@ -69,6 +69,11 @@ class ParameterTable:
                 table.groups.append(group_index)
         return table
 
+    def some(self, indices: Sequence[int]) -> ParameterTable:
+        """Return the table of some of the parameters, which are numbered anew."""
+        columns = (self.parameters, self.names, self.groups)
+        return ParameterTable(self.optimizer, *([column[i] for i in indices] for column in columns))
+
     @property
     def optimizer(self) -> Any:
         """The optimizer. Raises StateError if it has been freed."""

@@ -12,6 +12,7 @@ import pickle
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,12 @@ class StepPlanner(Protocol):
     """What plans anew while steps run; see `Configurator`."""
 
     def step(self, own: Any, run: Callable[[], Any]) -> Any: ...
+
+    def begin_step(self, own: Any) -> None: ...
+
+    def observing(self, bound: Any) -> AbstractContextManager[None]: ...
+
+    def end_step(self, own: Any) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
