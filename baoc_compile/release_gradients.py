@@ -76,7 +76,7 @@ def _why_not(own: OwnStep | None, table: ParameterTable) -> str:
     if own is not None and own.refused:
         return f"its step runs as it is written, since {own.refused}"
     if own is None or not own.readings:
-        return 'its step can be read only when gradients exist, or its budget is "fit"; take one step first'
+        return 'its step has not been read yet (it needs gradients, or the budget is "fit"); take one step first'
     for name, parameter in zip(table.names, table.parameters, strict=True):
         if type(parameter) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(parameter).__name__}, and what completes its gradient is not known"
