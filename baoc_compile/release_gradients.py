@@ -253,11 +253,11 @@ class Released(Tensor):
     told: str
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         found = [a for given in args for a in (given if isinstance(given, (list, tuple)) else [given])]
         raise StateError(next((a.told for a in found if isinstance(a, cls)), "the gradient was released"))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"<the released gradient of a parameter of shape {tuple(self.shape)}>"
 
 

@@ -295,3 +295,24 @@ def test_schedulers_before_and_after():
     before, after = loop(scheduler="before"), loop(scheduler="after")
     assert before == after == loop(scheduler="after", made=budgeted())
     assert before != loop()
+
+
+def test_averaged_models():
+    def average(made=None) -> str:
+        model = new_model()
+        optimizer = (made or AdamW)(model.parameters(), lr=3e-3)
+        if made is None:
+            baoc_compile.prepare(optimizer, memory_budget=BUDGET, **SOON)
+        averaged = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        )
+        for batch in batches():
+            model(**batch)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            averaged.update_parameters(model)
+        assert known_session(optimizer).own.refused == ""
+        assert bits(averaged.module, optimizer) != bits(model, optimizer)
+        return bits(averaged.module, optimizer) + bits(model, optimizer)
+
+    assert average() == average(budgeted())

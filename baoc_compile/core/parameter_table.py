@@ -71,8 +71,9 @@ class ParameterTable:
 
     def some(self, indices: Sequence[int]) -> ParameterTable:
         """Return the table of some of the parameters, which are numbered anew."""
-        columns = (self.parameters, self.names, self.groups)
-        return ParameterTable(self.optimizer, *([column[i] for i in indices] for column in columns))
+        parameters, names, groups = self.parameters, self.names, self.groups
+        chosen = [parameters[i] for i in indices], [names[i] for i in indices], [groups[i] for i in indices]
+        return ParameterTable(self.optimizer, *chosen)
 
     @property
     def optimizer(self) -> Any:
