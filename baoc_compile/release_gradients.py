@@ -116,8 +116,10 @@ class GradientRelease:
         self._names = {id(p): name for p, name in zip(table.parameters, table.names, strict=True)}
         trained = [p for p in table.parameters if p.requires_grad]
         self.bucket_bytes = bucket_bytes or max(map(_grad_bytes, trained), default=1)
-        #: Of the step in progress: how often each gradient came, whose gradients were released, and whose are waiting in no part.
+        #: Of the step in progress: how often each gradient came, how many of each part are complete, whose gradients were
+        #: released, and whose parameters wait to be in a part.
         self._came: dict[int, int] = {}
+        self._complete: dict[StepPart, int] = {}
         self._released: dict[int, Tensor] = {}
         self._waiting: list[Tensor] = []
         self._has_begun = False
@@ -154,7 +156,9 @@ class GradientRelease:
             part = self._part_of.get(key)
             if part is None:
                 self._wait(parameter)
-            elif all(self._came.get(id(p)) == self.every for p in part.parameters):
+                return
+            self._complete[part] = self._complete.get(part, 0) + 1
+            if self._complete[part] == len(part.parameters):
                 self._step(part)
 
     def _wait(self, parameter: Tensor) -> None:
@@ -193,10 +197,17 @@ class GradientRelease:
 
     # in `optimizer.step()`
 
+    @torch.no_grad()
     def finish(self) -> None:
-        """Step what the backward passes have not stepped, and end the step."""
+        """Step what the backward passes have not stepped, and end the step. Raises StateError."""
         own = self.own
         parameters = own.session.table().parameters
+        again = next((p for p in self._released.values() if _has_grad(p)), None)
+        if again is not None:
+            raise StateError(
+                f"release_gradients: {self._names.get(id(again), 'a parameter')} was given another gradient after its step in "
+                "the backward pass; give it before, or call remove() on what release_gradients returned"
+            )
         for parameter in reversed(parameters):
             if parameter.requires_grad and id(parameter) not in self._hooks:  # it is new, or was frozen
                 self._watch(parameter)
@@ -209,17 +220,18 @@ class GradientRelease:
                 self._step(part)
         self._begin()
         self._forget()
-        if own.session.configurator is not None:
-            own.session.configurator.end_step(own)
-        if own.bound is not None:
-            own.ended(own.bound)
+        bound, configurator = own.bound, own.session.configurator
+        if configurator is not None:
+            configurator.end_step(own)
+        if bound is not None:
+            own.ended(bound)
 
     def _forget(self) -> None:
         """Forget the step in progress."""
         for parameter in self._released.values():
             if isinstance(parameter.grad, Released):
                 parameter.grad = None
-        self._came, self._released, self._has_begun = {}, {}, False
+        self._came, self._complete, self._released, self._has_begun = {}, {}, {}, False
 
     # ends
 

@@ -241,6 +241,26 @@ def test_another_backward_pass_is_told(clears):
         training.backward()
 
 
+def test_another_gradient_is_told():
+    training = Training(release={})
+    training.backward()
+    training.model.norm.bias.grad = torch.ones(48)
+    with pytest.raises(StateError, match=r"norm\.bias was given another gradient"):
+        training.optimizer.step()
+
+
+def test_gradients_that_no_backward_pass_made_are_stepped():
+    def train(release: bool) -> str:
+        training = Training(release={} if release else None)
+        for p in training.model.parameters():
+            p.grad = torch.ones_like(p)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        return training.run(2)
+
+    assert train(True) == train(False)
+
+
 class Clipped(torch.optim.SGD):
     """Divides all gradients by their common norm."""
 
