@@ -13,7 +13,7 @@ import baoc_compile
 from baoc_compile.state.wrapped_optimizer import inside
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("hf_trainer", "lightning_trainer", "accelerate_trainer")
+NAMES = ("hf_trainer", "lightning_trainer", "accelerate_trainer", "fabric_trainer")
 
 
 def example(name: str, *needs: str):
@@ -56,6 +56,14 @@ def test_accelerate(tmp_path):
     *whole, loss = accelerate.train(str(tmp_path))
     assert loss < 1.5
     *resumed, _ = accelerate.train(str(tmp_path), resume=True)
+    assert_same(*whole, *resumed)
+
+
+def test_fabric(tmp_path):
+    fabric = example("fabric_trainer", "lightning")
+    *whole, loss = fabric.train(str(tmp_path))
+    assert loss < 1.5
+    *resumed, _ = fabric.train(str(tmp_path), resume=True)
     assert_same(*whole, *resumed)
 
 

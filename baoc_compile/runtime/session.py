@@ -50,6 +50,19 @@ class StepPlanner(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+class StepsInParts(Protocol):
+    """What steps parameters as soon as their gradients are complete; see `release_gradients`."""
+
+    def finish(self) -> None:
+        """Step what has not been stepped yet, and end the step."""
+
+    def release(self) -> None:
+        """Drop everything that is bound to tensors."""
+
+    def remove(self) -> None:
+        """Step all parameters in `optimizer.step()` from now on."""
+
+
 @dataclass(eq=False)
 class Session:
     """What baoc knows about one optimizer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import bytes_left
-from baoc_compile.runtime.session import Session
+from baoc_compile.runtime.session import Session, StepsInParts
 from baoc_compile.state.entries import state_bytes
 
 log = logging.getLogger("baoc")
@@ -45,19 +45,6 @@ MOST_READINGS = 16
 
 class FirstAsWritten(Exception):
     """The next step must run as its user wrote it."""
-
-
-class StepsInParts(Protocol):
-    """What steps parameters as soon as their gradients are complete; see `release_gradients`."""
-
-    def finish(self) -> None:
-        """Step what has not been stepped yet, and end the step."""
-
-    def release(self) -> None:
-        """Drop everything that is bound to tensors."""
-
-    def remove(self) -> None:
-        """Step all parameters in `optimizer.step()` from now on."""
 
 
 class StepReader:
