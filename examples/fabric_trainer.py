@@ -1,6 +1,6 @@
 """Lightning Fabric with a memory budget: the optimizer is prepared when it is made, before Fabric wraps it.
 
-    python examples/fabric_trainer.py
+python examples/fabric_trainer.py
 """
 
 import tempfile
