@@ -21,6 +21,7 @@ test: $(INSTALLED)
 	COVERAGE_CORE=$(CORE) $(PYTEST) -m "not slow" --cov --cov-fail-under=90
 
 test-all: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[examples]'
 	$(PYTEST)
 
 # The quick tests on the oldest torch that pyproject.toml admits, in a virtual environment of its own. Where pip finds no

@@ -27,11 +27,13 @@ from baoc_compile.inspection import Inspection, inspect
 from baoc_compile.offline import profile, solve
 from baoc_compile.passes.risk.find_sharing import find_sharing
 from baoc_compile.prepare import prepare, restore
+from baoc_compile.release_gradients import GradientRelease, release_gradients
 from baoc_compile.report import Report, report
 from baoc_compile.runtime.checkpoint import export_state_dict, master_weights
 from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
+from baoc_compile.with_budget import with_budget
 
 __version__ = "0.7.0"
 
@@ -42,6 +44,7 @@ __all__ = [
     "CastReport",
     "Configuration",
     "ConfigurationTable",
+    "GradientRelease",
     "Inspection",
     "OptionError",
     "Plan",
@@ -60,8 +63,10 @@ __all__ = [
     "master_weights",
     "prepare",
     "profile",
+    "release_gradients",
     "report",
     "restore",
     "solve",
     "state_bytes",
+    "with_budget",
 ]

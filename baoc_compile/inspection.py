@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect as python_inspect
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
-from baoc_compile.core.errors import StateError
+from baoc_compile.core.errors import OptionError, StateError
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.torch_private import uncompiled_function
 from baoc_compile.kernels.launch.fused_update import Launch
@@ -20,6 +21,7 @@ from baoc_compile.runtime.own_step import OwnStep
 from baoc_compile.runtime.session import Session, known_session
 from baoc_compile.state.entries import state_bytes
 from baoc_compile.state.plan import Plan
+from baoc_compile.state.wrapped_optimizer import inside
 from baoc_compile.step_text import step_text
 
 
@@ -112,8 +114,10 @@ def _sessions_behind(value: Any) -> Iterator[Session]:
 
 
 def _candidates(value: Any) -> Iterator[Any]:
-    """Yield the value and what it is bound to, then whatever its function's closure and globals name."""
+    """Yield the value, what it wraps and is bound to, then whatever its function's closure and globals name."""
     yield value
+    with suppress(OptionError):
+        yield inside(value)
     original = uncompiled_function(value)
     for function in (value, original):
         owner = getattr(function, "__self__", None)

@@ -23,6 +23,7 @@ from baoc_compile.runtime.notices import refuse_differentiable
 from baoc_compile.runtime.own_step import OwnStep
 from baoc_compile.runtime.session import ATTRIBUTE, KEY, Session, known_session, session_of
 from baoc_compile.state.request import Request
+from baoc_compile.state.wrapped_optimizer import inside
 
 log = logging.getLogger("baoc")
 
@@ -41,8 +42,7 @@ def prepare(
     From here on, whoever calls `optimizer.step` runs fused programs on compressed state, compiled or not. Full-precision
     state is never allocated. `restore` takes baoc off again.
 
-    optimizer: the optimizer, or a wrapper that has it as `.optimizer`, `.base_optimizer` or `.optim`. State that it
-        already has is converted.
+    optimizer: the optimizer, or a wrapper that has it inside; see `inside`. State that it already has is converted.
     model: the model. It names parameters in plans and reports, and its first training call shows their roles.
     memory_budget: limit on optimizer state: "25%" of full precision, "2.2 B/param", "512 MiB", bytes, or "fit": what
         the device has left after a forward and backward pass (state is then created at the first step). Default "28%".
@@ -60,7 +60,7 @@ def prepare(
     Raises OptionError for a bad option and for parameters that share memory (it names them), PlanError for a bad plan,
     and BudgetError for a budget that can't be met. Nothing has changed then.
     """
-    optimizer = _inside(optimizer)
+    optimizer = inside(optimizer)
     refuse_differentiable(optimizer)
     lead_methods(type(optimizer))
     asked = Request.parse({"memory_budget": memory_budget, "plan": plan, "seed": seed, **planner})
@@ -119,43 +119,6 @@ def _begin(session: Session, table: ParameterTable) -> None:
         log.info("%s is read at its first step: %s", type(session.optimizer()).__name__, reason)
 
 
-def _inside(optimizer: Any) -> Any:
-    """Return the optimizer itself, or the one inside a wrapper whose groups are that one's.
-
-    Raises OptionError if there is none.
-    """
-    seen: set[int] = set()
-    current = optimizer
-    while id(current) not in seen:
-        seen.add(id(current))
-        inner = next(
-            (i for name in ("optimizer", "base_optimizer", "optim") if (i := _part(current, name)) is not None), None
-        )
-        if inner is None or not hasattr(inner, "param_groups"):
-            break
-        if getattr(current, "param_groups", None) is not inner.param_groups and isinstance(
-            vars(current).get("param_groups"), list
-        ):
-            raise OptionError(
-                f"optimizer: {type(current).__name__} has parameter groups of its own beside those of the optimizer inside "
-                f"it; prepare that one: baoc_compile.prepare(optimizer.{_name_of(current, inner)})"
-            )
-        current = inner
-    for name in ("param_groups", "state", "step"):
-        if not hasattr(current, name):
-            raise OptionError(f"optimizer: expected an optimizer, but {type(current).__name__} has no {name!r}")
-    return current
-
-
-def _part(wrapper: Any, name: str) -> Any:
-    found = getattr(wrapper, "__dict__", {}).get(name)
-    return found if hasattr(found, "step") else None
-
-
-def _name_of(wrapper: Any, inner: Any) -> str:
-    return next(name for name in ("optimizer", "base_optimizer", "optim") if _part(wrapper, name) is inner)
-
-
 def _watch(session: Session, model: torch.nn.Module) -> None:
     session.model = weakref.ref(model)
     reference = weakref.ref(session)
@@ -174,11 +137,13 @@ def restore(optimizer: Any) -> None:
 
     Weights keep the type that they have; see `master_weights`. Raises OptionError if the optimizer was not prepared.
     """
-    optimizer = _inside(optimizer)
+    optimizer = inside(optimizer)
     session = known_session(optimizer)
     if session is None:
         raise OptionError("optimizer: restore expects an optimizer that was prepared, or whose step baoc has run")
     if session.own is not None:
+        if session.own.parts is not None:
+            session.own.parts.remove()
         session.own.release()
     decode_state(optimizer)
     session.forget()

@@ -13,6 +13,7 @@ from baoc_compile.passes.plan.solve_plan import Solution, frontier_of, solve_pro
 from baoc_compile.runtime.configurator import configurator_of
 from baoc_compile.runtime.session import known_session
 from baoc_compile.state.entries import state_bytes
+from baoc_compile.state.wrapped_optimizer import inside
 
 COLUMNS: tuple[str, ...] = ("block", "tensors", "elements", "anisotropy", "stability", "noise", "SNR row/col")
 COLUMNS += ("configuration", "bytes", "risk", "time")
@@ -135,8 +136,11 @@ def _choice(c: BlockCandidate) -> tuple[str, ...]:
 def report(optimizer: Any) -> Report:
     """Return the report of the plan that was solved last; before the first, that of the starting plan.
 
+    optimizer: the optimizer, or a wrapper that has it inside.
+
     Raises StateError before the first step, and for an optimizer that follows a named plan.
     """
+    optimizer = inside(optimizer)
     session, configurator = known_session(optimizer), configurator_of(optimizer)
     if session is None or configurator is None or session.request.budget is None:
         raise StateError(

@@ -61,9 +61,14 @@ class Training:
         return {p.name: dict(p.slots) for p in self.session.plan().parameters.values()}
 
     def bits(self) -> str:
-        tensors = [p.detach() for p in self.model.parameters()]
-        for p in self.model.parameters():
-            for value in self.optimizer.state[p].values():
-                tensors += value.parts.values() if isinstance(value, StateTensor) else [value]
-        raw = b"".join(t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors)
-        return hashlib.sha256(raw).hexdigest()
+        return bits(self.model, self.optimizer)
+
+
+def bits(model, optimizer) -> str:
+    """Return a hash of the bits of all parameters and of their state, as it is stored."""
+    tensors = [p.detach() for p in model.parameters()]
+    for p in model.parameters():
+        for _, value in sorted(optimizer.state.get(p, {}).items()):
+            tensors += value.parts.values() if isinstance(value, StateTensor) else [torch.as_tensor(value)]
+    raw = b"".join(t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors)
+    return hashlib.sha256(raw).hexdigest()

@@ -69,6 +69,12 @@ class ParameterTable:
                 table.groups.append(group_index)
         return table
 
+    def some(self, indices: Sequence[int]) -> ParameterTable:
+        """Return the table of some of the parameters, which are numbered anew."""
+        parameters, names, groups = self.parameters, self.names, self.groups
+        chosen = [parameters[i] for i in indices], [names[i] for i in indices], [groups[i] for i in indices]
+        return ParameterTable(self.optimizer, *chosen)
+
     @property
     def optimizer(self) -> Any:
         """The optimizer. Raises StateError if it has been freed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -15,7 +15,7 @@ from baoc_compile.core.errors import OtherBranch
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.launch.held_objects import Dictionaries, Lists
-from baoc_compile.kernels.launch.survey import Parameters
+from baoc_compile.kernels.launch.survey import Parameters, SomeParameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
@@ -35,23 +35,33 @@ class BoundStep:
     """One reading of a step, bound to the tensors that the optimizer has now.
 
     reading: the step.
+    only: the parameters that it steps; of the others it knows nothing. None for all that the reading has.
     bound: its launches and replays.
     parameters: where parameters and gradients are.
     rules: parameter index -> rule, for parameters whose update is elementwise.
     """
 
-    def __init__(self, reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any]):
+    def __init__(
+        self,
+        reading: Reading,
+        table: ParameterTable,
+        storage: Storage,
+        function: Callable[..., Any],
+        only: Sequence[int] | None = None,
+    ):
         self.reading, self.storage, self._function = reading, storage, function
         anchor_state(table)
         self.bound = bind_launches(table, storage, reading.classes)
         self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
         dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in table.parameters]
-        self.parameters = Parameters(table.parameters, dtypes)
+        all_of = table.parameters
+        self.parameters = Parameters(all_of, dtypes) if only is None else SomeParameters(all_of, dtypes, only)
         self.parameters.look()
         self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
         self._all_covered = bool(self.covered.all())
-        self.codebooks = CodebookRefresh(state_tensors(table))
-        self.weights = WatchedWeights(table)
+        held = table if only is None else table.some(only)
+        self.codebooks = CodebookRefresh(state_tensors(held))
+        self.weights = WatchedWeights(held)
         self._pieces = {piece.parameters[0]: piece for piece in reading.recording.pieces}
         self.rules = reading.rules
         recording, late = reading.recording, set(map(id, reading.recording.late))
@@ -62,17 +72,17 @@ class BoundStep:
         self._values: dict[Any, Any] = {}
         self._layouts = [_layout(p) for p in table.parameters]
         self._is_stale = False
-        self._hold(table)
+        self._hold(table, held)
 
     # what is checked before every step
 
-    def _hold(self, table: ParameterTable) -> None:
-        """Remember what the optimizer holds."""
+    def _hold(self, table: ParameterTable, held: ParameterTable) -> None:
+        """Remember what the optimizer holds, and the state of the parameters in `held`."""
         optimizer = table.optimizer
         self._groups = list(optimizer.param_groups)
         self._params = [group["params"] for group in self._groups]
         self._lists = Lists([optimizer.param_groups, *self._params])
-        states = [optimizer.state[p] for p in table.parameters if p in optimizer.state]
+        states = [optimizer.state[p] for p in held.parameters if p in optimizer.state]
         counting = [s for s in states if any(type(v) in (int, float) for v in s.values())]
         #: State with Python numbers, which change all the time: for each key, its tensors.
         self._counting = counting

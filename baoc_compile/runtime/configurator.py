@@ -82,24 +82,46 @@ class Configurator:
         if not self.is_sampling:
             self.steps += 1
             return run()
+        self.begin_step(own)
+        with self.observing(own.bound):
+            result = run()
+        self.end_step(own)
+        return result
+
+    # a step that runs in parts
+
+    def begin_step(self, own: Any) -> None:
+        """Begin a step."""
+        if not self.is_sampling:
+            return
         with self._timed("sampling"):
             if self.sampler is None:
                 self.sampler = self._new_sampler(own.rules)
-            sampler = self.sampler
-            sampler.begin_step()
+            self.sampler.begin_step()
+
+    @contextmanager
+    def observing(self, bound: Any) -> Iterator[None]:
+        """Sample what runs within this context: a bound step, or one for some of the parameters."""
+        sampler = self.sampler
+        if sampler is None or not self.is_sampling:
+            yield
+            return
 
         def observe(launch: Any, present: Any) -> None:
             with self._timed("sampling"):
-                sampler.observe(launch, present, own.bound.rules, own.bound.numbers_of)
+                sampler.observe(launch, present, bound.rules, bound.numbers_of)
 
-        with own.bound.observed(observe):
-            result = run()
-        with self._timed("sampling"):
-            sampler.end_step()
+        with bound.observed(observe):
+            yield
+
+    def end_step(self, own: Any) -> None:
+        """End a step: plan anew if that is due."""
+        if self.sampler is not None and self.is_sampling:
+            with self._timed("sampling"):
+                self.sampler.end_step()
         self.steps += 1
         if self.due is not None and self.steps >= self.due:
             self._plan(own)
-        return result
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -60,6 +60,7 @@ class OwnStep(StepReader):
     count: steps so far.
     postponed: how many steps ran as written because they could not be read before their state was made.
     audits: when the recording is audited.
+    lock: held while a step runs.
     """
 
     def __init__(self, session: Session, function: Callable[..., Any]):
@@ -68,7 +69,8 @@ class OwnStep(StepReader):
         self.count = 0
         self.postponed = 0
         self.audits = Schedule()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self._calls_closure_first = False  # as far as is known
         self._is_written_running = False  # whoever calls the step now is the user's step, which has `super().step()`
 
     @property
@@ -86,45 +88,65 @@ class OwnStep(StepReader):
         closure: what the step was called with.
         as_written: runs the user's own step, given a closure or None.
         """
-        with self._lock:
+        with self.lock:
             if self._is_written_running:
                 return as_written(closure)
-            if self.refused:
+            if self.refused or (closure is not None and not self._can_be_called_first(closure)):
                 return self._run_as_written(closure, as_written)
-            loss = None
-            if closure is not None:
-                if not self._can_be_called_first(closure):
-                    return self._run_as_written(closure, as_written)
-                with torch.enable_grad():
-                    loss = closure()
-            if _found_inf(optimizer):
+        if (
+            closure is not None
+        ):  # it is the user's: a backward pass, whose threads may have steps of their own to wait for
+            with torch.enable_grad():
+                closure = _Known(closure(), closure)
+        with self.lock:
+            return self._stepped(optimizer, closure, as_written)
+
+    def _stepped(
+        self, optimizer: Any, closure: _Known | None, as_written: Callable[[Callable[[], Any] | None], Any]
+    ) -> Any:
+        """Run one step, after its closure was called."""
+        if self.refused:
+            return self._run_as_written(closure, as_written)
+        loss = closure.loss if closure is not None else None
+        if _found_inf(optimizer):
+            return loss
+        with torch.no_grad():
+            if self.parts is not None:
+                self.parts.finish()
                 return loss
-            with torch.no_grad():
-                try:
-                    bound = self.ready(optimizer, closure is not None)
-                except FirstAsWritten:
-                    self._prepare_for_written()
-                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-                except UnsupportedStep as reason:
-                    self._postpone_or_refuse(reason, closure is not None)
-                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-                try:
-                    self._run(bound, optimizer)
-                except OtherBranch:
-                    self.unborn.were_stepped(bound.present)
-                    return self._run_as_written(None if closure is None else _Known(loss, closure), as_written)
-            kind = bound.reading.recording.returns.kind
-            return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
+            bound = self._ran(optimizer, closure is not None)
+        if bound is None:
+            return self._run_as_written(closure, as_written)
+        kind = bound.reading.recording.returns.kind
+        return loss if kind == "loss" else bound.numbers.returned if kind == "number" else None
+
+    def _ran(self, optimizer: Any, has_closure: bool) -> BoundStep | None:
+        """Run one step in programs; return what was run, or None if this step is to run as written."""
+        try:
+            bound = self.ready(optimizer, has_closure)
+        except FirstAsWritten:
+            self._prepare_for_written()
+            return None
+        except UnsupportedStep as reason:
+            self._postpone_or_refuse(reason, has_closure)
+            return None
+        try:
+            self._run(bound, optimizer)
+        except OtherBranch:
+            self.unborn.were_stepped(bound.present)
+            return None
+        return bound
 
     def _can_be_called_first(self, closure: Callable[[], Any]) -> bool:
         """Return whether the step is known to call its closure once and first; refuse the step if it does not."""
-        if any(reading.has_closure for reading in self.readings):
+        if self._calls_closure_first or any(reading.has_closure for reading in self.readings):
             return True
         table = self.session.table()
         try:
             with torch.no_grad():
                 found = self.read(table, self.trained(table), has_closure=True)
             self.readings = [r for r in self.readings if r is not found.first and r is not found.warm]
+            self._calls_closure_first = True
             return True
         except UnsupportedStep as reason:
             self._postpone_or_refuse(reason, has_closure=True)
@@ -166,13 +188,13 @@ class OwnStep(StepReader):
             run()
         else:
             configurator.step(self, run)
-        self.count += 1
         if self.unborn:
             self.unborn.were_stepped(bound.present)
-        self._audit(bound)
+        self.ended(bound)
 
-    def _audit(self, bound: BoundStep) -> None:
-        """Audit the recording if that is due; refuse the step from the next one on if it differs."""
+    def ended(self, bound: BoundStep) -> None:
+        """Count a step, and audit its recording if that is due; refuse the step from the next one on if it differs."""
+        self.count += 1
         if not self.audits.is_due(self.count):
             return
         began = time.perf_counter()

@@ -12,6 +12,7 @@ import pickle
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -38,9 +39,28 @@ class StepPlanner(Protocol):
 
     def step(self, own: Any, run: Callable[[], Any]) -> Any: ...
 
+    def begin_step(self, own: Any) -> None: ...
+
+    def observing(self, bound: Any) -> AbstractContextManager[None]: ...
+
+    def end_step(self, own: Any) -> None: ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class StepsInParts(Protocol):
+    """What steps parameters as soon as their gradients are complete; see `release_gradients`."""
+
+    def finish(self) -> None:
+        """Step what has not been stepped yet, and end the step."""
+
+    def release(self) -> None:
+        """Drop everything that is bound to tensors."""
+
+    def remove(self) -> None:
+        """Step all parameters in `optimizer.step()` from now on."""
 
 
 @dataclass(eq=False)

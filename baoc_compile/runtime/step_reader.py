@@ -34,7 +34,7 @@ from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import bytes_left
-from baoc_compile.runtime.session import Session
+from baoc_compile.runtime.session import Session, StepsInParts
 from baoc_compile.state.entries import state_bytes
 
 log = logging.getLogger("baoc")
@@ -56,6 +56,7 @@ class StepReader:
     bound: the reading that ran last, bound to the optimizer's tensors; None before the first step.
     unborn: state that was made ahead of its first step.
     is_foreseen: whether the storage was decided without a reading, for one step.
+    parts: what steps parameters in the backward pass; None without gradient release.
     """
 
     def __init__(self, session: Session, function: Callable[..., Any]):
@@ -64,6 +65,7 @@ class StepReader:
         self.bound: BoundStep | None = None
         self.unborn = Unborn()
         self.is_foreseen = False
+        self.parts: StepsInParts | None = None
         self.choice = StorageChoice(session, function)
         self._audited: set[Hashable] = set()
         self._kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
@@ -88,7 +90,7 @@ class StepReader:
             self.unborn.take_back(self.session.table())
             self.readings = []
         bound = self.bound
-        if bound is not None and bound.is_bound_to(optimizer) and bound.look() and self._fits(bound, has_closure):
+        if bound is not None and bound.is_bound_to(optimizer) and bound.look() and self.fits(bound, has_closure):
             try:
                 if self.unborn:
                     self.unborn.begin_anew(self.session, bound.present)
@@ -101,7 +103,8 @@ class StepReader:
         with compile_lock():
             return self._find(optimizer, has_closure)
 
-    def _fits(self, bound: BoundStep, has_closure: bool) -> bool:
+    def fits(self, bound: BoundStep, has_closure: bool) -> bool:
+        """Return whether a bound step is the one for the gradients that exist."""
         reading = bound.reading
         if reading.has_closure != has_closure:
             return False
@@ -188,7 +191,7 @@ class StepReader:
         try:
             if bound is None:
                 bound = self.bind(reading, table)
-            if not (bound.look() and self._fits(bound, reading.has_closure)):
+            if not (bound.look() and self.fits(bound, reading.has_closure)):
                 return None
             if self.unborn:
                 self.unborn.begin_anew(self.session, bound.present)
@@ -319,6 +322,8 @@ class StepReader:
         for bound in self._others:
             bound.release()
         self._others, self.bound = [], None
+        if self.parts is not None:
+            self.parts.release()
 
     @property
     def rules(self) -> Mapping[int, UpdateRule]:

@@ -113,11 +113,11 @@ def _beside(reference: list[Tensor], variant: Any, way: Way, options: dict[str, 
 
 def _describe(run: Run, optimizer: Any) -> None:
     """Fill in what baoc says of the step."""
-    from baoc_compile.prepare import _inside
     from baoc_compile.runtime.session import known_session
+    from baoc_compile.state.wrapped_optimizer import inside
 
-    inside = _inside(optimizer)
-    session = known_session(inside)
+    optimizer = inside(optimizer)
+    session = known_session(optimizer)
     own = session.own if session is not None else None
     if own is None:
         return
@@ -126,7 +126,7 @@ def _describe(run: Run, optimizer: Any) -> None:
         run.programs = len({rule.key for rule in reading.rules.values()})
         run.replays = len(reading.reasons)
         run.notices += [f"replay: {reason}" for reason in dict.fromkeys(reading.reasons.values())]
-    for parameter, key, value in float_state(inside):
+    for parameter, key, value in float_state(optimizer):
         codec = getattr(value, "codec", None)
         run.stored[f"{tuple(parameter.shape)} {key}"] = codec.name if codec is not None else str(value.dtype)
 

@@ -133,6 +133,26 @@ class Parameters:
         self.any_strided, self.any_odd = bool((self.flags & STRIDED).any()), bool((self.flags & ODD).any())
 
 
+class SomeParameters(Parameters):
+    """Some of an optimizer's parameters, at their positions among all; of the others nothing is looked at.
+
+    only: their positions.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], grad_dtypes: Sequence[torch.dtype], only: Sequence[int]):
+        super().__init__(tensors, grad_dtypes)
+        self._only = np.array(only, dtype=np.int64)
+        self._some = Parameters([tensors[i] for i in only], [grad_dtypes[i] for i in only])
+
+    def look(self) -> bool:
+        some, only = self._some, self._only
+        self.moved, self.all_present = some.look(), some.all_present
+        self.any_strided, self.any_odd = some.any_strided, some.any_odd
+        self.param_at[only], self.grad_at[only] = some.param_at, some.grad_at
+        self.flags[only], self.present[only] = some.flags, some.present
+        return self.moved
+
+
 class Written:
     """Tensors, kept alive, whose version counters are bumped for autograd, as any in-place operation does."""
 
