@@ -24,7 +24,9 @@ every_target = pytest.mark.parametrize("target", registers.TARGETS)
 measured = cache(registers.measured_apart)
 
 
-@every_target
+@pytest.mark.parametrize(  # what spills on one of NVIDIA's spills on all that have as many registers
+    "target", [t if t in ("sm_90", "gfx942") else pytest.param(t, marks=pytest.mark.slow) for t in registers.TARGETS]
+)
 def test_no_kernel_spills_registers_at_its_default_shape(target):
     rows = measured(target)
     assert len(rows) > len(registers.CONFIGURATIONS)  # one of them averages first

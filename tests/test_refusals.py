@@ -177,15 +177,16 @@ def test_a_step_that_branches_on_values_runs_as_written_and_one_warning_says_why
         baoc_compile.inspect(optimizer)
 
 
-def test_adafactor_is_replayed():
-    """Its norms become Python numbers, of which it takes the larger."""
+def test_adafactor_has_programs():
+    """Its norms become Python numbers, of which it takes the larger; its moments are numbers of rows and columns."""
     params, expected = parameters(), parameters()
     optimizer = torch.optim.Adafactor(params)
     assert not baoc_warnings(lambda: baoc_compile.prepare(optimizer, plan="fp32"))
     assert not baoc_warnings(lambda: take_steps(compiled(optimizer, plan="fp32"), params, 4))
     take_steps(torch.optim.Adafactor(expected).step, expected, 4)
-    assert all(torch.equal(a, b) for a, b in zip(params, expected, strict=True))
-    assert len(baoc_compile.inspect(optimizer).fallbacks) == len(params)
+    for ours, theirs in zip(params, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert not baoc_compile.inspect(optimizer).fallbacks
 
 
 @pytest.mark.parametrize("prepared", [True, False])

@@ -225,7 +225,7 @@ OPTIONS = st.frozensets(
 )
 
 
-@settings(max_examples=10)  # each compiles programs of its own
+@settings(max_examples=6)  # each compiles programs of its own
 @given(options=OPTIONS)
 def test_any_of_them_is_right_or_stays_exact(options):
     """The update under a budget is eager's to 0.1 and a cosine of .995; in full precision it is eager's to rounding."""
