@@ -35,18 +35,20 @@ class BoundStep:
     """One reading of a step, bound to the tensors that the optimizer has now.
 
     reading: the step.
+    wholes: the optimizer's parameters.
     bound: its launches and replays.
-    parameters: where parameters and gradients are.
+    parameters: where parameters and gradients are, as far as this process holds them.
     rules: parameter index -> rule, for parameters whose update is elementwise.
     """
 
     def __init__(self, reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any]):
         self.reading, self.storage, self._function = reading, storage, function
         anchor_state(table)
+        self.wholes, local = table.wholes, table.local
         self.bound = bind_launches(table, storage, reading.classes)
         self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
-        dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in table.parameters]
-        self.parameters = Parameters(table.parameters, dtypes)
+        dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in local.parameters]
+        self.parameters = Parameters(local.parameters, dtypes)
         self.parameters.look()
         self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
         self._all_covered = bool(self.covered.all())
@@ -60,7 +62,7 @@ class BoundStep:
         changed = dict.fromkeys(origin_of(call.results[0]) for call in recording.prelude if call.is_inplace)
         self._changed_by_prelude = [v for v in changed if v.call is None] if recording.conditions else []
         self._values: dict[Any, Any] = {}
-        self._layouts = [_layout(p) for p in table.parameters]
+        self._layouts = [_layout(p) for p in local.parameters]
         self._is_stale = False
         self._hold(table)
 
@@ -122,8 +124,7 @@ class BoundStep:
             return False
         if not self._is_careful:
             return True
-        parameters = self.parameters.tensors
-        now = {source: constant_of(value) for source, value in leaves_of(optimizer, parameters)}
+        now = {source: constant_of(value) for source, value in leaves_of(optimizer, self.wholes)}
         return now == self._constants
 
     def look(self) -> bool:
@@ -156,7 +157,7 @@ class BoundStep:
         recording = self.reading.recording
         changed: list[tuple[Tensor, Tensor]] = []
         if recording.prelude or self.bound.tensors or recording.conditions:
-            changed = self._run_prelude(table(), values)
+            changed = self._run_prelude(table().local, values)
         self._values = values
         early, launches = self.bound.launches[: self.bound.early], self.bound.launches[self.bound.early :]
         if early:
@@ -175,17 +176,16 @@ class BoundStep:
             launch(self.parameters, tensors)
         made = dict(self.bound.created)
         if self.bound.replays:
-            here, of = self.present, table()
+            here, of = self.present, table().local
             for replay in self.bound.replays:
                 if here.issuperset(replay.indices):
                     made |= replay(of, values)
         written = self._write_elements(table, values)
         if made:
-            optimizer, parameters = table().optimizer, self.parameters.tensors
-            here = self.present
+            here, of = self.present, table()
             for (index, key), tensor in made.items():
                 if index in here:
-                    optimizer.state[parameters[index]][key] = tensor
+                    of.put(index, key, tensor)
         self._hold_replaced(table, {*made, *written})
         self.weights.note()
 
@@ -246,7 +246,7 @@ class BoundStep:
             if i.origin == "constants":
                 found[i.name] = piece.constants[i.position]
             elif i.origin in ("numel", "columns"):
-                found[i.name] = size_of(i, self.parameters.tensors[index])
+                found[i.name] = size_of(i, self.wholes[index])
             elif i.position in numbers:
                 found[i.name] = float(numbers[i.position])
             else:

@@ -19,7 +19,6 @@ from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import BudgetError
-from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import Profile
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.passes.blocks.group_blocks import group_blocks
@@ -31,6 +30,7 @@ from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_b
 from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.session import Session, known_session
+from baoc_compile.state.planner_options import PlannerOptions
 
 log = logging.getLogger("baoc")
 

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +100,7 @@ class OwnStep(StepReader):
                     loss = closure()
             if _found_inf(optimizer):
                 return loss
-            with torch.no_grad():
+            with torch.no_grad(), closing(self.gradients):
                 try:
                     bound = self.ready(optimizer, closure is not None)
                 except FirstAsWritten:
@@ -161,6 +162,7 @@ class OwnStep(StepReader):
         def run() -> None:
             bound.run(self.session.table)
             bound.numbers.commit(optimizer)
+            self.gradients.mark_written()
 
         if configurator is None:
             run()

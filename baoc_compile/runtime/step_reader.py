@@ -25,6 +25,7 @@ from baoc_compile.passes.rewrite.bound_group import OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
 from baoc_compile.passes.rules.read_step import read_step, slots_of
 from baoc_compile.passes.rules.reading import Reading, StepReading
+from baoc_compile.passes.rules.refuse_divided import refuse_divided
 from baoc_compile.passes.trials.bench import TrialFailed
 from baoc_compile.runtime.audit import audit_numbers
 from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
@@ -34,6 +35,7 @@ from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import bytes_left
+from baoc_compile.runtime.distributed.local_gradients import LocalGradients
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import state_bytes
 
@@ -55,6 +57,7 @@ class StepReader:
     readings: the readings, those that were made or used last first.
     bound: the reading that ran last, bound to the optimizer's tensors; None before the first step.
     unborn: state that was made ahead of its first step.
+    gradients: those of DTensors, while a step runs.
     is_foreseen: whether the storage was decided without a reading, for one step.
     """
 
@@ -63,6 +66,7 @@ class StepReader:
         self.readings: list[Reading] = []
         self.bound: BoundStep | None = None
         self.unborn = Unborn()
+        self.gradients = LocalGradients()
         self.is_foreseen = False
         self.choice = StorageChoice(session, function)
         self._audited: set[Hashable] = set()
@@ -76,6 +80,7 @@ class StepReader:
             found = read_step(table, self.function, present, has_closure=has_closure)
         for reading in (found.first, found.warm):
             if reading is not None:
+                refuse_divided(reading, table)
                 self.choice.apply(reading)
                 self.readings.insert(0, reading)
         del self.readings[MOST_READINGS:]
@@ -87,8 +92,14 @@ class StepReader:
             self.release()
             self.unborn.take_back(self.session.table())
             self.readings = []
-        bound = self.bound
-        if bound is not None and bound.is_bound_to(optimizer) and bound.look() and self._fits(bound, has_closure):
+        bound, is_lent = self.bound, self.gradients.lend()
+        if (
+            bound is not None
+            and is_lent
+            and bound.is_bound_to(optimizer)
+            and bound.look()
+            and self._fits(bound, has_closure)
+        ):
             try:
                 if self.unborn:
                     self.unborn.begin_anew(self.session, bound.present)
@@ -143,7 +154,7 @@ class StepReader:
         table = self.session.table()
         self._check_kinds(table)
         refuse_overlap(table)
-        if self.bound is not None and not self.bound.is_bound_to(optimizer):
+        if not self.gradients.hold(table) or (self.bound is not None and not self.bound.is_bound_to(optimizer)):
             self.release()
         present = frozenset(i for i, p in enumerate(table.parameters) if p.grad is not None)
         constants, surroundings = constants_of(table), Surroundings(self.function, optimizer).values()

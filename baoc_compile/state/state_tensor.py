@@ -35,6 +35,7 @@ class StateTensor(EagerState):
     parts: name -> stored tensor. Those with something per element or per group have the tensor's first dimension. A
         stochastic codec's `clock` is one of them: it counts how often the values were stored.
     anchor: the parameter, if the codec stores the difference to it; it is no part of a checkpoint.
+    first_lane: number of its first lane, if it is a part of a tensor that several processes hold; see `core/shard.py`.
     stamp: what is known of the parameter when the difference was stored, see `watched_weights`; None if nothing is.
     transcoders: what decodes and encodes it by programs; see `passes/programs/transcode.py`. No copy has them.
     """
@@ -44,6 +45,7 @@ class StateTensor(EagerState):
     parts: dict[str, Tensor]
     rows: Rows
     anchor: Tensor | None
+    first_lane: int
     stamp: tuple[float, float] | None
     transcoders: dict[Any, Any]
 
@@ -54,7 +56,7 @@ class StateTensor(EagerState):
         device = next(iter(parts.values())).device
         self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts, self.rows = codec, salt, parts, Rows.of(torch.Size(shape))
-        self.anchor, self.stamp = None, None
+        self.anchor, self.stamp, self.first_lane = None, None, 0
         self.transcoders = {}
         return self
 
@@ -70,6 +72,11 @@ class StateTensor(EagerState):
         if codec.stochastic:
             parts["clock"] = torch.zeros((), dtype=CLOCK_DTYPE, device=device)
         return cls(torch.Size(shape), dtype, codec, slot_salt(seed, slot), parts)
+
+    def beginning_at(self, first_lane: int) -> StateTensor:
+        """Let the first lane have this number. Return the state itself."""
+        self.first_lane = first_lane
+        return self
 
     @classmethod
     def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int, anchor: Tensor | None = None) -> StateTensor:
@@ -185,7 +192,9 @@ class StateTensor(EagerState):
         elements = self.rows.elements(lanes)
         existing = self.rows.lanes(elements)  # missing lanes repeat the row's last, word and all
         exist = existing == lanes
-        random = _random(self.salt, self.parts["clock"], existing) if "clock" in self.parts else _NO_RANDOM
+        random = (
+            _random(self.salt, self.parts["clock"], existing + self.first_lane) if "clock" in self.parts else _NO_RANDOM
+        )
         target = torch.float64 if self.codec.name == "fp64" else torch.float32
         codebooks = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "codebook"}
         value = chunk.to(target)[elements - start].view(-1, GROUP_SIZE)
@@ -237,6 +246,7 @@ class StateTensor(EagerState):
         """Return the same state with `change` applied to every stored part."""
         parts = {name: change(part) for name, part in self.parts.items()}
         found = StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts).anchored(self.anchor)
+        found.first_lane = self.first_lane
         found.stamp = self.stamp
         return found
 

@@ -35,7 +35,8 @@ class Launch:
     graph: the program's graph.
     executable: the compiled program.
     parameters: name of each parameter.
-    shapes: shape of each parameter.
+    shapes: shape of each parameter; of a DTensor's, that of what this process holds.
+    first_lanes: number of each parameter's first lane: 0, unless it is a part of a tensor.
     numbers: for each tensor, operand name -> fixed number.
     varying: for each tensor, operand name -> position in `scalars`.
     sharing: for each tensor, name of a shared operand -> which elements share a value.
@@ -49,6 +50,7 @@ class Launch:
     executable: Executable
     parameters: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
+    first_lanes: list[int] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     varying: list[dict[str, int]] = field(default_factory=list)
     sharing: list[dict[str, Sharing]] = field(default_factory=list)
@@ -84,7 +86,11 @@ class Launch:
             tensors |= {"param": param, "grad": grads[i] if grads else param}
             rows = Rows.of(self.shapes[i])
             padded = rows if self.graph.has_groups and rows.are_padded else None
-            batch.append(TensorArguments(param.numel(), tensors, dict(self.numbers[i]), self.sharing[i], rows=padded))
+            numbers, first = (
+                dict(self.numbers[i]),
+                self.first_lanes[i] if self.first_lanes and self.graph.has_groups else 0,
+            )
+            batch.append(TensorArguments(param.numel(), tensors, numbers, self.sharing[i], first, rows=padded))
         return self.executable.table(batch, self.varying)
 
     def run(

@@ -1,0 +1,116 @@
+"""Shard: what this process holds of a tensor that several processes hold together, and where it lies in the whole.
+
+torch calls such a tensor a DTensor. Its placements say, for every dimension of a mesh of processes, whether each process
+has a part of it (`Shard`) or all of it (`Replicate`). Formats, rules and plans are those of the whole; a step runs on the
+local tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baoc_compile.core.codec import GROUP_SIZE, Rows
+from baoc_compile.core.torch_private import distributed_like, is_distributed, local_tensor, shard_in_whole
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where the elements of a local tensor lie in the whole. A plain tensor is the whole.
+
+    shape: shape of the whole.
+    local_shape: shape of the part.
+    offset: index of the part's first element, in each dimension.
+    """
+
+    shape: torch.Size
+    local_shape: torch.Size
+    offset: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: Tensor) -> Shard:
+        """Return the shard of a DTensor that this process holds, or all of any other tensor."""
+        if not is_distributed(tensor):
+            return Shard(tensor.shape, tensor.shape, (0,) * tensor.ndim)
+        local_shape, offset = shard_in_whole(tensor)
+        if 0 in local_shape:
+            offset = (0,) * len(offset)  # there is no first element
+        return Shard(tensor.shape, torch.Size(local_shape), tuple(offset))
+
+    @property
+    def first_lane(self) -> int:
+        """Number of the first lane (see `Rows`) among those of the whole.
+
+        Whole rows have the lanes that they have in the whole. Parts of rows can't: they are numbered one part behind the
+        other, so that no two elements of the tensor have the same random words.
+        """
+        rows, padded = Rows.of(self.shape), Rows.of(self.local_shape)
+        if len(self.shape) < 2:
+            return self.offset[0] if self.shape else 0
+        if self.local_shape[1:] == self.shape[1:]:
+            return self.offset[0] * (rows.padded if rows.are_padded else rows.columns)
+        before = 0
+        for size, local, offset in zip(self.shape, self.local_shape, self.offset, strict=True):
+            parts = -(-size // max(local, 1))
+            before = before * parts + offset // max(local, 1)
+        return before * padded.count * padded.padded
+
+    @property
+    def has_whole_groups(self) -> bool:
+        """Whether every group of its elements is a group of the whole, so that it is stored in the same bits."""
+        if len(self.shape) < 2:
+            ends = (self.offset[0], self.offset[0] + self.local_shape[0]) if self.shape else ()
+            return all(end % GROUP_SIZE == 0 or end == self.shape[0] for end in ends)
+        return self.local_shape[1:] == self.shape[1:]
+
+
+def is_divided(tensor: Tensor) -> bool:
+    """Return whether no process need hold all elements of a tensor."""
+    return is_distributed(tensor) and any(
+        placement.is_shard() and tensor.device_mesh.size(dim) > 1  # type: ignore[attr-defined]
+        for dim, placement in enumerate(tensor.placements)  # type: ignore[attr-defined]
+    )
+
+
+def local_of(value: Any) -> Any:
+    """Return what this process holds of a DTensor; any other value itself."""
+    return local_tensor(value) if is_distributed(value) else value
+
+
+def whole_of(parameter: Tensor, value: Any) -> Any:
+    """Return state of `parameter` as the optimizer shall see it: a DTensor if the parameter is one and `value` is of its
+    local shape; else `value` itself.
+    """
+    if not is_distributed(parameter) or not isinstance(value, Tensor) or is_distributed(value):
+        return value
+    return distributed_like(parameter, value) if value.shape == local_tensor(parameter).shape and value.ndim else value
+
+
+class LocalEntries(MutableMapping[Any, Any]):
+    """The state of one DTensor parameter, entry by entry as this process holds it.
+
+    parameter: the parameter.
+    entries: its state as the optimizer sees it.
+    """
+
+    def __init__(self, parameter: Tensor, entries: MutableMapping[Any, Any]):
+        self.parameter, self.entries = parameter, entries
+
+    def __getitem__(self, key: Any) -> Any:
+        return local_of(self.entries[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries[key] = whole_of(self.parameter, value)
+
+    def __delitem__(self, key: Any) -> None:
+        del self.entries[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
