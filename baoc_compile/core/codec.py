@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -153,6 +153,7 @@ class Slot:
     why_not_shared: why its values can't be shared; empty if they may be.
     why_not_dropped: why it can't be dropped; empty if it may be.
     weight_dtype: the parameter's type if this is the weight, else None.
+    is_divided: whether several processes hold parts of it.
     """
 
     key: str
@@ -163,6 +164,7 @@ class Slot:
     why_not_shared: str = "its update is not known as a rule"
     why_not_dropped: str = "its update is not known as a rule"
     weight_dtype: torch.dtype | None = None
+    is_divided: bool = field(default=False, repr=False)  # a rule is the same on any number of processes
 
 
 def sign_mismatch(name: str, signed: bool, slot: Slot) -> str:
@@ -288,6 +290,8 @@ class Codec(ABC):
             return f"{self.name} stores state, not weights"
         if slot.follows_weight and self.mechanism in ("sharing", "dropping"):
             return f"{slot.key!r} follows the weights, no two of which have a value in common"
+        if slot.is_divided and any(part.per in ("shared", "codebook") for part in self.parts):
+            return f"several processes hold parts of {slot.key!r}, and {self.name} is made of all its elements"
         return slot.why_exact or (slot.why_fine if self.relative_error > FINE else "")
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import GROUP_SIZE, Rows
+from baoc_compile.core.codec import Rows
 from baoc_compile.core.torch_private import distributed_like, is_distributed, local_tensor, shard_in_whole
 
 
@@ -45,27 +45,18 @@ class Shard:
     def first_lane(self) -> int:
         """Number of the first lane (see `Rows`) among those of the whole.
 
-        Whole rows have the lanes that they have in the whole. Parts of rows can't: they are numbered one part behind the
-        other, so that no two elements of the tensor have the same random words.
+        Whole rows have the lanes that they have in the whole. Parts of rows can't: those that begin at column c come after c
+        times as many lanes as the whole has, rounded up to a power of 2. So no two elements have the same random words.
         """
-        rows, padded = Rows.of(self.shape), Rows.of(self.local_shape)
         if len(self.shape) < 2:
             return self.offset[0] if self.shape else 0
+        rows, part = Rows.of(self.shape), Rows.of(self.local_shape)
         if self.local_shape[1:] == self.shape[1:]:
             return self.offset[0] * (rows.padded if rows.are_padded else rows.columns)
-        before = 0
-        for size, local, offset in zip(self.shape, self.local_shape, self.offset, strict=True):
-            parts = -(-size // max(local, 1))
-            before = before * parts + offset // max(local, 1)
-        return before * padded.count * padded.padded
-
-    @property
-    def has_whole_groups(self) -> bool:
-        """Whether every group of its elements is a group of the whole, so that it is stored in the same bits."""
-        if len(self.shape) < 2:
-            ends = (self.offset[0], self.offset[0] + self.local_shape[0]) if self.shape else ()
-            return all(end % GROUP_SIZE == 0 or end == self.shape[0] for end in ends)
-        return self.local_shape[1:] == self.shape[1:]
+        column = 0
+        for size, offset in zip(self.shape[1:], self.offset[1:], strict=True):
+            column = column * size + offset
+        return self.offset[0] * part.padded + (column << (rows.count * rows.padded - 1).bit_length())
 
 
 def is_divided(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.parameter_table import ParameterTable
-from baoc_compile.core.shard import local_of
+from baoc_compile.core.shard import is_divided, local_of
 from baoc_compile.core.torch_private import is_distributed
 from baoc_compile.kernels.codecs.plain import Full
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
@@ -42,10 +42,12 @@ def is_stored_by(value: Tensor, codec: Codec) -> bool:
 
 
 def as_found(slot: Slot, parameter: Tensor, value: Any) -> Slot:
-    """Return a slot of `parameter` with what its present value `value` says of it: its sign, and whether it follows the weights.
+    """Return a slot of `parameter` with what its present value `value` says of it: its sign, and whether it follows the weights;
+    and with the fact that several processes hold parts of it.
 
     A rule proves by induction that a slot stays >= 0; the proof holds only if the slot begins there.
     """
+    slot = replace(slot, is_divided=True) if is_divided(parameter) else slot
     if slot.weight_dtype is None and follows_weight(parameter, value, is_signed=slot.nonnegative):
         return replace(slot, follows_weight=True, nonnegative=False)
     if not slot.nonnegative or not isinstance(value, Tensor) or not _has_negative(slot, value):
@@ -137,6 +139,19 @@ def bytes_of(value: Any) -> int:
     if isinstance(value, StateTensor):
         return value.storage_bytes
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def whole_bytes(optimizer: Any) -> int:
+    """Return the exact bytes of an optimizer's state on all processes that hold parts of it."""
+    entries = (e for e in optimizer.state.values() if isinstance(e, dict))
+    return sum(_whole_bytes_of(value) for e in entries for value in e.values())
+
+
+def _whole_bytes_of(value: Any) -> int:
+    local = local_of(value)
+    if local is not value and isinstance(local, StateTensor):
+        return local.codec.storage_bytes(value.shape)
+    return bytes_of(value) if local is value else value.numel() * value.element_size()
 
 
 def state_bytes(optimizer: Any) -> int:
