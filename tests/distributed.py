@@ -1,6 +1,6 @@
-"""Run functions of a module in several gloo processes, all of them within one start of the processes.
+"""Run functions of some modules in several gloo processes, all of them within one start of the processes.
 
-    python distributed.py MODULE FOLDER WORLD RANK      one process
+    python distributed.py FOLDER WORLD RANK MODULE ...      one process
 
 A case is a function of a module whose name begins with `on_`, then the number of processes: `on_2_...`. Each process runs the
 cases of its world size in order, and writes what became of them to a file. The first one that fails on any rank ends the run.
@@ -17,36 +17,42 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
 
 #: Seconds after which the processes are killed, and after which one stops to wait for another.
 MOST_SECONDS, MOST_WAITED = 60, 15
 
 
-def cases_of(module: str) -> list[str]:
-    """The names of a module's cases."""
-    return [name for name in vars(importlib.import_module(module)) if name.startswith("on_")]
+def cases_of(modules: Iterable[str]) -> dict[str, Callable[[], None]]:
+    """The cases of some modules, by name."""
+    found = (vars(importlib.import_module(module)) for module in modules)
+    return {name: case for names in found for name, case in names.items() if name.startswith("on_")}
 
 
-def check(module: str, name: str) -> None:
+def check(modules: tuple[str, ...], name: str) -> None:
     """Fail unless the case went well on every rank."""
-    failures = {r: text for r, text in enumerate(_run(module, int(name.split("_")[1]))[name]) if text}
+    failures = {r: text for r, text in enumerate(_run(modules, int(name.split("_")[1]))[name]) if text}
     if failures:
         pytest.fail("\n".join(f"rank {rank}: {text}" for rank, text in failures.items()), pytrace=False)
 
 
 @functools.cache
-def _run(module: str, world: int) -> dict[str, list[str]]:
-    """Run a module's cases of one world size; return name -> for each rank, the failure, or an empty text."""
+def _run(modules: tuple[str, ...], world: int) -> dict[str, list[str]]:
+    """Run the cases of one world size; return name -> for each rank, the failure, or an empty text."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    names = [name for name in cases_of(module) if name.startswith(f"on_{world}_")]
+    names = [name for name in cases_of(modules) if name.startswith(f"on_{world}_")]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, module, folder, str(world)]
+        command = [sys.executable, __file__, folder, str(world)]
         processes = [
-            subprocess.Popen([*command, str(rank)], env=environment, stderr=(Path(folder) / f"{rank}.err").open("w"))
+            subprocess.Popen(
+                [*command, str(rank), *modules], env=environment, stderr=(Path(folder) / f"{rank}.err").open("w")
+            )
             for rank in range(world)
         ]
         began = time.monotonic()
@@ -68,21 +74,17 @@ def _read(path: Path) -> dict[str, str]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _work(module: str, folder: Path, world: int, rank: int) -> None:
-    import torch
-    from torch import distributed
-
+def _work(folder: Path, world: int, rank: int, modules: list[str]) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / "store"), world)
-    distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=MOST_WAITED)
-    )
+    waits = timedelta(seconds=MOST_WAITED)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=waits)
     results: dict[str, str] = {}
-    for name in cases_of(module):
+    for name, case in cases_of(modules).items():
         if name.startswith(f"on_{world}_"):
             failed = ""
             try:
-                vars(sys.modules[module])[name]()
+                case()
             except Exception:
                 failed = traceback.format_exc()
             results[name] = failed
@@ -94,4 +96,4 @@ def _work(module: str, folder: Path, world: int, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

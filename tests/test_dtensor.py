@@ -16,10 +16,12 @@ from baoc_compile.core.codec import Rows
 from baoc_compile.core.shard import Shard
 from baoc_compile.runtime.session import known_session
 
+MODULES = "dtensor_shards", "dtensor_meshes"
 
-@pytest.mark.parametrize("case", cases_of("dtensor_cases"))
+
+@pytest.mark.parametrize("case", cases_of(MODULES))
 def test_in_several_processes(case):
-    check("dtensor_cases", case)
+    check(MODULES, case)
 
 
 def lanes_of(shard: Shard) -> list[int]:

@@ -36,7 +36,6 @@ class Launch:
     executable: the compiled program.
     parameters: name of each parameter.
     shapes: shape of each parameter; of a DTensor's, that of what this process holds.
-    first_lanes: number of each parameter's first lane: 0, unless it is a part of a tensor.
     numbers: for each tensor, operand name -> fixed number.
     varying: for each tensor, operand name -> position in `scalars`.
     sharing: for each tensor, name of a shared operand -> which elements share a value.
@@ -44,13 +43,13 @@ class Launch:
     blocks: block that each parameter was planned with; empty if not planned by block.
     key: name of the launch.
     count: number of launches so far.
+    first_lanes: number of each parameter's first lane, where parts of tensors are launched over; empty if all begin at 0.
     """
 
     graph: ProgramGraph
     executable: Executable
     parameters: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
-    first_lanes: list[int] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     varying: list[dict[str, int]] = field(default_factory=list)
     sharing: list[dict[str, Sharing]] = field(default_factory=list)
@@ -58,6 +57,7 @@ class Launch:
     blocks: list[str] = field(default_factory=list)
     key: str = field(default_factory=lambda: f"launch_{next(_COUNT)}")
     count: int = 0
+    first_lanes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _LAUNCHES[self.key] = self

@@ -46,8 +46,8 @@ def refuse_wrappers(table: ParameterTable) -> None:
         is_known = is_distributed(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta
         if is_wrapper(parameter) and not is_known and parameter.numel() and not _address(parameter):
             raise OptionError(
-                f"{name} is of class {type(parameter).__name__}, whose elements are in other tensors, so it can't be stepped; give "
-                "the optimizer these tensors, or parameters of torch's own classes (DTensor is one)"
+                f"{name} is of class {type(parameter).__name__}, whose elements are in other tensors, so it can't be stepped; "
+                "give the optimizer these tensors, or parameters of torch's own classes (DTensor is one)"
             )
 
 
