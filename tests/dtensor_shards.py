@@ -6,9 +6,23 @@ import warnings
 from typing import Any
 
 import torch
-from dtensor_training import STEPS, adamw, assert_same, compare, is_read, lion, model, placed, row, sgd, sharded, train
-from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from dtensor_training import (
+    STEPS,
+    adamw,
+    assert_same,
+    compare,
+    is_read,
+    lion,
+    model,
+    placed,
+    row,
+    sgd,
+    sharded,
+    train,
+    whole,
+)
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import baoc_compile
@@ -28,6 +42,37 @@ def on_2_other_optimizers() -> None:
     for make in (sgd, lion):
         for plan in ("8bit", "4bit"):
             compare(lambda net: sharded(net, row(2)), plan, make)
+
+
+def on_2_one_row_cut_inside_a_group() -> None:
+    """Elements keep their random words. Groups begin anew on each rank, so grouped formats differ by their own error."""
+
+    def compare_row(plan: str) -> list[Tensor]:
+        net, other, exact = (Scales() for _ in range(3))
+        fully_shard(other, mesh=row(2))
+        alone, divided, stock = (adamw(n.parameters()) for n in (net, other, exact))
+        for optimizer in (alone, divided):
+            baoc_compile.prepare(optimizer, plan=plan)
+        for step in range(STEPS):
+            train(alone, divided, [step])
+            exact.scales.grad = net.scales.grad
+            stock.step()
+        assert is_read(divided)
+        assert isinstance(local_of(divided.state[other.scales]["exp_avg"]), baoc_compile.StateTensor)
+        return [p.detach() for p in (net.scales, whole(other.scales), exact.scales)]
+
+    ours, theirs, _ = compare_row("bf16")
+    assert torch.equal(ours, theirs)
+    ours, theirs, exact = compare_row("8bit")
+    assert 0 < float((theirs - exact).norm()) <= 1.1 * float((ours - exact).norm())
+
+
+class Scales(nn.Module):
+    """4,100 elements in one row: half of them are 64 groups and 2 elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.linspace(-1, 1, 4100))
 
 
 def on_2_mixed_precision_and_clipping() -> None:

@@ -34,10 +34,9 @@ from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
-from baoc_compile.runtime.device_memory import bytes_left
+from baoc_compile.runtime.device_memory import resolved_budget
 from baoc_compile.runtime.distributed.local_gradients import LocalGradients
 from baoc_compile.runtime.session import Session
-from baoc_compile.state.entries import state_bytes
 
 log = logging.getLogger("baoc")
 
@@ -285,12 +284,12 @@ class StepReader:
             found.warm.recording.constants = constants_of(table)
 
     def _resolve_budget(self, table: ParameterTable) -> None:
-        """Find out how much the device has left, if that is the budget."""
-        session, budget = self.session, self.session.request.budget
-        if budget is not None and budget.is_deferred:
-            device = table.parameters[0].device if table.parameters else torch.device("cpu")
-            left = budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
-            session.request = replace(session.request, memory_budget=left)
+        """Find out the budget in bytes, if it depends on what devices have left, or on their number."""
+        session = self.session
+        if session.request.budget is not None:
+            budget = resolved_budget(session.request.budget, table)
+            if budget is not session.request.budget:
+                session.request = replace(session.request, memory_budget=budget)
 
     def foresee_state(self, has_closure: bool) -> None:
         """Decide how the state is stored that the next step makes although it can't be read, if that can be foreseen.

@@ -59,6 +59,21 @@ class Ranks:
             found = {number: v for part in parts for number, v in part.items()}
         return dict(sorted(found.items()))
 
+    def least(self, measure: Callable[[], float]) -> float:
+        """Return the least of what the ranks measure, or raise what one of them raises. All have to call this."""
+        own: tuple[float, Exception | None]
+        try:
+            own = measure(), None
+        except Exception as error:
+            own = 0.0, _as_sent(error)
+        found = self.gathered(own)
+        for number, (_, failure) in found.items():
+            if failure is not None and number != self.number:
+                raise StateError(f"rank {number} can't take part: {failure}") from failure
+        if own[1] is not None:
+            raise own[1]
+        return min(value for value, _ in found.values())
+
     def compare(self, asked: Mapping[str, str]) -> None:
         """Raise OptionError on all ranks, with what differs, unless `asked` is the same on all. All have to call this.
 
