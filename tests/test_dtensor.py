@@ -16,7 +16,7 @@ from baoc_compile.core.codec import Rows
 from baoc_compile.core.shard import Shard
 from baoc_compile.runtime.session import known_session
 
-MODULES = "dtensor_shards", "dtensor_meshes", "dtensor_plans"
+MODULES = "dtensor_shards", "dtensor_meshes", "dtensor_plans", "dtensor_checkpoints"
 
 
 @pytest.mark.parametrize("case", cases_of(MODULES))
