@@ -46,7 +46,7 @@ def load(net: nn.Module, optimizer: Any, at: str, mesh: Any = None, **options: A
     set_state_dict(net, optimizer, model_state_dict=states[0], optim_state_dict=states[1], options=chosen)
 
 
-def on_some(counts: tuple[int, ...], run: Callable[[DeviceMesh], None]) -> None:
+def in_the_first(counts: tuple[int, ...], run: Callable[[DeviceMesh], None]) -> None:
     """Run in the first 1, 2, ... of all processes, one after the other."""
     for count in counts:
         mesh = DeviceMesh("cpu", list(range(count)))
@@ -80,7 +80,7 @@ def saved_and_loaded(plan: str, **options: Any) -> None:
             assert is_read(optimizer)
             assert_same(known, optimizer)
 
-        on_some((1, 2, 3), goes_on)
+        in_the_first((1, 2, 3), goes_on)
 
 
 def on_4_a_plan_that_was_solved_goes_with_the_state() -> None:
@@ -109,7 +109,7 @@ def on_4_a_plan_that_was_solved_goes_with_the_state() -> None:
                 # the groups of a row end where the shards do, so rows that are cut elsewhere are stored in other groups
                 assert torch.equal(a, b) if a.ndim != 1 else float((a - b).norm()) <= 0.01 * float(a.norm())
 
-        on_some((2, 3), goes_on)
+        in_the_first((2, 3), goes_on)
 
 
 def go_on(optimizer: Any, steps: Any) -> None:

@@ -19,8 +19,17 @@ from baoc_compile.runtime.session import known_session
 MODULES = "dtensor_shards", "dtensor_meshes", "dtensor_plans", "dtensor_checkpoints"
 
 
-@pytest.mark.parametrize("case", cases_of(MODULES))
-def test_in_several_processes(case):
+CASES = list(cases_of(MODULES))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("on_2")])
+def test_in_two_processes(case):
+    check(MODULES, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith("on_2")])
+def test_in_more_processes(case):
     check(MODULES, case)
 
 

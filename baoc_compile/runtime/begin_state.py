@@ -6,7 +6,7 @@ changed until then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class _Born:
 
     beginnings: Mapping[str, Beginning]
     values: dict[str, Any]
-    state: dict[Any, Any]
+    state: MutableMapping[Any, Any]
 
 
 @dataclass
@@ -106,7 +106,7 @@ def _equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and repr(a) == repr(b)
 
 
-def _put(state: dict[str, Any], key: str, entry: Any) -> None:
+def _put(state: MutableMapping[Any, Any], key: str, entry: Any) -> None:
     """Give an entry another value. A tensor is changed in place: the step is bound to it."""
     old = state.get(key)
     if isinstance(old, StateTensor) and isinstance(entry, StateTensor):

@@ -285,11 +285,9 @@ class StepReader:
 
     def _resolve_budget(self, table: ParameterTable) -> None:
         """Find out the budget in bytes, if it depends on what devices have left, or on their number."""
-        session = self.session
-        if session.request.budget is not None:
-            budget = resolved_budget(session.request.budget, table)
-            if budget is not session.request.budget:
-                session.request = replace(session.request, memory_budget=budget)
+        session, asked = self.session, self.session.request.memory_budget
+        if asked is not None and session.request.budget is not None:
+            session.request = replace(session.request, memory_budget=resolved_budget(asked, table))
 
     def foresee_state(self, has_closure: bool) -> None:
         """Decide how the state is stored that the next step makes although it can't be read, if that can be foreseen.

@@ -85,39 +85,48 @@ def windowed(func: Any, args: Any, kwargs: Any) -> Any:
 def receive(state: Any, spans: Spans, source: Tensor) -> None:
     """Copy `source` into the elements of `state` within `spans`.
 
-    Codes of the same codec are copied as they are, where the part has whole groups. What another codec has stored is stored anew,
-    and kept beside it as `state.loaded`, until `load_state_dict` takes it in its own form.
+    Codes of the same codec are copied as they are, where the part has whole groups. Other values are stored anew. Those that
+    another codec has stored are kept beside it, too, as `state.loaded`, until `load_state_dict` takes them in their own form.
     """
     state = state if state.origin is None else state.origin
-    of, there = (source.state, source.spans) if isinstance(source, Window) else (source, whole(source))
-    is_stored = isinstance(of, EagerState)
-    if is_stored:
-        state.note = of.note or state.note  # type: ignore[attr-defined]
-    if is_stored and of.codec is not state.codec:  # type: ignore[attr-defined]
-        if state.loaded is None:
-            state.loaded = state.as_stored_by(of.codec, of.salt)  # type: ignore[attr-defined]
-        receive(state.loaded, spans, source)
-    mine = parts_within(state, spans)
-    theirs = parts_within(of, there) if is_stored and of.codec is state.codec else None  # type: ignore[attr-defined]
-    if mine is not None and theirs is not None:
-        for name, part in mine.items():
-            part.copy_(theirs[name])
-        state.salt, state.stamp = of.salt, None  # type: ignore[attr-defined]
-        return
-    if state.codec.mechanism == "dropping":
-        return
-    values = source.plain() if isinstance(source, DecodedView) else source.decode() if is_stored else source
-    if spans != whole(state):
-        clock = None if "clock" not in state.parts else state.parts["clock"].clone()
-        patched = state.decode()
-        patched[tuple(slice(*span) for span in spans)] = values.to(patched.dtype)
-        state.store(patched)
-        if clock is not None:
-            state.parts["clock"].copy_(clock)
-    else:
-        state.store(values.to(state.dtype).expand(state.shape))
-    if is_stored and "clock" in of.parts and "clock" in state.parts:
+    of: Any = source.state if isinstance(source, Window) else source if isinstance(source, EagerState) else None
+    there = source.spans if isinstance(source, Window) else whole(source)
+    if of is not None:
+        state.note = of.note or state.note
+        if of.codec is state.codec:
+            mine, theirs = parts_within(state, spans), parts_within(of, there)
+            if mine is not None and theirs is not None:
+                for name, part in mine.items():
+                    part.copy_(theirs[name])
+                state.salt, state.stamp = of.salt, None
+                return
+        else:
+            state.loaded = state.as_stored_by(of.codec, of.salt) if state.loaded is None else state.loaded
+            receive(state.loaded, spans, source)
+    if state.codec.mechanism != "dropping":
+        _store(state, spans, source)
+    if of is not None and "clock" in of.parts and "clock" in state.parts:
         state.parts["clock"].copy_(of.parts["clock"])
+
+
+def _store(state: Any, spans: Spans, source: Any) -> None:
+    """Store values within `spans`; what is around them is stored again as it was, and the clock stays."""
+    values = (
+        source.plain()
+        if isinstance(source, DecodedView)
+        else source.decode()
+        if isinstance(source, EagerState)
+        else source
+    )
+    if spans == whole(state):
+        state.store(values.to(state.dtype).expand(state.shape))
+        return
+    around = state.decode()
+    around[tuple(slice(*span) for span in spans)] = values.to(around.dtype)
+    clock = {name: part.clone() for name, part in state.parts.items() if name == "clock"}
+    state.store(around)
+    for name, part in clock.items():
+        state.parts[name].copy_(part)
 
 
 def parts_within(state: Any, spans: Spans) -> dict[str, Tensor] | None:
