@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
-from distributed import cases_of, check
+from distributed import MOST_SECONDS, cases_of, check
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from baoc_compile.runtime.session import known_session
 MODULES = "dtensor_shards", "dtensor_meshes", "dtensor_plans", "dtensor_checkpoints"
 
 
+EXAMPLE = Path(__file__).parents[1] / "examples/fsdp2.py"
 CASES = list(cases_of(MODULES))
 
 
@@ -31,6 +35,16 @@ def test_in_two_processes(case):
 @pytest.mark.parametrize("case", [name for name in CASES if not name.startswith("on_2")])
 def test_in_more_processes(case):
     check(MODULES, case)
+
+
+@pytest.mark.slow
+def test_the_example_goes_on_with_another_number_of_processes(tmp_path):
+    for count, first in ((2, 0), (1, 10)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command += [str(EXAMPLE), str(tmp_path / "checkpoint")]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS, check=True).stdout
+        for rank in range(count):
+            assert f"rank {rank}: steps {first} to {first + 10}" in said, said
 
 
 def lanes_of(shard: Shard) -> list[int]:
