@@ -79,6 +79,7 @@ def on_2_a_gradient_that_is_not_summed_up() -> None:
 def on_3_uneven_shards() -> None:
     for plan in ("8bit", "4bit", "bf16"):
         compare(lambda net: sharded(net, row(3)), plan, steps=10)
+    compare(lambda net: sharded(net, row(3)), {"exp_avg": "8bit", "exp_avg_sq": "factored"}, steps=10, within=1e-6)
 
 
 def on_4_fully_sharded_and_hybrid() -> None:
@@ -87,6 +88,7 @@ def on_4_fully_sharded_and_hybrid() -> None:
     for plan in ("8bit", "4bit"):
         _, divided = compare(lambda net: sharded(net, mesh), plan)
     assert divided.param_groups[0]["params"][0].placements == (Replicate(), Shard(0))
+    compare(lambda net: sharded(net, mesh), {"exp_avg": "8bit", "exp_avg_sq": "factored"}, within=1e-6)
 
 
 def on_4_sharded_and_parallel() -> None:

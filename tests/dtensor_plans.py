@@ -49,13 +49,16 @@ def planned(budget: Any, steps: int = 10, skipped: int | None = None, **options:
 
 
 def on_2_one_plan_by_a_budget() -> None:
-    for budget, options in (("15%", {}), ("1.3 B/param", {}), ("40%", {"time_budget": "400%"})):
+    for budget, options in (("15%", {}), ("0.8 B/param", {}), ("40%", {"time_budget": "400%"})):
         optimizer = planned(budget, **options)
         plans = gathered(session_of(optimizer).plan().to_json())
         assert plans[0] == plans[1]
         whole = sum(p.numel() for p in optimizer.param_groups[0]["params"])
         if budget == "15%":
-            assert sum(gathered(baoc_compile.state_bytes(optimizer))) <= 0.15 * 8 * whole + 64 * 6
+            again = sum(
+                4 * (p.shape[1] + 1) for p in network().parameters() if p.ndim == 2
+            )  # means that both ranks hold
+            assert sum(gathered(baoc_compile.state_bytes(optimizer))) <= 0.15 * 8 * whole + again + 64 * 6
         profile = session_of(optimizer).configurator.profile
         assert profile.sampled_elements >= 6 * 32  # on both ranks, and of every parameter
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,14 @@ def is_divided(tensor: Tensor) -> bool:
         placement.is_shard() and tensor.device_mesh.size(dim) > 1  # type: ignore[attr-defined]
         for dim, placement in enumerate(tensor.placements)  # type: ignore[attr-defined]
     )
+
+
+def cut_of(tensor: Tensor) -> Literal["", "rows", "inside"]:
+    """Return how processes hold parts of a tensor: whole rows, parts inside of rows, or all of it ("")."""
+    if not is_divided(tensor):
+        return ""
+    cut = {p.dim for p in tensor.placements if p.is_shard()}  # type: ignore[attr-defined]
+    return "rows" if cut == {0} and tensor.ndim > 1 else "inside"
 
 
 def local_of(value: Any) -> Any:

@@ -19,6 +19,7 @@ from baoc_compile.kernels.launch.survey import Parameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.passes.migrate.unite_means import means_of
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Value, origin_of, values_in
@@ -47,6 +48,9 @@ class BoundStep:
         self.wholes, local = table.wholes, table.local
         self.bound = bind_launches(table, storage, reading.classes)
         self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
+        means = {launch: means_of(table, launch) for launch in self.bound.launches if launch.launch.graph.decays}
+        #: Launches that average over parts of rows -> these averages.
+        self.means = {launch: of for launch, of in means.items() if of}
         dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in local.parameters]
         self.parameters = Parameters(local.parameters, dtypes)
         self.parameters.look()
@@ -174,6 +178,8 @@ class BoundStep:
         tensors = [_as_tensor(values[value]) for value in self.bound.tensors]
         for launch in launches:
             launch(self.parameters, tensors)
+            if launch in self.means:
+                self.means[launch].unite()
         made = dict(self.bound.created)
         if self.bound.replays:
             here, of = self.present, table().local
@@ -271,6 +277,7 @@ class BoundStep:
         self._is_stale = True
         self.bound.created.clear()
         self._dictionaries, self._columns, self._counting, self._held_groups = Dictionaries([]), [], [], []
+        self.means = {}
         self._values, self.codebooks, self.weights.states = {}, CodebookRefresh([]), []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baoc_compile.core.codec import Codec, Slot
 from baoc_compile.core.parameter_table import ParameterTable
-from baoc_compile.core.shard import is_divided, local_of
+from baoc_compile.core.shard import cut_of, is_divided, local_of
 from baoc_compile.core.torch_private import is_distributed
 from baoc_compile.kernels.codecs.plain import Full
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
@@ -47,7 +47,7 @@ def as_found(slot: Slot, parameter: Tensor, value: Any) -> Slot:
 
     A rule proves by induction that a slot stays >= 0; the proof holds only if the slot begins there.
     """
-    slot = replace(slot, is_divided=True) if is_divided(parameter) else slot
+    slot = replace(slot, divided=cut_of(parameter)) if is_divided(parameter) else slot
     if slot.weight_dtype is None and follows_weight(parameter, value, is_signed=slot.nonnegative):
         return replace(slot, follows_weight=True, nonnegative=False)
     if not slot.nonnegative or not isinstance(value, Tensor) or not _has_negative(slot, value):

@@ -143,9 +143,13 @@ def parts_within(state: Any, spans: Spans) -> dict[str, Tensor] | None:
         return None
     found = {"clock": state.parts["clock"]} if "clock" in state.parts else {}
     for part in state.codec.stored_parts:
+        stored = state.parts[part.name]
+        if part.per == "shared" and state.codec.unites_rows and not is_cut and len(shape) > 1:
+            is_of_rows = state.codec.sharing(part, shape).is_of_rows(shape)
+            found[part.name] = stored[slice(*rows)] if is_of_rows else stored
+            continue
         if part.per not in ("element", "group"):
             return None
-        stored = state.parts[part.name]
         if len(shape) > 1:
             stored = stored[slice(*rows)]
         if is_cut:

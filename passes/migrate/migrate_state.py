@@ -14,6 +14,7 @@ from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.shard import LocalEntries
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.learn_codebook import SAMPLE_ELEMENTS
+from baoc_compile.passes.migrate.unite_means import UnitedMeans
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.state.entries import anchor_state, bytes_of, follows_weights, fresh, is_stored_by
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
@@ -48,6 +49,8 @@ def migrate_state(storage: Storage, table: ParameterTable, *, within_budget: boo
             state[key] = moved_away(state[key])
         parameter, first_lane = table.parameters[index], table.first_lane(index)
         state[key] = stored(parameter, state[key], codec, key, storage.seed, first_lane)
+    means = ((table.wholes[i], table.state(i)[key]) for _, i, key, codec in changes if codec.mechanism == "sharing")
+    UnitedMeans(means).unite()
     return len(changes) + migrate_weights(storage, table)
 
 

@@ -60,7 +60,7 @@ def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tenso
 class GradientSampler:
     """A recorder of `steps` consecutive steps and one extra gradient, for the parameters in `rules`.
 
-    Of DTensors, a process samples what it holds, and its share of the samples.
+    Of DTensors, a process samples what it holds, and its share of the samples. Means are those of the rows that it holds.
 
     `streams` holds the samples by parameter index. A parameter without a gradient in one of these steps is given up:
     its stream is removed.
@@ -169,8 +169,7 @@ class GradientSampler:
         }
         stream = GradientStream(self.table.wholes[i].numel(), at, values_at(parameter, at), slots, counters, lines)
         for slot in rule.slots:
-            is_whole = parameter.numel() == stream.numel  # else its means are no means of the whole
-            if is_whole and slot.nonnegative and not self._averages_of(rule, slot.key).reason:
+            if slot.nonnegative and not self._averages_of(rule, slot.key).reason:
                 moments = moments_of(state[slot.key], parameter)
                 means = self._at_elements(i, moments.rows, moments.columns)
                 stream.shared[slot.key] = SharedIncrements(means, moments.snr)

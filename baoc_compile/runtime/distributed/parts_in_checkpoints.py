@@ -17,6 +17,7 @@ from torch import Tensor
 from baoc_compile.core.shard import whole_of
 from baoc_compile.core.torch_private import is_distributed
 from baoc_compile.kernels.codecs.plain import Full
+from baoc_compile.passes.migrate.unite_means import UnitedMeans
 from baoc_compile.runtime.distributed.ranks import Ranks
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.state_tensor import StateTensor
@@ -69,7 +70,10 @@ def take_parts(session: Session) -> dict[str, Any] | None:
 
 
 def settle_parts(session: Session) -> None:
-    """Take state in the form in which it was loaded, where the plan says so. Full precision becomes plain tensors again."""
+    """Take state in the form in which it was loaded, where the plan says so. Full precision becomes plain tensors again.
+
+    All processes have to call this: what is loaded into some rows changes the means over all.
+    """
     table = session.table().local
     for index, key, value in _stored(session):
         codec = session.storage.of(index).codecs.get(key)
@@ -78,6 +82,7 @@ def settle_parts(session: Session) -> None:
         value.loaded = None
         if isinstance(value.codec, Full) and value.dtype == value.codec.parts[0].dtype:
             table.state(index)[key] = value.parts[value.codec.parts[0].name]
+    UnitedMeans((table.wholes[index], value) for index, _, value in _stored(session)).unite()
 
 
 def _stored(session: Session) -> Iterator[tuple[int, Any, StateTensor]]:

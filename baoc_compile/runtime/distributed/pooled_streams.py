@@ -8,7 +8,7 @@ import torch
 
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.core.shard import Shard
-from baoc_compile.passes.risk.gradient_stream import GradientStream
+from baoc_compile.passes.risk.gradient_stream import GradientStream, SharedIncrements
 from baoc_compile.passes.risk.sample_gradients import GradientSampler
 from baoc_compile.runtime.distributed.ranks import Ranks
 
@@ -54,8 +54,21 @@ def joined(parts: list[GradientStream]) -> GradientStream:
         [cat([p.grads[k] for p in parts]) for k in range(len(first.grads))],
         first.numbers,
         first.rules,
-        first.shared if len(parts) == 1 else {},
+        {key: _joined_means([p.shared[key] for p in parts]) for key in first.shared},
     )
+
+
+def _joined_means(parts: list[SharedIncrements]) -> SharedIncrements:
+    """Return the means that all sampled elements see; "mean" is the mean of the parts' means."""
+
+    def joined_of(means: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        elements = {name: torch.cat([m[name] for m in means]) for name in ("rows", "columns")}
+        return elements | {"mean": torch.stack([m["mean"] for m in means]).mean(0)}
+
+    steps = range(len(parts[0].added))
+    snr = {axis: sum(p.snr[axis] for p in parts) / len(parts) for axis in parts[0].snr}
+    added = [joined_of([p.added[k] for p in parts]) for k in steps]
+    return SharedIncrements(joined_of([p.start for p in parts]), snr, added, parts[0].decays)
 
 
 def _kinds(rules: list[UpdateRule]) -> list[str]:
