@@ -59,6 +59,7 @@ def on_2_one_plan_by_a_budget() -> None:
                 4 * (p.shape[1] + 1) for p in network().parameters() if p.ndim == 2
             )  # means that both ranks hold
             assert sum(gathered(baoc_compile.state_bytes(optimizer))) <= 0.15 * 8 * whole + again + 64 * 6
+        assert "bytes" in str(baoc_compile.report(optimizer))
         profile = session_of(optimizer).configurator.profile
         assert profile.sampled_elements >= 6 * 32  # on both ranks, and of every parameter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from random import Random
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from dtensor_training import (
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import baoc_compile
 from baoc_compile.core.shard import local_of
@@ -42,6 +43,39 @@ def on_2_other_optimizers() -> None:
     for make in (sgd, lion):
         for plan in ("8bit", "4bit"):
             compare(lambda net: sharded(net, row(2)), plan, make)
+
+
+def on_2_other_ways_to_step_and_to_look() -> None:
+    """A compiled step, a report, and a step of the user's own after `restore`."""
+    net, other = model(), sharded(model(), row(2))
+    alone, divided = adamw(net.parameters()), adamw(other.parameters())
+    for optimizer in (alone, divided):
+        optimizer.step = torch.compile(optimizer.step, backend="baoc", options={"plan": "8bit"})
+    train(alone, divided, range(4))
+    assert is_read(divided)
+    assert_same(alone, divided)
+    assert "rule" in str(baoc_compile.inspect(divided))
+    baoc_compile.restore(divided)
+    assert not any(
+        isinstance(local_of(v), baoc_compile.StateTensor) for s in divided.state.values() for v in s.values()
+    )
+
+
+def on_2_drawn_shapes() -> None:
+    """Tensors of one to three dimensions, cut wherever two processes cut them."""
+    draw, mesh = Random(0), row(2)
+    shapes = [(draw.randint(1, 20), draw.randint(300, 900)) for _ in range(8)]
+    shapes += [(draw.randint(1, 9), draw.randint(1, 20), draw.randint(30, 90)) for _ in range(6)]
+    shapes += [(64 * draw.randint(64, 99),) for _ in range(2)]
+    values = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
+    for plan in ("8bit", "4bit", "bf16"):
+        alone = adamw([nn.Parameter(v.clone()) for v in values])
+        divided = adamw([nn.Parameter(distribute_tensor(v, mesh, [Shard(0)])) for v in values])
+        for optimizer in (alone, divided):
+            baoc_compile.prepare(optimizer, plan=plan)
+        train(alone, divided, range(4))
+        assert is_read(divided)
+        assert_same(alone, divided)
 
 
 def on_2_one_row_cut_inside_a_group() -> None:

@@ -36,6 +36,7 @@ from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
 from baoc_compile.runtime.device_memory import resolved_budget
 from baoc_compile.runtime.distributed.local_gradients import LocalGradients
+from baoc_compile.runtime.distributed.ranks import Ranks
 from baoc_compile.runtime.session import Session
 
 log = logging.getLogger("baoc")
@@ -231,6 +232,7 @@ class StepReader:
         if keys <= self._audited:
             return
         found = audit_numbers(bound.reading, table, self.session.storage, self.function, bound.present)
+        found = Ranks.of(table).first_said(found)  # what one process finds concerns all
         if found:
             raise UnsupportedStep(found)
         self._audited |= keys

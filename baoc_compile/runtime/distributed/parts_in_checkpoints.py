@@ -58,7 +58,7 @@ def take_parts(session: Session) -> dict[str, Any] | None:
     own = next((value.note for _, _, value in _stored(session) if value.note), "")
     if ranks.is_alone and not own:
         return None
-    note = next(filter(None, ranks.gathered(own).values()), "")
+    note = ranks.first_said(own)
     for _, _, value in _stored(session):
         value.note = ""
     if not note:

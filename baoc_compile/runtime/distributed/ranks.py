@@ -59,6 +59,10 @@ class Ranks:
             found = {number: v for part in parts for number, v in part.items()}
         return dict(sorted(found.items()))
 
+    def first_said(self, text: str) -> str:
+        """Return the first text that is not empty among those of all ranks; empty if all are. All have to call this."""
+        return next(filter(None, self.gathered(text).values()), "")
+
     def least(self, measure: Callable[[], float]) -> float:
         """Return the least of what the ranks measure, or raise what one of them raises. All have to call this."""
         own: tuple[float, Exception | None]
