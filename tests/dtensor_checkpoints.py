@@ -152,6 +152,61 @@ def on_4_from_and_to_the_stock_optimizer() -> None:
         assert type(exported) is DTensor and type(exported.to_local()) is torch.Tensor
 
 
+def on_2_saved_in_the_background() -> None:
+    """`async_save` copies the state before it goes on; what is gathered on one rank is decoded."""
+    net = sharded(model(), row(2))
+    divided = adamw(net.parameters())
+    baoc_compile.prepare(divided, plan="8bit")
+    go_on(divided, range(3))
+    with folder() as at:
+        states = get_state_dict(net, divided)
+        expected = [whole(v).clone() for p in net.parameters() for v in divided.state[p].values()]
+        saving = checkpoint.async_save({"model": states[0], "optimizer": states[1]}, checkpoint_id=at)
+        go_on(divided, range(3, 5))
+        saving.result()
+        other = sharded(model(1), row(2))
+        loaded = adamw(other.parameters())
+        baoc_compile.prepare(loaded, plan="8bit")
+        load(other, loaded, at)
+    found = [whole(v) for p in other.parameters() for v in loaded.state[p].values()]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    chosen = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    gathered = get_state_dict(other, loaded, options=chosen)[1]
+    if distributed.get_rank() == 0:
+        assert torch.equal(gathered["state"]["0.weight"]["exp_avg"], expected[1])
+
+
+def on_2_what_is_kept_beside_weights() -> None:
+    """bf16 weights with 8 bits beside them: the bits of one process, also from a checkpoint."""
+    plan = {"*": "8bit", "param": "24bit"}
+    net, other = model().bfloat16(), sharded(model().bfloat16(), row(2))
+    alone, divided = adamw(net.parameters()), adamw(other.parameters())
+    for optimizer in (alone, divided):
+        baoc_compile.prepare(optimizer, plan=plan)
+
+    def take(steps: Any, divided: Any) -> None:
+        for step in steps:
+            draw = torch.Generator().manual_seed(step)
+            for p, q in zip(net.parameters(), divided.param_groups[0]["params"], strict=True):
+                p.grad = torch.randn(p.shape, generator=draw).bfloat16()
+                q.grad = placed(p.grad, q)
+            alone.step()
+            divided.step()
+        ours, theirs = baoc_compile.master_weights(alone), baoc_compile.master_weights(divided)
+        assert len(ours) == len(theirs) > 0
+        for p, q in zip(ours, theirs, strict=True):
+            assert torch.equal(p, whole(q)) and torch.equal(ours[p], whole(theirs[q]))
+
+    take(range(4), divided)
+    with folder() as at:
+        save(other, divided, at)
+        again = sharded(model(1).bfloat16(), row(2))
+        loaded = adamw(again.parameters())
+        baoc_compile.prepare(loaded, plan=plan)
+        load(again, loaded, at)
+    take(range(4, 8), loaded)
+
+
 def on_4_a_file_of_each_rank() -> None:
     """`torch.save` of the `state_dict` on every rank, loaded by the same ranks."""
     divided = adamw(sharded(model(), row(4)).parameters())
@@ -167,7 +222,7 @@ def on_4_a_file_of_each_rank() -> None:
         local_of(p).copy_(local_of(placed(value, p)))
     loaded = adamw(other.parameters())
     baoc_compile.prepare(loaded, plan="8bit")
-    loaded.load_state_dict(torch.load(file, weights_only=False))
+    loaded.load_state_dict(torch.load(file, weights_only=True))
     go_on(loaded, range(3, 6))
     assert is_read(loaded)
     for p, q in zip(divided.param_groups[0]["params"], other.parameters(), strict=True):

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -303,6 +303,9 @@ class Codec(ABC):
         if of_all and slot.divided and not (slot.divided == "rows" and self.unites_rows):
             return f"several processes hold parts of {slot.key!r}, and {self.name} is made of all its elements"
         return slot.why_exact or (slot.why_fine if self.relative_error > FINE else "")
+
+    def __deepcopy__(self, memo: Any) -> Codec:
+        return self  # codecs are known by identity
 
     def __repr__(self) -> str:
         return self.name

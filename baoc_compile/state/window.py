@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.codec import GROUP_SIZE
-from baoc_compile.core.torch_private import no_torch_function
+from baoc_compile.core.torch_private import no_torch_function, wrapper_tensor
 from baoc_compile.state.decoded_view import DecodedView
 from baoc_compile.state.eager_state import EagerState, is_fake
 
@@ -27,9 +27,11 @@ class Window(DecodedView):
 
     @staticmethod
     def at(state: EagerState, spans: Spans) -> Window:
-        """Return a window on a state."""
-        self = Window.of(state, lambda values: values[tuple(slice(*span) for span in spans)])
-        self.spans = spans
+        """Return a window on a state, which is not decoded for that."""
+        index = tuple(slice(*span) for span in spans)
+        shown = torch.empty(tuple(state.shape), dtype=state.dtype, device="meta")[index]
+        self: Any = wrapper_tensor(Window, tuple(shown.shape), state.dtype, state.device, shown.stride())
+        self.state, self.show, self.spans = state, lambda values: values[index], spans
         return self
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -68,7 +70,7 @@ def sliced(spans: Spans, dim: int = 0, start: Any = None, end: Any = None, step:
 
 
 def windowed(func: Any, args: Any, kwargs: Any) -> Any:
-    """Return what an operation on whole compressed state does by windows: slices, and copies of state; None for any other."""
+    """Return what an operation of a checkpoint on compressed state does without decoding it; None for any other operation."""
     aten, state = torch.ops.aten, args[0] if args else None
     if not isinstance(state, EagerState) or is_fake(state):
         return None
@@ -79,6 +81,11 @@ def windowed(func: Any, args: Any, kwargs: Any) -> Any:
         return state.alias()  # type: ignore[attr-defined]
     if func is aten.slice.Tensor and (spans := sliced(whole(state), *args[1:], **kwargs)) is not None:
         return Window.at(state, spans)
+    if func is aten.is_pinned.default:
+        return any(part.is_pinned() for part in state.parts.values())
+    if func is aten.new_empty.default and tuple(args[1]) == tuple(state.shape) and kwargs.get("device") is not None:
+        # by this, checkpoints that are saved in the background make a copy, whose attributes they then set
+        return state.like(lambda part: torch.empty_like(part, device=kwargs["device"]))  # type: ignore[attr-defined]
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -95,6 +96,9 @@ class _Transcoder:
         table.point_at([t.data_ptr() for t in tensors])
         self.executable.run(table)
         self.tables.append(table)
+
+    def __deepcopy__(self, memo: Any) -> _Transcoder:
+        return self  # it holds no tensors
 
     def takes(self, value: Tensor) -> bool:
         """Return whether a tensor's memory holds the values as the program reads them."""
