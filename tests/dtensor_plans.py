@@ -72,7 +72,7 @@ def on_2_bytes_are_those_of_one_device() -> None:
     optimizer = planned("fit")
     assert gathered(session_of(optimizer).plan().to_json())[0] == session_of(optimizer).plan().to_json()
     assert whole * 0.5 < baoc_compile.state_bytes(optimizer) <= whole + 64 * 6
-    optimizer = planned(whole)
+    optimizer = planned(whole, steps=2)
     assert whole * 0.5 < baoc_compile.state_bytes(optimizer) <= whole + 64 * 6
 
 

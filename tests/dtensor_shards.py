@@ -68,7 +68,7 @@ def on_2_drawn_shapes() -> None:
     shapes += [(draw.randint(1, 9), draw.randint(1, 20), draw.randint(30, 90)) for _ in range(6)]
     shapes += [(64 * draw.randint(64, 99),) for _ in range(2)]
     values = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
-    for plan in ("8bit", "4bit", "bf16"):
+    for plan in ("8bit", "4bit"):
         alone = adamw([nn.Parameter(v.clone()) for v in values])
         divided = adamw([nn.Parameter(distribute_tensor(v, mesh, [Shard(0)])) for v in values])
         for optimizer in (alone, divided):
