@@ -7,12 +7,12 @@ from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import OptionError, StateError
-from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import Profile
 from baoc_compile.passes.plan.solve_plan import solve_profile
 from baoc_compile.runtime.configurator import Configurator
 from baoc_compile.runtime.session import known_session
 from baoc_compile.state.plan import Plan
+from baoc_compile.state.planner_options import PlannerOptions
 
 
 def profile(

@@ -14,7 +14,7 @@ from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.options import Options
 from baoc_compile.passes.blocks.record_calls import ForwardGraph
 from baoc_compile.passes.blocks.record_forward import watch_forward
-from baoc_compile.passes.capture.refuse_overlap import refuse_overlap
+from baoc_compile.passes.capture.refuse_overlap import refuse_overlap, refuse_wrappers
 from baoc_compile.passes.migrate.migrate_state import decode_state
 from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.lead_methods import lead_methods
@@ -57,8 +57,8 @@ def prepare(
     State is made for the parameters that require gradients. A step that can't be read before it has run once (it needs a
     closure, or gradients that do not exist yet) is read at its first call; until then nothing is compressed.
 
-    Raises OptionError for a bad option and for parameters that share memory (it names them), PlanError for a bad plan,
-    and BudgetError for a budget that can't be met. Nothing has changed then.
+    Raises OptionError for a bad option and for parameters that share memory or have it elsewhere (it names them), PlanError
+    for a bad plan, and BudgetError for a budget that can't be met. Nothing has changed then.
     """
     optimizer = inside(optimizer)
     refuse_differentiable(optimizer)
@@ -69,6 +69,7 @@ def prepare(
         session = session_of(optimizer)
         try:
             table = ParameterTable.of(optimizer, model) if model is not None else session.table()
+            refuse_wrappers(table)
             refuse_overlap(table)
             before = session.request
             session.request = before.or_else(asked, is_settled=bool(session.storage.parameters))
@@ -97,6 +98,7 @@ def adopt(optimizer: Any, options: Any) -> None:
     is_new = known_session(optimizer) is None
     session = session_of(optimizer)
     try:
+        refuse_wrappers(session.table())
         with suppress(UnsupportedStep):  # the step is refused when it runs
             refuse_overlap(session.table())
         session.request = session.request.or_else(parsed.request, is_settled=bool(session.storage.parameters))

@@ -10,7 +10,7 @@ from small_training import SOON, Small, Training
 
 import baoc_compile
 from baoc_compile import OptionError
-from baoc_compile.core.planner_options import PlannerOptions
+from baoc_compile.state.planner_options import PlannerOptions
 
 BAD = [
     ({"warmup_steps": -1}, "warmup_steps"),

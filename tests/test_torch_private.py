@@ -33,6 +33,41 @@ def test_from_tensor_makes_stand_ins_that_keep_shapes():
     assert isinstance(stand_in, private.FakeTensor) and stand_in.shape == (2, 3)
 
 
+@pytest.fixture
+def mesh():
+    """A mesh of this process alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_names_of_tensors_that_several_processes_hold(mesh):
+    """Steps would run on DTensors, whose memory is elsewhere; state would be decoded by the view that `from_local` makes."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    whole = distribute_tensor(torch.arange(6.0).view(3, 2), mesh, [Shard(0)])
+    local = private.local_tensor(whole)
+    assert private.is_distributed(whole) and private.is_wrapper(whole) and not private.is_distributed(local)
+    assert not private.is_wrapper(local) and private.local_tensor(whole) is local
+    assert private.shard_in_whole(whole) == ((3, 2), (0, 0))
+    other = torch.zeros(3, 2, dtype=torch.bfloat16)
+    like = private.distributed_like(whole, other)
+    assert private.local_tensor(like) is other and like.dtype == torch.bfloat16
+    assert (like.shape, like.placements, like.device_mesh) == (whole.shape, whole.placements, mesh)
+
+
+def test_a_tensor_that_is_under_way_is_waited_for(mesh):
+    """A gradient would be read before it has arrived."""
+    from torch.distributed import _functional_collectives as collectives
+    from torch.distributed.tensor import DTensor, Partial
+
+    part = DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False)
+    part._local_tensor = collectives.AsyncCollectiveTensor(torch.ones(4))
+    assert type(private.local_tensor(part)) is torch.Tensor
+
+
 def test_unset_fake_temporarily():
     """Codecs are traced while torch traces: their constants would be fake."""
     with private.FakeTensorMode(), private.unset_fake_temporarily():

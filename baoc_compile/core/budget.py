@@ -22,7 +22,8 @@ class MemoryBudget:
 
     text: the budget as the user wrote it.
     amount: its number, in `unit`; 0 for "fit".
-    unit: "%" of full-precision state, "B/param", "B", or "fit" (what the device has left).
+    unit: "%" of full-precision state, "B/param", "B", "fit" (what the device has left), or "B on all" devices that hold parts
+        of the state.
     """
 
     text: str
@@ -63,6 +64,10 @@ class MemoryBudget:
     def resolved(self, left_bytes: int) -> MemoryBudget:
         """Return the same budget as a number of bytes, now that `left_bytes` are known to be left."""
         return MemoryBudget(self.text, left_bytes, "B")
+
+    def on_all(self, amount: float) -> MemoryBudget:
+        """Return the same budget as the bytes that the parts on all devices may take, now that these are known."""
+        return MemoryBudget(self.text, amount, "B on all")
 
     def in_bytes(self, full_state_bytes: int, parameter_numel: int, other_bytes: int = 0) -> int:
         """Return the limit in bytes.

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,6 +120,11 @@ class Sharing(NamedTuple):
     run: int
     cycle: int
 
+    def is_of_rows(self, shape: torch.Size) -> bool:
+        """Return whether each row of a tensor of `shape` has a value of its own."""
+        rows = Rows.of(shape)
+        return self == (rows.columns, rows.count)
+
     def of(self, index: Tensor) -> Tensor:
         """Return the number of the shared value of each element in `index`, which holds row-major indices."""
         return index // max(self.run, 1) % max(self.cycle, 1)
@@ -153,6 +158,7 @@ class Slot:
     why_not_shared: why its values can't be shared; empty if they may be.
     why_not_dropped: why it can't be dropped; empty if it may be.
     weight_dtype: the parameter's type if this is the weight, else None.
+    divided: how several processes hold parts of it: whole "rows", or parts "inside" of rows; empty if each holds all.
     """
 
     key: str
@@ -163,6 +169,9 @@ class Slot:
     why_not_shared: str = "its update is not known as a rule"
     why_not_dropped: str = "its update is not known as a rule"
     weight_dtype: torch.dtype | None = None
+    divided: Literal["", "rows", "inside"] = field(
+        default="", repr=False
+    )  # a rule is the same on any number of processes
 
 
 def sign_mismatch(name: str, signed: bool, slot: Slot) -> str:
@@ -209,6 +218,7 @@ class Codec(ABC):
     group_size: `GROUP_SIZE`; None for a codec without groups.
     follows_weight: whether it stores the difference to the parameter.
     stochastic: whether it rounds stochastically, and so needs random words and a clock.
+    unites_rows: whether its means over some rows and over the others make those over all.
 
     Shapes: values are float32 `[groups, width]`, where `width` is `GROUP_SIZE`, or any number if `group_size` is None. An
     "element" part has the shape of the values, a "group" part is `[groups, 1]`, a "codebook" part is `[count]`. A
@@ -224,6 +234,7 @@ class Codec(ABC):
     group_size: int | None = None
     follows_weight: bool = False
     stochastic: bool = False
+    unites_rows: bool = False
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
@@ -288,7 +299,13 @@ class Codec(ABC):
             return f"{self.name} stores state, not weights"
         if slot.follows_weight and self.mechanism in ("sharing", "dropping"):
             return f"{slot.key!r} follows the weights, no two of which have a value in common"
+        of_all = any(part.per in ("shared", "codebook") for part in self.parts)
+        if of_all and slot.divided and not (slot.divided == "rows" and self.unites_rows):
+            return f"several processes hold parts of {slot.key!r}, and {self.name} is made of all its elements"
         return slot.why_exact or (slot.why_fine if self.relative_error > FINE else "")
+
+    def __deepcopy__(self, memo: Any) -> Codec:
+        return self  # codecs are known by identity
 
     def __repr__(self) -> str:
         return self.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.names import identifier
+from baoc_compile.core.shard import LocalEntries, Shard, local_of, whole_of
 
 RoleKind = Literal["param", "grad", "state", "nested", "scalar"]
 
@@ -34,8 +35,11 @@ class InputRole:
 class ParameterTable:
     """The parameters of an optimizer in its own order: group after group, as in `state_dict`.
 
+    What decides and what records takes the optimizer's own parameters; what binds, converts and launches takes `local`.
+
     optimizer: held weakly, so that a table does not keep an optimizer alive.
     parameters: the parameters, by index.
+    wholes: the same; for a table of local tensors, the optimizer's own parameters.
     names: their names, by index.
     groups: the number of each parameter's group, by index.
     """
@@ -49,6 +53,7 @@ class ParameterTable:
     ):
         self._optimizer = weakref.ref(optimizer)
         self.parameters, self.names, self.groups = list(parameters), list(names), list(groups)
+        self.wholes = self.parameters
 
     @classmethod
     def of(cls, optimizer: Any, model: torch.nn.Module | None = None) -> ParameterTable:
@@ -83,9 +88,35 @@ class ParameterTable:
             raise StateError("the optimizer of this step is gone: keep a reference to it as long as you step it")
         return optimizer
 
-    def state(self, index: int) -> dict[str, Any]:
-        """Return the optimizer's own state of one parameter; empty if there is none yet."""
-        return self.optimizer.state.get(self.parameters[index], {})
+    @property
+    def local(self) -> ParameterTable:
+        """The table of what this process holds: local tensors in place of DTensors, among parameters and state."""
+        parameters = [local_of(whole) for whole in self.wholes]
+        if all(local is whole for local, whole in zip(parameters, self.wholes, strict=True)):
+            return self
+        table = ParameterTable(self.optimizer, parameters, self.names, self.groups)
+        table.wholes = self.wholes
+        return table
+
+    def state(self, index: int) -> MutableMapping[Any, Any]:
+        """Return the optimizer's own state of one parameter; empty if there is none yet.
+
+        In a table of local tensors, it is seen entry by entry as this process holds it.
+        """
+        whole = self.wholes[index]
+        entries = self.optimizer.state.get(whole, {})
+        return entries if whole is self.parameters[index] else LocalEntries(whole, entries)
+
+    def first_lane(self, index: int) -> int:
+        """Return the number of the first lane that this process holds of a parameter, among those of the whole."""
+        return Shard.of(self.wholes[index]).first_lane
+
+    def put(self, index: int, key: Any, value: Any) -> None:
+        """Give the optimizer's state of one parameter an entry."""
+        whole, state = self.wholes[index], self.optimizer.state
+        if whole not in state:
+            state[whole] = {}
+        state[whole][key] = whole_of(whole, value)
 
     def short_name(self, index: int) -> str:
         """Return the parameter's name as an identifier, which need not be unique."""

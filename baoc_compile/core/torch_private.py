@@ -4,6 +4,8 @@ No release promises to keep these names. No other file of the package uses a pri
 `tests/test_torch_private.py` checks that each does what the package relies on. All exist in torch 2.11, the oldest
 release that pyproject.toml admits. Operators such as `torch.ops.aten._to_copy` don't count as private: they are
 published core ATen operators.
+
+Over 350 lines: this is one list, in which a reader finds every private name.
 """
 
 from __future__ import annotations
@@ -91,6 +93,56 @@ def wrapper_tensor(
 
 #: Base class of batch and instance normalization in every dimension. `cast_model` keeps their weights in fp32.
 BatchNormalization = nn.modules.batchnorm._NormBase
+
+
+# Tensors that several processes hold together
+
+
+def is_distributed(value: Any) -> bool:
+    """Return whether a value is a DTensor. While nobody has imported DTensor, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Return whether a tensor is of a class, such as DTensor, whose elements are elsewhere."""
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def local_tensor(tensor: Any) -> Tensor:
+    """Return what this process holds of a DTensor: the same object every time, as its public method does not.
+
+    A gradient may still be on its way from other processes; it has arrived when this returns.
+    """
+    local = tensor._local_tensor
+    return local.wait() if isinstance(local, _functional_collectives().AsyncCollectiveTensor) else local
+
+
+def _functional_collectives() -> Any:
+    return sys.modules["torch.distributed._functional_collectives"]
+
+
+def distributed_like(tensor: Any, local: Tensor) -> Tensor:
+    """Return a DTensor of the same shape and placements around another local tensor.
+
+    The public `DTensor.from_local` makes a view of the local tensor, and views of compressed state are decoded.
+    """
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    meta = TensorMeta(tensor.shape, tensor.stride(), local.dtype)
+    spec = DTensorSpec(tensor.device_mesh, tensor.placements, tensor_meta=meta)
+    return DTensor(local, spec, requires_grad=False)  # type: ignore[call-arg]
+
+
+def shard_in_whole(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of what this process holds of a DTensor, and the index of its first element.
+
+    Without it, random words would not be those of the whole.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
 
 
 # torch.compile

@@ -80,7 +80,7 @@ def audit_numbers(
     reading: Reading, table: ParameterTable, storage: Storage, function: Callable[..., Any], present: frozenset[int]
 ) -> str:
     """Run the user's step and ours on copies of one piece of each kind; return what differs, or an empty text."""
-    chosen = _chosen(reading, table, present)
+    chosen = _chosen(reading, table.local, present)
     if not chosen or reading.recording.reads_gradients:
         return ""
     try:

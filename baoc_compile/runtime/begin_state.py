@@ -6,14 +6,14 @@ changed until then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from baoc_compile.core.codec import Codec, Slot
+from baoc_compile.core.codec import Slot
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.migrate.migrate_state import stored
@@ -38,7 +38,7 @@ class _Born:
 
     beginnings: Mapping[str, Beginning]
     values: dict[str, Any]
-    state: dict[Any, Any]
+    state: MutableMapping[Any, Any]
 
 
 @dataclass
@@ -80,22 +80,21 @@ class Unborn:
             for key in born.beginnings:
                 entries.pop(key, None)
             if not entries:
-                table.optimizer.state.pop(table.parameters[index], None)
+                table.optimizer.state.pop(table.wholes[index], None)
         self._of, self._zeros, self._numbers = {}, set(), {}
 
     def begin_anew(self, session: Session, present: frozenset[int]) -> None:
         """Make the state of parameters that take their first step now again, where its beginning has changed."""
         table, storage = session.table(), session.storage
         for index in present & self._of.keys():
-            born, parameter = self._of[index], table.parameters[index]
+            born, of = self._of[index], table.local
             for key, beginning in born.beginnings.items():
                 if not _depends(beginning) or table.state(index) is not born.state:
                     continue
                 value = _number(beginning.value, table)
                 if beginning.kind != "parameter" and _equal(value, born.values[key]):
                     continue
-                entry = _entry(parameter, beginning, value, storage.of(index).codecs.get(key), key, storage.seed)
-                _put(table.state(index), key, entry)
+                _put(of.state(index), key, _entry(of, index, key, beginning, value, storage))
                 born.values[key] = value
 
 
@@ -107,7 +106,7 @@ def _equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and repr(a) == repr(b)
 
 
-def _put(state: dict[str, Any], key: str, entry: Any) -> None:
+def _put(state: MutableMapping[Any, Any], key: str, entry: Any) -> None:
     """Give an entry another value. A tensor is changed in place: the step is bound to it."""
     old = state.get(key)
     if isinstance(old, StateTensor) and isinstance(entry, StateTensor):
@@ -121,37 +120,39 @@ def _put(state: dict[str, Any], key: str, entry: Any) -> None:
 
 def begin_state(reading: Reading, table: ParameterTable, storage: Storage) -> dict[int, _Born]:
     """Make the missing state of every parameter of a reading; return what was made, by parameter index."""
-    optimizer, made = table.optimizer, {}
+    made, local = {}, table.local
     for index, beginnings in reading.beginnings.items():
-        parameter, state = table.parameters[index], table.state(index)
+        state = table.state(index)
         missing = {key: b for key, b in beginnings.items() if key not in state}
         if not missing:
             continue
-        codecs = storage.of(index).codecs
         values = {key: _number(b.value, table) for key, b in missing.items()}
-        entries = {
-            key: _entry(parameter, b, values[key], codecs.get(key), key, storage.seed) for key, b in missing.items()
-        }
-        optimizer.state[parameter].update(entries) if parameter in optimizer.state else optimizer.state.__setitem__(
-            parameter, entries
-        )
+        entries = {key: _entry(local, index, key, b, values[key], storage) for key, b in missing.items()}
+        for key, entry in entries.items():
+            table.put(index, key, entry)
         made[index] = _Born(missing, values, table.state(index))
     return made
 
 
-def _entry(parameter: Tensor, beginning: Beginning, value: Any, codec: Codec | None, key: str, seed: int) -> Any:
-    """Return a new entry of the state."""
+def _entry(table: ParameterTable, index: int, key: str, beginning: Beginning, value: Any, storage: Storage) -> Any:
+    """Return a new entry of the state, of what this process holds.
+
+    table: the table of local tensors.
+    """
+    parameter, shape, codec = table.parameters[index], table.wholes[index].shape, storage.of(index).codecs.get(key)
     if beginning.kind == "number":
         return value if beginning.dtype is None else torch.tensor(value, dtype=beginning.dtype)
     assert beginning.dtype is not None
     if beginning.kind == "parameter":
         copied = parameter.detach().to(beginning.dtype, copy=True)
-        return copied if codec is None else stored(parameter, copied, codec, key, seed)
-    if codec is None or tuple(beginning.shape) != tuple(parameter.shape):
-        if tuple(beginning.shape) == tuple(parameter.shape):
+        if codec is None:
+            return copied
+        return stored(parameter, copied, codec, key, storage.seed, table.first_lane(index))
+    if codec is None or tuple(beginning.shape) != tuple(shape):
+        if tuple(beginning.shape) == tuple(shape):
             return torch.full_like(parameter, value, dtype=beginning.dtype, requires_grad=False).detach()
         return torch.full(beginning.shape, value, dtype=beginning.dtype, device=parameter.device)
-    return fresh(parameter, beginning.dtype, value, codec, key, seed)
+    return fresh(parameter, beginning.dtype, value, codec, key, storage.seed, table.first_lane(index))
 
 
 def _number(value: Any, table: ParameterTable) -> Any:

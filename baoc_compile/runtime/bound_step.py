@@ -19,6 +19,7 @@ from baoc_compile.kernels.launch.survey import Parameters, SomeParameters
 from baoc_compile.passes.capture.leaves import constant_of, constants_of, is_constant, is_left_out, leaves_of
 from baoc_compile.passes.capture.surroundings import Surroundings
 from baoc_compile.passes.migrate.refresh_codebooks import CodebookRefresh
+from baoc_compile.passes.migrate.unite_means import means_of
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.numbers.expressions import Expression
 from baoc_compile.passes.recorder.recording import Value, origin_of, values_in
@@ -36,8 +37,9 @@ class BoundStep:
 
     reading: the step.
     only: the parameters that it steps; of the others it knows nothing. None for all that the reading has.
+    wholes: the optimizer's parameters.
     bound: its launches and replays.
-    parameters: where parameters and gradients are.
+    parameters: where parameters and gradients are, as far as this process holds them.
     rules: parameter index -> rule, for parameters whose update is elementwise.
     """
 
@@ -51,11 +53,15 @@ class BoundStep:
     ):
         self.reading, self.storage, self._function = reading, storage, function
         anchor_state(table)
+        self.wholes, local = table.wholes, table.local
         self.bound = bind_launches(table, storage, reading.classes)
         self.numbers = BoundNumbers(reading.numbers, reading.classes, self.bound, table)
-        dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in table.parameters]
-        all_of = table.parameters
-        self.parameters = Parameters(all_of, dtypes) if only is None else SomeParameters(all_of, dtypes, only)
+        means = {launch: means_of(table, launch) for launch in self.bound.launches if launch.launch.graph.decays}
+        #: Launches that average over parts of rows -> these averages.
+        self.means = {launch: of for launch, of in means.items() if of}
+        here = local.parameters
+        dtypes = [p.dtype if p.grad is None else p.grad.dtype for p in here]
+        self.parameters = Parameters(here, dtypes) if only is None else SomeParameters(here, dtypes, only)
         self.parameters.look()
         self.covered = np.array([i in reading.present for i in range(len(table.parameters))])
         self._all_covered = bool(self.covered.all())
@@ -70,7 +76,7 @@ class BoundStep:
         changed = dict.fromkeys(origin_of(call.results[0]) for call in recording.prelude if call.is_inplace)
         self._changed_by_prelude = [v for v in changed if v.call is None] if recording.conditions else []
         self._values: dict[Any, Any] = {}
-        self._layouts = [_layout(p) for p in table.parameters]
+        self._layouts = [_layout(p) for p in local.parameters]
         self._is_stale = False
         self._hold(table, held)
 
@@ -132,8 +138,7 @@ class BoundStep:
             return False
         if not self._is_careful:
             return True
-        parameters = self.parameters.tensors
-        now = {source: constant_of(value) for source, value in leaves_of(optimizer, parameters)}
+        now = {source: constant_of(value) for source, value in leaves_of(optimizer, self.wholes)}
         return now == self._constants
 
     def look(self) -> bool:
@@ -166,7 +171,7 @@ class BoundStep:
         recording = self.reading.recording
         changed: list[tuple[Tensor, Tensor]] = []
         if recording.prelude or self.bound.tensors or recording.conditions:
-            changed = self._run_prelude(table(), values)
+            changed = self._run_prelude(table().local, values)
         self._values = values
         early, launches = self.bound.launches[: self.bound.early], self.bound.launches[self.bound.early :]
         if early:
@@ -183,19 +188,20 @@ class BoundStep:
         tensors = [_as_tensor(values[value]) for value in self.bound.tensors]
         for launch in launches:
             launch(self.parameters, tensors)
+            if launch in self.means:
+                self.means[launch].unite()
         made = dict(self.bound.created)
         if self.bound.replays:
-            here, of = self.present, table()
+            here, of = self.present, table().local
             for replay in self.bound.replays:
                 if here.issuperset(replay.indices):
                     made |= replay(of, values)
         written = self._write_elements(table, values)
         if made:
-            optimizer, parameters = table().optimizer, self.parameters.tensors
-            here = self.present
+            here, of = self.present, table()
             for (index, key), tensor in made.items():
                 if index in here:
-                    optimizer.state[parameters[index]][key] = tensor
+                    of.put(index, key, tensor)
         self._hold_replaced(table, {*made, *written})
         self.weights.note()
 
@@ -256,7 +262,7 @@ class BoundStep:
             if i.origin == "constants":
                 found[i.name] = piece.constants[i.position]
             elif i.origin in ("numel", "columns"):
-                found[i.name] = size_of(i, self.parameters.tensors[index])
+                found[i.name] = size_of(i, self.wholes[index])
             elif i.position in numbers:
                 found[i.name] = float(numbers[i.position])
             else:
@@ -281,6 +287,7 @@ class BoundStep:
         self._is_stale = True
         self.bound.created.clear()
         self._dictionaries, self._columns, self._counting, self._held_groups = Dictionaries([]), [], [], []
+        self.means = {}
         self._values, self.codebooks, self.weights.states = {}, CodebookRefresh([]), []
 
 

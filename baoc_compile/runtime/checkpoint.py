@@ -16,16 +16,15 @@ import torch
 
 from baoc_compile.core.codec import WEIGHT_KEY
 from baoc_compile.core.errors import PlanError
+from baoc_compile.core.shard import local_of, whole_of
 from baoc_compile.kernels.codecs.catalogue import codec_named, full_precision
+from baoc_compile.runtime.distributed.parts_in_checkpoints import KEY, settle_parts, show_parts, take_parts
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import anchor_state, state_tensors
 from baoc_compile.state.plan import Plan
 from baoc_compile.state.state_tensor import StateTensor
 
 log = logging.getLogger("baoc")
-
-#: The entry of `state_dict` with the plan and the configurator's state. Stock optimizers ignore it.
-KEY = "baoc"
 
 
 def keep_in_checkpoints(session: Session) -> None:
@@ -40,6 +39,7 @@ def keep_in_checkpoints(session: Session) -> None:
         if known is not None and known.storage.parameters:
             configurator = known.configurator.state_dict() if known.configurator is not None else known.resumed
             state[KEY] = {"plan": known.plan().to_json(), "configurator": configurator}
+            show_parts(known, state)
 
     def load(_: Any, state: dict[str, Any]) -> None:
         known = reference()
@@ -49,6 +49,10 @@ def keep_in_checkpoints(session: Session) -> None:
     def anchor(_: Any) -> None:
         known = reference()
         if known is not None:
+            note = take_parts(known)
+            if note is not None:
+                _restore(known, note)
+            settle_parts(known)
             for state in state_tensors(known.table()):
                 state.stamp = None if state.anchor is not None else state.stamp  # weights may have changed with them
             anchor_state(known.table())
@@ -118,16 +122,18 @@ def master_weights(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:
     Use them for a checkpoint in full precision, or to go on training in fp32.
     """
     return {
-        parameter: entries[WEIGHT_KEY].decode_weight(parameter)
+        parameter: whole_of(parameter, local_of(entries[WEIGHT_KEY]).decode_weight(local_of(parameter)))
         for parameter, entries in optimizer.state.items()
         if isinstance(entries, dict) and _is_of_weight(entries.get(WEIGHT_KEY))
     }
 
 
 def _is_of_weight(value: Any) -> bool:
+    value = local_of(value)
     return isinstance(value, StateTensor) and value.codec.mechanism == "weight"
 
 
 @torch.no_grad()
 def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, StateTensor) else value
+    local = local_of(value)
+    return whole_of(value, local.decode()) if isinstance(local, StateTensor) else value

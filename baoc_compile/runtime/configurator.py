@@ -19,7 +19,6 @@ from typing import Any
 
 from baoc_compile.core.budget import MemoryBudget, TimeBudget
 from baoc_compile.core.errors import BudgetError
-from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.core.profile import Profile
 from baoc_compile.core.rule import UpdateRule
 from baoc_compile.passes.blocks.group_blocks import group_blocks
@@ -30,7 +29,10 @@ from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_buffer_bytes
 from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock
+from baoc_compile.runtime.distributed.pooled_streams import pooled_streams
+from baoc_compile.runtime.distributed.ranks import Ranks
 from baoc_compile.runtime.session import Session, known_session
+from baoc_compile.state.planner_options import PlannerOptions
 
 log = logging.getLogger("baoc")
 
@@ -156,20 +158,16 @@ class Configurator:
         sampler, self.sampler = self.sampler, None
         assert sampler is not None
         self.due = self.planner.next_after(self.steps)
+        ranks = Ranks.of(self.session.table())
         with self._timed("solving"):
-            self.profile = self.profile_now(sampler.rules, sampler.streams if sampler.is_complete else {})
-            budget = self.session.request.budget
-            if not self.decides or budget is None:
-                return
-            try:
-                solution = self.solve(self.profile, budget, self.planner.time_budget)
-            except BudgetError as error:
-                self._note(f"kept the plan: {error}")
-                return
-            self.solution = solution
-            reason = self._reason_to_keep(solution)
+            if not ranks.is_alone:
+                ranks.compare({"the steps taken": str(self.steps), "the plan in force": self.session.plan().to_json()})
+            streams = pooled_streams(ranks, sampler)
+            self.profile, solution, reason = ranks.decided_by_first(lambda: self._decided(sampler.rules, streams))
+            self.solution = solution or self.solution
         if reason:
             self._note(f"kept the plan: {reason}")
+        if reason or solution is None:
             return
         with self._timed("migrating"):
             changed = self._migrate(own, solution)
@@ -178,6 +176,19 @@ class Configurator:
             f"{changed} slots migrated; {solution.allocation.size_bytes} of {solution.budget_bytes} bytes; risk {before:.3g} -> "
             f"{after:.3g} nats per window; {solution.allocation.certificate}"
         )
+
+    def _decided(
+        self, rules: Mapping[int, UpdateRule], streams: Mapping[int, GradientStream]
+    ) -> tuple[Profile, Solution | None, str]:
+        """Return a profile, the plan that it is solved for, and why the plan in force is kept; empty if it is not."""
+        profile, budget = self.profile_now(rules, streams), self.session.request.budget
+        if not self.decides or budget is None:
+            return profile, None, ""
+        try:
+            solution = self.solve(profile, budget, self.planner.time_budget)
+        except BudgetError as error:
+            return profile, None, str(error)
+        return profile, solution, self._reason_to_keep(solution)
 
     def profile_now(
         self, rules: Mapping[int, UpdateRule], streams: Mapping[int, GradientStream] = MappingProxyType({})

@@ -23,8 +23,11 @@ from baoc_compile.passes.rules.reading import Reading
 from baoc_compile.passes.trials import copies
 from baoc_compile.passes.trials.bench import Bench, CopyBench, RuleBench, TrialFailed
 from baoc_compile.passes.trials.trials import signs, why_exact
+from baoc_compile.runtime.distributed.ranks import Ranks
 from baoc_compile.runtime.session import Session
 from baoc_compile.state.entries import follows_weight
+from baoc_compile.state.plan import Plan
+from baoc_compile.state.request import Request
 
 log = logging.getLogger("baoc")
 
@@ -75,8 +78,24 @@ class StorageChoice:
 
         reading: the step's rules; None if it can't be read.
 
-        A plan that the user has named is taken as it is; what a trial shows of it is a warning.
+        A plan that the user has named is taken as it is; what a trial shows of it is a warning. Of several processes that
+        hold DTensors, the first one chooses for all. Raises OptionError if they do not ask for the same.
         """
+        ranks = Ranks.of(table)
+        if ranks.is_alone:
+            return self._choose(slots, table, reading, bytes_to_come, has_closure)
+        ranks.compare(_asked(self.session.request, table))
+
+        def decide() -> tuple[str, dict[tuple[int, str], str], Any]:
+            chosen = self._choose(slots, table, reading, bytes_to_come, has_closure)
+            return Plan.written(chosen, table).to_json(), _reasons(chosen), self._facts
+
+        plan, reasons, self._facts = ranks.decided_by_first(decide)
+        return _with_reasons(Plan.from_json(plan).storage, reasons)
+
+    def _choose(
+        self, slots: SlotsOf, table: ParameterTable, reading: Reading | None, bytes_to_come: int, has_closure: bool
+    ) -> Storage:
         session, rules = self.session, {} if reading is None else reading.rules
         kinds = _kinds(table, slots, rules)
         benches = _Benches(table, reading, self.function, has_closure)
@@ -97,6 +116,13 @@ class StorageChoice:
 
         Raises TrialFailed, BudgetError and PlanError.
         """
+        ranks = Ranks.of(table)
+        slots = ranks.decided_by_first(lambda: self._slots_to_come(indices, table, has_closure))
+        return self.choose({i: of for i, of in slots.items() if of}, table, None, has_closure=has_closure)
+
+    def _slots_to_come(
+        self, indices: Collection[int], table: ParameterTable, has_closure: bool
+    ) -> dict[int, tuple[Slot, ...]]:
         slots: dict[int, tuple[Slot, ...]] = {i: () for i in indices}
         benches = _Benches(table, None, self.function, has_closure)
         for members in _kinds(table, slots, {}).values():
@@ -104,7 +130,7 @@ class StorageChoice:
             bench.step()
             made = {k: follows_weight(bench.parameter, v) for k, v in bench.state.items() if isinstance(k, str)}
             slots |= {i: tuple(Slot(key, follows_weight=f) for key, f in made.items()) for i in members}
-        return self.choose({i: of for i, of in slots.items() if of}, table, None, has_closure=has_closure)
+        return slots
 
     def apply(self, reading: Reading) -> None:
         """Let the rules of a reading know what trials have shown of their slots."""
@@ -188,14 +214,15 @@ class _Benches:
         The user's own step on a copy shows most, since its numbers go on from step to step: it is taken where the copy is
         small, and where there is no rule.
         """
-        sizes = {i: self.table.parameters[i].numel() for i in members}
-        small = [i for i in members if ENOUGH_ELEMENTS <= sizes[i] <= FEW_ELEMENTS]
+        local = self.table.local.parameters
+        sizes = {i: local[i].numel() for i in members if local[i].numel() or not self.table.wholes[i].numel()}
+        small = [i for i in sizes if ENOUGH_ELEMENTS <= sizes[i] <= FEW_ELEMENTS]
         by_rule = None if small else self._by_rule(members[0])
         if by_rule is not None:
             return by_rule
-        able = small or [i for i in members if sizes[i] <= copies.MOST_ELEMENTS]
+        able = small or [i for i in sizes if sizes[i] <= copies.MOST_ELEMENTS]
         if not able:
-            raise TrialFailed("its parameters are too large to be copied")
+            raise TrialFailed("its parameters are too large to be copied, or held by other processes")
         chosen = next((i for i in able if sizes[i] >= ENOUGH_ELEMENTS), able[-1])
         return lambda: CopyBench(self.table, chosen, self.function, self.has_closure)
 
@@ -208,7 +235,7 @@ class _Benches:
             rule, pieces = rule_class.rule, [p for p in rule_class.members if index in p.parameters]
             if rule is not None and pieces:
                 begun = reading.beginnings.get(index, {})
-                return lambda: RuleBench(rule, pieces[0], self.table.parameters[index], begun)
+                return lambda: RuleBench(rule, pieces[0], self.table.local.parameters[index], begun)
         return None
 
 
@@ -232,6 +259,32 @@ def _kinds(table: ParameterTable, slots: SlotsOf, rules: Mapping[int, UpdateRule
             alike = keys, parameter.ndim, parameter.dtype, table.groups[i]
             found[of_rule[rules[i]] if i in rules else alike].append(i)
     return {kind: sorted(members, key=lambda i: table.parameters[i].numel()) for kind, members in found.items()}
+
+
+def _asked(request: Request, table: ParameterTable) -> dict[str, str]:
+    """Return what a storage is chosen by, as far as the user has named it, as text."""
+    parameters = zip(table.names, table.wholes, strict=True)
+    return {
+        "plan": "none" if request.plan is None else request.plan.to_json(),
+        "memory_budget": "none" if request.budget is None else request.budget.text,
+        "seed": str(request.seed_in_force),
+        "the parameters": ", ".join(f"{name} {p.dtype} {tuple(p.shape)}" for name, p in parameters),
+        **{name: repr(value) for name, value in vars(request.planner).items() if name != "blocks"},
+    }
+
+
+def _reasons(storage: Storage) -> dict[tuple[int, str], str]:
+    of = ((i, key, slot.reason) for i, stored in storage.parameters.items() for key, slot in stored.slots.items())
+    return {(i, key): reason for i, key, reason in of if reason}
+
+
+def _with_reasons(storage: Storage, reasons: Mapping[tuple[int, str], str]) -> Storage:
+    """Return a storage whose slots have these reasons, which no plan holds."""
+    parameters = {
+        i: replace(s, slots={k: replace(slot, reason=reasons.get((i, k), "")) for k, slot in s.slots.items()})
+        for i, s in storage.parameters.items()
+    }
+    return replace(storage, parameters=parameters)
 
 
 def _kind_of(rule: UpdateRule) -> Any:

@@ -7,10 +7,36 @@ from pathlib import Path
 
 import torch
 
+from baoc_compile.core.budget import MemoryBudget
 from baoc_compile.core.errors import OptionError
+from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.runtime.distributed.ranks import Ranks
+from baoc_compile.state.entries import state_bytes
 
 #: Share of the device's memory that stays free, for fragmentation and for passes larger than those seen so far.
 MARGIN = 0.05
+
+
+def resolved_budget(budget: MemoryBudget, table: ParameterTable) -> MemoryBudget:
+    """Return the budget as bytes, if it depends on what devices have left, or on their number; else the budget itself.
+
+    Bytes are those of one device. Where several processes hold the state, all of it may take as much as leaves every device
+    within its own bytes, and all processes have to call this.
+
+    Raises what `bytes_left` raises.
+    """
+    ranks = Ranks.of(table)
+    if not (budget.is_deferred or (budget.unit == "B" and not ranks.is_alone)):
+        return budget
+
+    def here() -> float:
+        device = table.parameters[0].device if table.parameters else torch.device("cpu")
+        return bytes_left(device, state_bytes(table.optimizer)) if budget.is_deferred else budget.amount
+
+    if ranks.is_alone:
+        return budget.resolved(int(here()))
+    whole, local = (sum(p.numel() for p in t.parameters) for t in (table, table.local))
+    return budget.on_all(ranks.least(lambda: here() * whole / max(local, 1)))
 
 
 def bytes_left(device: torch.device, state_bytes: int) -> int:

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -110,7 +111,7 @@ class OwnStep(StepReader):
         loss = closure.loss if closure is not None else None
         if _found_inf(optimizer):
             return loss
-        with torch.no_grad():
+        with torch.no_grad(), closing(self.gradients):
             if self.parts is not None:
                 self.parts.finish()
                 return loss
@@ -183,6 +184,7 @@ class OwnStep(StepReader):
         def run() -> None:
             bound.run(self.session.table)
             bound.numbers.commit(optimizer)
+            self.gradients.mark_written()
 
         if configurator is None:
             run()

@@ -25,6 +25,7 @@ from baoc_compile.passes.rewrite.bound_group import OutOfBounds
 from baoc_compile.passes.rules.extract_rules import joined
 from baoc_compile.passes.rules.read_step import read_step, slots_of
 from baoc_compile.passes.rules.reading import Reading, StepReading
+from baoc_compile.passes.rules.refuse_divided import refuse_divided
 from baoc_compile.passes.trials.bench import TrialFailed
 from baoc_compile.runtime.audit import audit_numbers
 from baoc_compile.runtime.begin_state import Unborn, begin_state, bytes_to_come
@@ -33,9 +34,10 @@ from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock, paused_gc
 from baoc_compile.runtime.configurator import start_configurator
 from baoc_compile.runtime.decide_storage import StorageChoice
-from baoc_compile.runtime.device_memory import bytes_left
+from baoc_compile.runtime.device_memory import resolved_budget
+from baoc_compile.runtime.distributed.local_gradients import LocalGradients
+from baoc_compile.runtime.distributed.ranks import Ranks
 from baoc_compile.runtime.session import Session, StepsInParts
-from baoc_compile.state.entries import state_bytes
 
 log = logging.getLogger("baoc")
 
@@ -55,6 +57,7 @@ class StepReader:
     readings: the readings, those that were made or used last first.
     bound: the reading that ran last, bound to the optimizer's tensors; None before the first step.
     unborn: state that was made ahead of its first step.
+    gradients: those of DTensors, while a step runs.
     is_foreseen: whether the storage was decided without a reading, for one step.
     parts: what steps parameters in the backward pass; None without gradient release.
     """
@@ -64,6 +67,7 @@ class StepReader:
         self.readings: list[Reading] = []
         self.bound: BoundStep | None = None
         self.unborn = Unborn()
+        self.gradients = LocalGradients()
         self.is_foreseen = False
         self.parts: StepsInParts | None = None
         self.choice = StorageChoice(session, function)
@@ -78,6 +82,7 @@ class StepReader:
             found = read_step(table, self.function, present, has_closure=has_closure)
         for reading in (found.first, found.warm):
             if reading is not None:
+                refuse_divided(reading, table)
                 self.choice.apply(reading)
                 self.readings.insert(0, reading)
         del self.readings[MOST_READINGS:]
@@ -89,8 +94,14 @@ class StepReader:
             self.release()
             self.unborn.take_back(self.session.table())
             self.readings = []
-        bound = self.bound
-        if bound is not None and bound.is_bound_to(optimizer) and bound.look() and self.fits(bound, has_closure):
+        bound, is_lent = self.bound, self.gradients.lend()
+        if (
+            bound is not None
+            and is_lent
+            and bound.is_bound_to(optimizer)
+            and bound.look()
+            and self.fits(bound, has_closure)
+        ):
             try:
                 if self.unborn:
                     self.unborn.begin_anew(self.session, bound.present)
@@ -146,7 +157,7 @@ class StepReader:
         table = self.session.table()
         self._check_kinds(table)
         refuse_overlap(table)
-        if self.bound is not None and not self.bound.is_bound_to(optimizer):
+        if not self.gradients.hold(table) or (self.bound is not None and not self.bound.is_bound_to(optimizer)):
             self.release()
         present = frozenset(i for i, p in enumerate(table.parameters) if p.grad is not None)
         constants, surroundings = constants_of(table), Surroundings(self.function, optimizer).values()
@@ -224,6 +235,7 @@ class StepReader:
         if keys <= self._audited:
             return
         found = audit_numbers(bound.reading, table, self.session.storage, self.function, bound.present)
+        found = Ranks.of(table).first_said(found)  # what one process finds concerns all
         if found:
             raise UnsupportedStep(found)
         self._audited |= keys
@@ -277,12 +289,10 @@ class StepReader:
             found.warm.recording.constants = constants_of(table)
 
     def _resolve_budget(self, table: ParameterTable) -> None:
-        """Find out how much the device has left, if that is the budget."""
-        session, budget = self.session, self.session.request.budget
-        if budget is not None and budget.is_deferred:
-            device = table.parameters[0].device if table.parameters else torch.device("cpu")
-            left = budget.resolved(bytes_left(device, state_bytes(table.optimizer)))
-            session.request = replace(session.request, memory_budget=left)
+        """Find out the budget in bytes, if it depends on what devices have left, or on their number."""
+        session, asked = self.session, self.session.request.memory_budget
+        if asked is not None and session.request.budget is not None:
+            session.request = replace(session.request, memory_budget=resolved_budget(asked, table))
 
     def foresee_state(self, has_closure: bool) -> None:
         """Decide how the state is stored that the next step makes although it can't be read, if that can be foreseen.

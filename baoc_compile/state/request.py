@@ -8,8 +8,8 @@ from typing import Any
 
 from baoc_compile.core.budget import DEFAULT_BUDGET, MemoryBudget
 from baoc_compile.core.errors import OptionError
-from baoc_compile.core.planner_options import PlannerOptions
 from baoc_compile.state.plan import Plan, as_plan
+from baoc_compile.state.planner_options import PlannerOptions
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 A StateTensor lives in `optimizer.state[p][key]` and holds codes and scales. torch sees its logical shape and type, so
 `state_dict`, `torch.save`, tracing and an uncompiled `optimizer.step()` work. Every such operation decodes, computes,
 and encodes what it changed; views can be read, not written. baoc's own step works on the stored parts instead.
+
+Over 350 lines: one class, with a method for each protocol of torch and of checkpoints that it follows.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from baoc_compile.kernels.codecs.counter_hash import element_words, fold_index, 
 from baoc_compile.kernels.dialect.trace_codec import encoded_parts, exact_encode
 from baoc_compile.state.decoded_view import DecodedView
 from baoc_compile.state.eager_state import EagerState, decode_run_encode, is_fake, makes_view
+from baoc_compile.state.window import windowed
 
 #: Elements that are encoded or decoded at a time.
 CHUNK_ELEMENTS = 1 << 16
@@ -35,6 +38,10 @@ class StateTensor(EagerState):
     parts: name -> stored tensor. Those with something per element or per group have the tensor's first dimension. A
         stochastic codec's `clock` is one of them: it counts how often the values were stored.
     anchor: the parameter, if the codec stores the difference to it; it is no part of a checkpoint.
+    first_lane: number of its first lane, if it is a part of a tensor that several processes hold; see `core/shard.py`.
+    loaded: what a checkpoint holds for it in another form, between reading and `load_state_dict`; else None. See `window.py`.
+    origin: the state tensor that this one is an alias of; None if it is none.
+    note: what a checkpoint has to say of the optimizer as a whole; see `runtime/checkpoint.py`.
     stamp: what is known of the parameter when the difference was stored, see `watched_weights`; None if nothing is.
     transcoders: what decodes and encodes it by programs; see `passes/programs/transcode.py`. No copy has them.
     """
@@ -44,6 +51,10 @@ class StateTensor(EagerState):
     parts: dict[str, Tensor]
     rows: Rows
     anchor: Tensor | None
+    first_lane: int
+    origin: StateTensor | None
+    note: str
+    loaded: StateTensor | None
     stamp: tuple[float, float] | None
     transcoders: dict[Any, Any]
 
@@ -54,7 +65,8 @@ class StateTensor(EagerState):
         device = next(iter(parts.values())).device
         self = wrapper_tensor(cls, tuple(shape), dtype, device)
         self.codec, self.salt, self.parts, self.rows = codec, salt, parts, Rows.of(torch.Size(shape))
-        self.anchor, self.stamp = None, None
+        self.anchor, self.stamp, self.first_lane = None, None, 0
+        self.loaded, self.origin, self.note = None, None, ""
         self.transcoders = {}
         return self
 
@@ -70,6 +82,11 @@ class StateTensor(EagerState):
         if codec.stochastic:
             parts["clock"] = torch.zeros((), dtype=CLOCK_DTYPE, device=device)
         return cls(torch.Size(shape), dtype, codec, slot_salt(seed, slot), parts)
+
+    def beginning_at(self, first_lane: int) -> StateTensor:
+        """Let the first lane have this number. Return the state itself."""
+        self.first_lane = first_lane
+        return self
 
     @classmethod
     def encoded(cls, value: Tensor, codec: Codec, slot: str, seed: int, anchor: Tensor | None = None) -> StateTensor:
@@ -185,7 +202,9 @@ class StateTensor(EagerState):
         elements = self.rows.elements(lanes)
         existing = self.rows.lanes(elements)  # missing lanes repeat the row's last, word and all
         exist = existing == lanes
-        random = _random(self.salt, self.parts["clock"], existing) if "clock" in self.parts else _NO_RANDOM
+        random = (
+            _random(self.salt, self.parts["clock"], existing + self.first_lane) if "clock" in self.parts else _NO_RANDOM
+        )
         target = torch.float64 if self.codec.name == "fp64" else torch.float32
         codebooks = {p.name: self.parts[p.name] for p in self.codec.parts if p.per == "codebook"}
         value = chunk.to(target)[elements - start].view(-1, GROUP_SIZE)
@@ -233,11 +252,25 @@ class StateTensor(EagerState):
             return stored[self.codec.sharing(part, self.shape).of(index)].view(-1, 1)
         return (unpacked(stored, index, self.rows) if part.bits == 4 else stored.view(-1)[index]).view(-1, 1)
 
+    def as_stored_by(self, codec: Codec, salt: int) -> StateTensor:
+        """Return state of the same shape and place that another codec stores; it decodes to zeros."""
+        parts = StateTensor.empty(self.shape, self.dtype, self.device, codec, "", 0).parts
+        return (
+            StateTensor(self.shape, self.dtype, codec, salt, parts).anchored(self.anchor).beginning_at(self.first_lane)
+        )
+
     def like(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StateTensor:
         """Return the same state with `change` applied to every stored part."""
         parts = {name: change(part) for name, part in self.parts.items()}
         found = StateTensor(self.shape, dtype or self.dtype, self.codec, self.salt, parts).anchored(self.anchor)
+        found.first_lane, found.note = self.first_lane, self.note
         found.stamp = self.stamp
+        return found
+
+    def alias(self) -> StateTensor:
+        """Return the same state as another tensor. What a checkpoint holds for either is the first one's."""
+        found = self.like(lambda part: part)
+        found.origin = self if self.origin is None else self.origin
         return found
 
     # torch's protocols
@@ -255,6 +288,8 @@ class StateTensor(EagerState):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         known = (tuple(self.shape), self.dtype, self.codec.name, self.salt, self.parts)
+        if self.note:
+            return rebuild_state_tensor, (*known, self.stamp, self.note)
         return rebuild_state_tensor, known if self.stamp is None else (*known, self.stamp)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StateTensor:
@@ -275,11 +310,14 @@ class StateTensor(EagerState):
         kwargs = kwargs or {}
         aten = torch.ops.aten
         if func in (aten.detach.default, aten.alias.default):
-            return args[0].like(lambda part: part)
+            return args[0].alias()
         if func is aten.clone.default:
             return args[0].like(torch.clone)
         if func is aten._to_copy.default and isinstance(args[0], StateTensor) and kwargs.get("device") is not None:
             return args[0].like(lambda part: part.to(kwargs["device"]), kwargs.get("dtype"))
+        found = windowed(func, args, kwargs)
+        if found is not None:
+            return found
         if makes_view(func) and isinstance(args[0], StateTensor) and not is_fake(args[0]):
             return DecodedView.of(args[0], lambda values: func(values, *args[1:], **kwargs))
         return decode_run_encode(func, args, kwargs)
@@ -301,6 +339,7 @@ def rebuild_state_tensor(
     salt: int,
     parts: dict[str, Tensor],
     stamp: tuple[float, float] | None = None,
+    note: str = "",
 ) -> StateTensor:
     """Return the StateTensor that a pickle describes. `torch.load(weights_only=True)` may call this function.
 
@@ -326,7 +365,7 @@ def rebuild_state_tensor(
             "belong to bf16 weights, save baoc_compile.master_weights(optimizer)), and save it again"
         )
     found = StateTensor(shape, dtype, known, salt, parts)
-    found.stamp = stamp
+    found.stamp, found.note = stamp, note
     return found
 
 

@@ -42,6 +42,7 @@ class Shared(Codec):
     def __init__(self, form: str, size: int = 0):
         self.form, self.size = form, size
         self.name = f"{form}:{size}" if size else form
+        self.unites_rows = form in ("row", "column", "tensor")
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         return stored["values"]
@@ -82,6 +83,7 @@ class Factored(Codec):
     parts = tuple(Part(name, torch.float32, "shared") for name in ("rows", "columns", "mean"))
     relative_error = 1.0
     expected_harm = 6.0
+    unites_rows = True
 
     def decode(self, stored: Mapping[str, Tensor]) -> Tensor:
         mean = stored["mean"]

@@ -35,7 +35,7 @@ class Launch:
     graph: the program's graph.
     executable: the compiled program.
     parameters: name of each parameter.
-    shapes: shape of each parameter.
+    shapes: shape of each parameter; of a DTensor's, that of what this process holds.
     numbers: for each tensor, operand name -> fixed number.
     varying: for each tensor, operand name -> position in `scalars`.
     sharing: for each tensor, name of a shared operand -> which elements share a value.
@@ -43,6 +43,7 @@ class Launch:
     blocks: block that each parameter was planned with; empty if not planned by block.
     key: name of the launch.
     count: number of launches so far.
+    first_lanes: number of each parameter's first lane, where parts of tensors are launched over; empty if all begin at 0.
     """
 
     graph: ProgramGraph
@@ -56,6 +57,7 @@ class Launch:
     blocks: list[str] = field(default_factory=list)
     key: str = field(default_factory=lambda: f"launch_{next(_COUNT)}")
     count: int = 0
+    first_lanes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _LAUNCHES[self.key] = self
@@ -84,7 +86,11 @@ class Launch:
             tensors |= {"param": param, "grad": grads[i] if grads else param}
             rows = Rows.of(self.shapes[i])
             padded = rows if self.graph.has_groups and rows.are_padded else None
-            batch.append(TensorArguments(param.numel(), tensors, dict(self.numbers[i]), self.sharing[i], rows=padded))
+            numbers, first = (
+                dict(self.numbers[i]),
+                self.first_lanes[i] if self.first_lanes and self.graph.has_groups else 0,
+            )
+            batch.append(TensorArguments(param.numel(), tensors, numbers, self.sharing[i], first, rows=padded))
         return self.executable.table(batch, self.varying)
 
     def run(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from baoc_compile.core.codec import GROUP_SIZE
 from baoc_compile.core.program_graph import ProgramGraph, TensorArguments
 from baoc_compile.kernels.launch.addresses import Watched
 
@@ -48,7 +47,6 @@ class LaunchTable:
     sharing: run and cycle of each shared operand, int64 `[tensors, shared, 2]`.
 
     The argument `varying[i]` maps operand name -> which of the values given to `refresh` is that number of tensor i.
-    Raises ValueError for a shard that does not start at a group boundary.
     """
 
     def __init__(self, graph: ProgramGraph, batch: list[TensorArguments], varying: Sequence[dict[str, int]] = ()):
@@ -64,7 +62,7 @@ class LaunchTable:
         self.numel = np.array([a.numel for a in batch], dtype=np.int64)
         self.lanes = np.array([a.lanes for a in batch], dtype=np.int64)
         self.columns = np.array([a.rows.columns if a.rows else 0 for a in batch], dtype=np.int64)
-        self.first_index = np.array([self._first_index(a) for a in batch], dtype=np.int64)
+        self.first_index = np.array([a.first_index for a in batch], dtype=np.int64)
         self.sharing = np.array([[a.sharing[o.name] for o in graph.shared] for a in batch], dtype=np.int64)
         self.varying = Varying()
         #: Column of a number, by operand name.
@@ -141,11 +139,6 @@ class LaunchTable:
         for tensor, description in zip(self.tensors, self._descriptions, strict=True):
             if tensor is not None and _description(tensor) != description:
                 raise LayoutChanged
-
-    def _first_index(self, arguments: TensorArguments) -> int:
-        if arguments.first_index % GROUP_SIZE:
-            raise ValueError(f"a shard starts at element {arguments.first_index}, not at a multiple of {GROUP_SIZE}")
-        return arguments.first_index
 
 
 def _description(tensor: Tensor) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import OptionError, UnsupportedStep
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.torch_private import FakeTensor, is_distributed, is_wrapper
 from baoc_compile.passes.capture.leaves import leaves_of
 
 #: While a step is recorded, `builtins.id` gives stand-ins the identities of real parameters. This module needs their own.
@@ -29,6 +30,7 @@ def refuse_overlap(table: ParameterTable) -> None:
     traced again when the state no longer is the same tensor. State counts if it has its parameter's shape. Gradients
     may share memory with one another. Tensors that own no memory (meta tensors, wrapper subclasses) are not checked.
     """
+    table = table.local
     for name, parameter in zip(table.names, table.parameters, strict=True):
         if _owns_memory(parameter) and _overlaps_itself(parameter):
             raise OptionError(
@@ -36,6 +38,17 @@ def refuse_overlap(table: ParameterTable) -> None:
                 f"{parameter.stride()}), so its update is not defined; make it contiguous before you create the optimizer"
             )
     _refuse(_tensors(table))
+
+
+def refuse_wrappers(table: ParameterTable) -> None:
+    """Raise an OptionError that names the first parameter whose class keeps its elements elsewhere and is no DTensor."""
+    for name, parameter in zip(table.names, table.parameters, strict=True):
+        is_known = is_distributed(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta
+        if is_wrapper(parameter) and not is_known and parameter.numel() and not _address(parameter):
+            raise OptionError(
+                f"{name} is of class {type(parameter).__name__}, whose elements are in other tensors, so it can't be stepped; "
+                "give the optimizer these tensors, or parameters of torch's own classes (DTensor is one)"
+            )
 
 
 def refuse_overlap_of_others(table: ParameterTable) -> None:

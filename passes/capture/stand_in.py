@@ -1,6 +1,7 @@
 """Stand-in: an optimizer of the same class and state, without memory, on which its step is run to be recorded.
 
-Parameters, gradients and state are tensors of the same shape and type on the meta device. Numbers are traced numbers.
+Parameters, gradients and state are tensors of the same shape and type on the meta device; those of DTensors have the shape of
+the whole, so that what is recorded is the update of the whole. Numbers are traced numbers.
 0-dim tensors on the host keep their values. Everything else is a deep copy.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from baoc_compile.core.errors import UnsupportedStep
 from baoc_compile.core.parameter_table import InputRole, ParameterTable
-from baoc_compile.core.torch_private import code_of_caller, of_class
+from baoc_compile.core.torch_private import code_of_caller, is_distributed, is_wrapper, of_class
 from baoc_compile.passes.capture.leaves import (
     FUSED,
     bare,
@@ -129,7 +130,7 @@ class StandIn:
         tensor = _meta(real)
         parameter = (
             torch.nn.Parameter(tensor, requires_grad=real.requires_grad)
-            if type(real) is torch.nn.Parameter
+            if type(real) is torch.nn.Parameter or is_distributed(real)
             else _like(real, tensor)
         )
         vars(parameter).update(vars(real))
@@ -300,6 +301,8 @@ class StandIn:
             raise UnsupportedStep(f"its tensor {source} is state under another key, too")
         if is_host_number(real):
             return self._remember(real, self._host_number(real, source))
+        if is_distributed(real):
+            raise UnsupportedStep(f"its tensor {source} is a DTensor, and no state of one parameter")
         tensor = _meta(real)
         role, group = InputRole("scalar", key=str(source), source=source), None
         if source.kind == "state":
@@ -312,7 +315,7 @@ class StandIn:
 
 def is_host_number(tensor: Tensor) -> bool:
     """Return whether a tensor is a number that the host can read at once."""
-    return tensor.ndim == 0 and tensor.device.type == "cpu"
+    return tensor.ndim == 0 and tensor.device.type == "cpu" and not is_distributed(tensor)
 
 
 def _like(real: Tensor, tensor: Tensor) -> Tensor:
@@ -322,11 +325,6 @@ def _like(real: Tensor, tensor: Tensor) -> Tensor:
     if is_wrapper(real):
         raise UnsupportedStep(f"one of its parameters is a {type(real).__name__}, whose memory is not its own")
     return of_class(type(real), tensor, real.requires_grad)
-
-
-def is_wrapper(tensor: Tensor) -> bool:
-    """Return whether a tensor is of a class, such as DTensor, whose elements are elsewhere."""
-    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def _meta(real: Tensor) -> Tensor:

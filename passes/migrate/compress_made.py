@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.shard import LocalEntries, local_of, whole_of
 from baoc_compile.core.storage import Storage
 from baoc_compile.passes.migrate.find_slots import is_slot, is_sparse
 from baoc_compile.passes.migrate.migrate_state import stored
@@ -26,13 +27,16 @@ class CompressMade:
     table: ParameterTable
 
     def __call__(self, parameter: Any, entries: dict[Any, Any], key: Any) -> Tensor | None:
-        codec = self.storage.of(self._index.get(id(parameter), -1)).codecs.get(key)
-        if codec is None or codec.mechanism != "rounding" or is_stored_by(entries[key], codec):
+        index = self._index.get(id(parameter), -1)
+        codec = self.storage.of(index).codecs.get(key)
+        local, found = local_of(parameter), LocalEntries(parameter, entries)
+        if codec is None or codec.mechanism != "rounding" or is_stored_by(found[key], codec):
             return None
-        if is_sparse(parameter) or not is_slot(entries, key, parameter):
+        if is_sparse(parameter) or not is_slot(found, key, local):
             return None
-        return stored(parameter, entries[key], codec, key, self.storage.seed)
+        new = stored(local, found[key], codec, key, self.storage.seed, self.table.first_lane(index))
+        return whole_of(parameter, new)
 
     @cached_property
     def _index(self) -> dict[int, int]:
-        return {id(parameter): i for i, parameter in enumerate(self.table.parameters)}
+        return {id(parameter): i for i, parameter in enumerate(self.table.wholes)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from baoc_compile.state.state_tensor import StateTensor
 
 def is_settled(table: ParameterTable, storage: Storage) -> bool:
     """Return whether every entry that may be a slot is stored as `storage` says: a glance at each, for every step."""
-    state = table.optimizer.state
+    table = table.local
     for index, parameter in enumerate(table.parameters):
         slots = storage.of(index).slots
-        for key, value in state.get(parameter, {}).items():
+        for key, value in table.state(index).items():
             if isinstance(value, Tensor) and not (key in slots and is_stored_by(value, slots[key].codec)):
                 may_be = isinstance(key, str) and value.ndim and value.shape == parameter.shape
                 if may_be and not is_sparse(parameter):
@@ -34,7 +35,7 @@ def find_slots(table: ParameterTable) -> dict[int, tuple[Slot, ...]]:
 
     A step on sparse gradients changes a few rows: to decode and encode all of them would cost more than it saves.
     """
-    found = {}
+    found, table = {}, table.local
     for index, parameter in enumerate(table.parameters):
         if is_sparse(parameter):
             continue
@@ -50,7 +51,7 @@ def is_sparse(parameter: Tensor) -> bool:
     return parameter.grad is not None and parameter.grad.layout != torch.strided
 
 
-def is_slot(entries: dict[Any, Any], key: str, parameter: Tensor) -> bool:
+def is_slot(entries: Mapping[Any, Any], key: str, parameter: Tensor) -> bool:
     """Return whether an entry of a parameter's state may be stored in another form."""
     value = entries[key]
     if not isinstance(value, Tensor) or value.shape != parameter.shape or not value.ndim:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from baoc_compile.core.codec import WEIGHT_KEY, Codec
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.shard import LocalEntries
 from baoc_compile.core.storage import Storage
 from baoc_compile.kernels.codecs.learn_codebook import SAMPLE_ELEMENTS
+from baoc_compile.passes.migrate.unite_means import UnitedMeans
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.state.entries import anchor_state, bytes_of, follows_weights, fresh, is_stored_by
 from baoc_compile.state.state_tensor import CHUNK_ELEMENTS, StateTensor
@@ -31,7 +33,7 @@ def migrate_state(storage: Storage, table: ParameterTable, *, within_budget: boo
         (in host memory, or in a file if the device is the host) while the new one is made. State then never takes more
         than the larger of its old and its new size, and one chunk.
     """
-    changes = []
+    changes, table = [], table.local
     for index in range(len(table.parameters)):
         state = table.state(index)
         for key, codec in storage.of(index).codecs.items():
@@ -45,7 +47,10 @@ def migrate_state(storage: Storage, table: ParameterTable, *, within_budget: boo
         state = table.state(index)
         if within_budget and bytes_of(state[key]) > CHUNK_BYTES:
             state[key] = moved_away(state[key])
-        state[key] = stored(table.parameters[index], state[key], codec, key, storage.seed)
+        parameter, first_lane = table.parameters[index], table.first_lane(index)
+        state[key] = stored(parameter, state[key], codec, key, storage.seed, first_lane)
+    means = ((table.wholes[i], table.state(i)[key]) for _, i, key, codec in changes if codec.mechanism == "sharing")
+    UnitedMeans(means).unite()
     return len(changes) + migrate_weights(storage, table)
 
 
@@ -55,7 +60,7 @@ def migrate_weights(storage: Storage, table: ParameterTable) -> int:
     Nothing is created before the optimizer has made its own state, because many optimizers initialize a parameter only
     if its state is empty.
     """
-    changed = 0
+    changed, table = 0, table.local
     for index, parameter in enumerate(table.parameters):
         codecs, state = storage.of(index).codecs, table.state(index)
         decided = [c for c in codecs.values() if c.mechanism == "weight"]  # a slot may have its key
@@ -67,7 +72,7 @@ def migrate_weights(storage: Storage, table: ParameterTable) -> int:
             new = StateTensor.empty(parameter.shape, parameter.dtype, parameter.device, codec, WEIGHT_KEY, storage.seed)
             if isinstance(old, StateTensor):
                 new.store_weight(old.decode_weight(parameter), parameter)
-            table.optimizer.state[parameter][WEIGHT_KEY] = new
+            table.put(index, WEIGHT_KEY, new.beginning_at(table.first_lane(index)))
             changed += 1
         elif old is not None:
             del state[WEIGHT_KEY]
@@ -76,13 +81,13 @@ def migrate_weights(storage: Storage, table: ParameterTable) -> int:
 
 
 @torch.no_grad()
-def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int) -> Tensor:
-    """Return `value`, a slot of `parameter`, stored by `codec`.
+def stored(parameter: Tensor, value: Tensor, codec: Codec, key: str, seed: int, first_lane: int = 0) -> Tensor:
+    """Return `value`, a slot of `parameter`, stored by `codec`. Its first lane has number `first_lane`.
 
     The result is a plain tensor if the codec is full precision in the slot's own type, else a StateTensor. A slot that
     is to be dropped becomes an entry without values, and a slot that was dropped starts at 0.
     """
-    new = fresh(parameter, value.dtype, 0.0, codec, key, seed)
+    new = fresh(parameter, value.dtype, 0.0, codec, key, seed, first_lane)
     if codec.mechanism == "dropping":
         return new
     flat = value if isinstance(value, StateTensor) else value.detach().reshape(-1)
@@ -116,8 +121,9 @@ def decode_state(optimizer: Any, *, but_rounded: bool = False) -> None:
         table = ParameterTable.of(optimizer)
         anchor_state(table)
         WatchedWeights(table).check()
-    for entries in optimizer.state.values():
-        if isinstance(entries, dict):
+    for owner, found in optimizer.state.items():
+        if isinstance(found, dict):
+            entries = LocalEntries(owner, found)
             for key, value in list(entries.items()):
                 if isinstance(value, StateTensor):
                     if value.codec.mechanism == "weight":

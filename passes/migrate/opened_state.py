@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from baoc_compile.core.parameter_table import ParameterTable
+from baoc_compile.core.shard import local_of, whole_of
 from baoc_compile.core.torch_private import holders_of_memory
 from baoc_compile.passes.migrate.watched_weights import WatchedWeights
 from baoc_compile.passes.programs.transcode import decoded, encode
@@ -30,23 +31,25 @@ from baoc_compile.state.state_tensor import StateTensor
 
 @dataclass(eq=False)
 class _Open:
-    """A decoded entry: where it is, and the state tensor that it is from."""
+    """A decoded entry: where it is, and the state tensor that it is from, in a DTensor if the parameter is one."""
 
     entries: _Entries
     key: Any
-    state: StateTensor
+    state: Tensor
 
     @property
     def waits(self) -> bool:
         """Whether it is encoded when the step is over: what is stored as the difference to a weight that will change."""
-        return self.state.codec.follows_weight
+        return bool(local_of(self.state).codec.follows_weight)
 
     def is_held(self) -> bool:
         """Return whether anyone but the dictionary refers to the tensor that is there now, or to its memory."""
         now = dict.get(self.entries, self.key)
         if not _has_values(now):
             return False
-        return sys.getrefcount(now) > 3 or holders_of_memory(now) > 1  # 3: the dictionary, `now`, the argument
+        return (
+            sys.getrefcount(now) > 3 or holders_of_memory(local_of(now)) > 1
+        )  # 3: the dictionary, `now`, the argument
 
     def close(self) -> None:
         """Put the state tensor back, with the values that are there now.
@@ -56,7 +59,7 @@ class _Open:
         """
         now = dict.get(self.entries, self.key)
         if _has_values(now) and now.shape == self.state.shape and now.dtype == self.state.dtype:
-            encode(self.state, now)
+            encode(local_of(self.state), local_of(now))
             dict.__setitem__(self.entries, self.key, self.state)
         # else the step has put something else in its place, or removed it
 
@@ -75,7 +78,7 @@ class _Made(_Open):
 
     def close(self) -> None:
         opened, now = self.entries.opened, dict.get(self.entries, self.key)
-        if not _has_values(now) or isinstance(now, StateTensor):
+        if not _has_values(now) or isinstance(local_of(now), StateTensor):
             return
         del now  # so that only the dictionary holds it
         new = opened.compress(opened.owner_of(self.entries), self.entries, self.key)
@@ -121,11 +124,14 @@ class _Opened(list[_Open]):
 
 
 class _Entries(dict[Any, Any]):
-    """The state of one parameter, which decodes what it is asked for."""
+    """The state of one parameter, which decodes what it is asked for.
 
-    def __init__(self, entries: dict[Any, Any], opened: _Opened):
+    owner: the parameter; None if the step has made the dictionary.
+    """
+
+    def __init__(self, entries: dict[Any, Any], opened: _Opened, owner: Any = None):
         super().__init__(entries)
-        self.opened = opened
+        self.opened, self.owner = opened, owner
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
@@ -133,7 +139,7 @@ class _Entries(dict[Any, Any]):
             return value
         self.opened.close_others(self)
         self.opened.append(_Open(self, key, value))
-        plain = decoded(value)
+        plain = whole_of(self.owner, decoded(local_of(value)))
         super().__setitem__(key, plain)
         return plain
 
@@ -141,7 +147,7 @@ class _Entries(dict[Any, Any]):
         old = super().get(key)
         if _is_closed(old):
             self.opened.append(_Open(self, key, old))
-        elif key not in self and _has_values(value) and value.ndim and not isinstance(value, StateTensor):
+        elif key not in self and _has_values(value) and value.ndim and not isinstance(local_of(value), StateTensor):
             self.opened.close_others(self)
             self.opened.append(_Made(self, key, None, bool(value.any())))
         super().__setitem__(key, value)
@@ -188,7 +194,8 @@ class _Entries(dict[Any, Any]):
 
 def _is_closed(value: Any) -> bool:
     """Return whether an entry is a state tensor that has values to decode."""
-    return isinstance(value, StateTensor) and value.codec.mechanism not in ("weight", "dropping")
+    local = local_of(value)
+    return isinstance(local, StateTensor) and local.codec.mechanism not in ("weight", "dropping")
 
 
 def _has_values(value: Any) -> bool:
@@ -218,8 +225,8 @@ def opened_state(optimizer: Any, compress: Compress = _left_as_it_is) -> Iterato
         weights.check()
     before: dict[Any, tuple[dict[Any, Any], _Entries]] = {}
     for owner, entries in list(optimizer.state.items()):
-        if isinstance(entries, dict) and any(isinstance(value, StateTensor) for value in entries.values()):
-            before[owner] = entries, _Entries(entries, opened)
+        if isinstance(entries, dict) and any(isinstance(local_of(v), StateTensor) for v in entries.values()):
+            before[owner] = entries, _Entries(entries, opened, owner)
             optimizer.state[owner] = before[owner][1]
     for owner, keys in following.items():  # stored anew, since the weights change
         for key in keys:
@@ -252,7 +259,8 @@ def _following(optimizer: Any) -> dict[Any, list[Any]]:
     found: dict[Any, list[Any]] = {}
     for owner, entries in optimizer.state.items():
         if isinstance(entries, dict):
-            keys = [k for k, v in entries.items() if isinstance(v, StateTensor) and v.codec.follows_weight]
+            local = ((k, local_of(v)) for k, v in entries.items())
+            keys = [k for k, v in local if isinstance(v, StateTensor) and v.codec.follows_weight]
             found |= {owner: keys} if keys else {}
     return found
 

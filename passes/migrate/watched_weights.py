@@ -35,6 +35,7 @@ class WatchedWeights:
     """
 
     def __init__(self, table: ParameterTable):
+        table = table.local
         self.states: list[tuple[str, str, StateTensor]] = []
         by_device: dict[str, list[Tensor]] = defaultdict(list)
         for index, parameter in enumerate(table.parameters):

@@ -23,7 +23,7 @@ from baoc_compile.passes.risk.block_statistics import block_statistics
 from baoc_compile.passes.risk.gradient_stream import GradientStream
 from baoc_compile.passes.risk.measure_risk import last_resort, measure_risk
 from baoc_compile.passes.risk.proxy_risk import proxy_risk
-from baoc_compile.state.entries import as_found, state_bytes
+from baoc_compile.state.entries import as_found, whole_bytes
 
 #: Nats per unit of expected harm, for a block that is the whole model. It only orders candidates that were not sampled.
 NATS_PER_HARM = 1e-3
@@ -127,7 +127,7 @@ class _Maker:
             for b, cs in zip(self.blocks, candidates, strict=True)
         )
         planned_bytes = sum(cs[j].size_bytes for cs, j in zip(candidates, current, strict=True))
-        fixed = state_bytes(self.table.optimizer) - planned_bytes
+        fixed = whole_bytes(self.table.optimizer) - planned_bytes
         full = [self._full(k) for k in range(len(self.blocks))]
         loads = [load for b, c in zip(self.blocks, full, strict=True) for load in [self._load(b, c)]]
         return Profile(

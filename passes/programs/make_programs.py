@@ -91,6 +91,7 @@ def start_programs(table: ParameterTable, storage: Storage, classes: list[RuleCl
     Never raises: what fails here is tried again when the step runs, and raises then.
     """
     try:
+        table = table.local
         pieces = [(c.rule, piece) for c in classes if c.rule is not None for piece in c.members]
         needs = dict.fromkeys(need_of(table, storage, rule, piece) for rule, piece in pieces)
         for need in needs:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,23 +52,30 @@ def _transcoder_of(state: StateTensor, rule: Callable[[], UpdateRule]) -> _Trans
         return state.transcoders[rule]
     except KeyError:
         has_program = state.codec.mechanism == "rounding" and state.numel() > 0 and state.device.type in ("cpu", "cuda")
-        kind = state.codec.inner, state.salt, state.shape, state.dtype, state.device
+        kind = state.codec.inner, state.salt, state.shape, state.dtype, state.device, state.first_lane
         return state.transcoders.setdefault(rule, _transcoder(rule(), *kind) if has_program else None)
 
 
 class _Transcoder:
-    """One of the two programs, over any one state tensor of the same codec, salt, shape, type and device.
+    """One of the two programs, over any one state tensor of the same codec, salt, shape, type, device and first lane.
 
     A compiled C++ program's table takes 20 times as long to build as a small tensor to decode. So tables are kept, without
     tensors: every call writes the addresses that its tensors have now. Calls of several threads take different tables.
     """
 
     def __init__(
-        self, rule: UpdateRule, codec: Codec, salt: int, shape: torch.Size, dtype: torch.dtype, device: torch.device
+        self,
+        rule: UpdateRule,
+        codec: Codec,
+        salt: int,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device,
+        first_lane: int,
     ):
         graph, executable = _program(rule, codec, Signature(str(device), dtype, dtype))
         self.graph, self.executable = graph, executable
-        self.shape, self.dtype, self.device = shape, dtype, device
+        self.shape, self.dtype, self.device, self.first_lane = shape, dtype, device, first_lane
         rows = Rows.of(shape)
         self.rows = rows if graph.has_groups and rows.are_padded else None
         self.numbers = {o.name: float(salt) for o in graph.numbers}
@@ -89,6 +97,9 @@ class _Transcoder:
         self.executable.run(table)
         self.tables.append(table)
 
+    def __deepcopy__(self, memo: Any) -> _Transcoder:
+        return self  # it holds no tensors
+
     def takes(self, value: Tensor) -> bool:
         """Return whether a tensor's memory holds the values as the program reads them."""
         is_plain = type(value) in _PLAIN and value.layout is torch.strided
@@ -96,7 +107,7 @@ class _Transcoder:
 
     def _arguments(self, tensors: list[Tensor]) -> TensorArguments:
         named = {o.name: t.detach() for o, t in zip(self.graph.pointers, tensors, strict=True)}
-        return TensorArguments(self.shape.numel(), named, self.numbers, rows=self.rows)
+        return TensorArguments(self.shape.numel(), named, self.numbers, first_index=self.first_lane, rows=self.rows)
 
 
 def _part(operand: Operand) -> str | None:

@@ -56,7 +56,7 @@ def bind_launches(table: ParameterTable, storage: Storage, classes: list[RuleCla
     storage: how every slot is stored.
     classes: the pieces, with their rules.
     """
-    bound = Bound()
+    bound, table = Bound(), table.local
     groups: dict[Need, list[Piece]] = defaultdict(list)
     for rule_class in classes:
         for piece in rule_class.members:
@@ -92,7 +92,7 @@ def _bind(
 
 
 def size_of(rule_input: RuleInput, parameter: Tensor) -> float:
-    """Return a parameter's number of elements, or of those in a row."""
+    """Return a parameter's number of elements, or of those in a row; those of the whole, if it is a DTensor."""
     return float(parameter.numel() if rule_input.origin == "numel" else Rows.of(parameter.shape).columns)
 
 
@@ -107,6 +107,7 @@ class _Operands:
         self.bound, self.piece, self.storage, self.table = bound, piece, storage, table
         self.index = piece.parameters[0]
         self.parameter, self.state = table.parameters[self.index], table.state(self.index)
+        self.whole = table.wholes[self.index]
         self.tensors: dict[str, Tensor] = {}
         self.scalars: dict[str, int] = {}
         self.numbers: dict[str, float] = {}
@@ -121,6 +122,7 @@ class _Operands:
         launch.indices.append(self.index)
         launch.blocks.append(stored.block)
         launch.shapes.append(self.parameter.shape)
+        launch.first_lanes.append(table.first_lane(self.index))
         launch.numbers.append(self.numbers)
         launch.varying.append(self.varying)
         launch.sharing.append(self.sharing)
@@ -156,7 +158,7 @@ class _Operands:
             self.tensors[operand.name] = self.state[rule_input.key]
             self.sharing[operand.name] = rule_input.sharing(self.parameter.shape)
         elif rule_input is not None and rule_input.origin in ("numel", "columns"):
-            self.numbers[operand.name] = size_of(rule_input, self.parameter)
+            self.numbers[operand.name] = size_of(rule_input, self.whole)
         elif rule_input is not None and rule_input.origin == "constants":
             self.numbers[operand.name] = self.piece.constants[rule_input.position]
         elif rule_input is not None and rule_input.origin == "scalars":
@@ -190,6 +192,7 @@ class _Operands:
         place = (self.index, key)
         if place not in self.bound.created:
             value = next(v for role, v in self.piece.created if role.key == key)
-            entry = fresh(self.parameter, value.dtype, 0.0, codec, key, self.storage.seed)
+            first_lane = self.table.first_lane(self.index)
+            entry = fresh(self.parameter, value.dtype, 0.0, codec, key, self.storage.seed, first_lane)
             self.bound.created[place] = entry
         return self.bound.created[place]

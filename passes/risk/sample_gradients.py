@@ -60,6 +60,8 @@ def choose_elements(numel: int, count: int, generator: torch.Generator) -> Tenso
 class GradientSampler:
     """A recorder of `steps` consecutive steps and one extra gradient, for the parameters in `rules`.
 
+    Of DTensors, a process samples what it holds, and its share of the samples. Means are those of the rows that it holds.
+
     `streams` holds the samples by parameter index. A parameter without a gradient in one of these steps is given up:
     its stream is removed.
     """
@@ -73,7 +75,7 @@ class GradientSampler:
         seed: int,
         buffer_bytes: int,
     ):
-        self.table, self.rules, self.steps = table, rules, steps
+        self.table, self.rules, self.steps = table.local, rules, steps
         self.index = self._choose(blocks, seed, buffer_bytes)
         self.streams: dict[int, GradientStream] = {}
         self.seen = 0
@@ -89,7 +91,7 @@ class GradientSampler:
         slots = max((len(rule.slots) for rule in self.rules.values()), default=0)
         chosen = {}
         for block in blocks:
-            numel = sum(parameters[i].numel() for i in block.parameters)
+            numel = sum(self.table.wholes[i].numel() for i in block.parameters)
             count = elements_per_block(numel, len(blocks), self.steps + 1, slots, buffer_bytes)
             for i in block.parameters:
                 if i in self.rules and count and parameters[i].numel():
@@ -165,7 +167,7 @@ class GradientSampler:
         lines = {
             i.name: state[i.key].flatten()[i.sharing(parameter.shape).of(at)].float() for i in rule.inputs_of("lines")
         }
-        stream = GradientStream(parameter.numel(), at, values_at(parameter, at), slots, counters, lines)
+        stream = GradientStream(self.table.wholes[i].numel(), at, values_at(parameter, at), slots, counters, lines)
         for slot in rule.slots:
             if slot.nonnegative and not self._averages_of(rule, slot.key).reason:
                 moments = moments_of(state[slot.key], parameter)

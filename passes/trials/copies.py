@@ -19,20 +19,23 @@ MOST_ELEMENTS = 1 << 22
 def copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> ParameterTable:
     """Return copies of the chosen parameters under an optimizer of the same class; all others have no gradient.
 
+    Of a DTensor, what this process holds is copied.
+
     decoded: whether the state is decoded, for the user's own step.
     """
     real = table.optimizer
     memo: dict[int, Any] = {}
     parameters: list[Tensor] = []
-    for i, p in enumerate(table.parameters):
+    here = table.local
+    for i, (whole, p) in enumerate(zip(table.wholes, here.parameters, strict=True)):
         if i in chosen:
             made: Tensor = p.detach().clone(memory_format=torch.preserve_format)
-            made = torch.nn.Parameter(made, p.requires_grad) if isinstance(p, torch.nn.Parameter) else made
-            vars(made).update(vars(p))
+            made = torch.nn.Parameter(made, whole.requires_grad) if isinstance(whole, torch.nn.Parameter) else made
+            vars(made).update(vars(whole))
             made.grad = None if p.grad is None else p.grad.clone(memory_format=torch.preserve_format)
         else:
-            made = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
-        memo[id(p)] = made
+            made = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), whole.requires_grad)
+        memo[id(whole)] = made
         parameters.append(made)
     optimizer = object.__new__(type(real))
     memo[id(real)] = optimizer
@@ -49,7 +52,7 @@ def copied(table: ParameterTable, chosen: list[int], *, decoded: bool) -> Parame
     state: Any = type(real.state)(dict) if hasattr(real.state, "default_factory") else {}
     for i in chosen:
         entries = {}
-        for key, value in real.state.get(table.parameters[i], {}).items():
+        for key, value in here.state(i).items():
             if decoded and is_of_weight(value):
                 continue
             if decoded and isinstance(value, StateTensor):
