@@ -109,7 +109,7 @@ def on_2_ranks_that_have_drifted_apart() -> None:
     optimizer = planned("15%", steps=5)
     session = session_of(optimizer)
     if torch.distributed.get_rank() == 1:
-        other = replace(session.storage.of(0), update_scale=0.5)
+        other = replace(session.storage.of(0), block="another")
         session.store(session.storage.with_parameters({0: other}))
     try:
         for _ in range(3):

@@ -19,7 +19,7 @@ from baoc_compile.core.codec import Rows
 from baoc_compile.core.shard import Shard
 from baoc_compile.runtime.session import known_session
 
-MODULES = "dtensor_shards", "dtensor_meshes", "dtensor_plans", "dtensor_checkpoints"
+MODULES = "dtensor_shards", "dtensor_meshes", "dtensor_replicas", "dtensor_plans", "dtensor_checkpoints"
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples/fsdp2.py"
