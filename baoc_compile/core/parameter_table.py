@@ -12,6 +12,7 @@ import torch
 from baoc_compile.core.errors import StateError
 from baoc_compile.core.names import identifier
 from baoc_compile.core.shard import LocalEntries, Shard, local_of, whole_of
+from baoc_compile.core.torch_private import group_of_replicas
 
 RoleKind = Literal["param", "grad", "state", "nested", "scalar"]
 
@@ -42,6 +43,7 @@ class ParameterTable:
     wholes: the same; for a table of local tensors, the optimizer's own parameters.
     names: their names, by index.
     groups: the number of each parameter's group, by index.
+    replicas: the group of the processes that hold the same parameters (DistributedDataParallel); None if none is known.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ParameterTable:
         self._optimizer = weakref.ref(optimizer)
         self.parameters, self.names, self.groups = list(parameters), list(names), list(groups)
         self.wholes = self.parameters
+        self.replicas: Any = None
 
     @classmethod
     def of(cls, optimizer: Any, model: torch.nn.Module | None = None) -> ParameterTable:
@@ -63,6 +66,7 @@ class ParameterTable:
         """
         named = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
         table = cls(optimizer)
+        table.replicas = group_of_replicas(model)
         for group_index, group in enumerate(optimizer.param_groups):
             given = group.get("param_names") or []
             for position, parameter in enumerate(group["params"]):

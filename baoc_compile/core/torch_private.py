@@ -104,6 +104,13 @@ def is_distributed(value: Any) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def group_of_replicas(model: Any) -> Any:
+    """Return the group of the processes that train replicas of a model under DistributedDataParallel; None without one."""
+    module = sys.modules.get("torch.nn.parallel.distributed")
+    is_replica = module is not None and isinstance(model, module.DistributedDataParallel)
+    return model.process_group if is_replica else None
+
+
 def is_wrapper(tensor: Tensor) -> bool:
     """Return whether a tensor is of a class, such as DTensor, whose elements are elsewhere."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__

@@ -30,7 +30,7 @@ from baoc_compile.passes.risk.sample_gradients import GradientSampler, default_b
 from baoc_compile.runtime.checkpoint import keep_in_checkpoints
 from baoc_compile.runtime.compile_lock import compile_lock
 from baoc_compile.runtime.distributed.pooled_streams import pooled_streams
-from baoc_compile.runtime.distributed.ranks import Ranks
+from baoc_compile.runtime.distributed.ranks import Ranks, warn_of_others
 from baoc_compile.runtime.session import Session, known_session
 from baoc_compile.state.planner_options import PlannerOptions
 
@@ -278,6 +278,8 @@ def start_configurator(session: Session) -> None:
     keep_in_checkpoints(session)
     if session.configurator is None and session.request.budget is not None:
         session.configurator = Configurator(session, session.request.planner)
+        if session.request.planner.warmup_steps or session.request.budget.is_deferred:
+            warn_of_others(session.table())
         if session.resumed is not None:
             session.configurator.load_state_dict(session.resumed)
             session.resumed = None

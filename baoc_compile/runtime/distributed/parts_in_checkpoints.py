@@ -54,7 +54,7 @@ def _note(of: Mapping[str, Any]) -> str:
 
 def take_parts(session: Session) -> dict[str, Any] | None:
     """Return what the note says that came with loaded state, on all ranks; None without one."""
-    ranks = Ranks.of(session.table())
+    ranks = Ranks.of_parts(session.table())
     own = next((value.note for _, _, value in _stored(session) if value.note), "")
     if ranks.is_alone and not own:
         return None

@@ -1,4 +1,6 @@
-"""Ranks: the processes that hold an optimizer's DTensors together, and how they come to one decision.
+"""Ranks: the processes that train one model together, and how they come to one decision.
+
+They hold parts of an optimizer's parameters, DTensors, or replicas of all of them.
 
 They communicate only when something is decided: all of them decide at the same steps, since formats and rules are those of
 the whole tensors.
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-from baoc_compile.core.errors import OptionError, StateError
+from baoc_compile.core.errors import OptionError, StateError, warn_once
 from baoc_compile.core.parameter_table import ParameterTable
 from baoc_compile.core.torch_private import is_distributed
 
@@ -22,9 +24,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of the largest mesh of an optimizer's parameters.
+    """The processes of the largest mesh of an optimizer's parameters; without DTensors, those that train replicas of the model.
 
-    groups: one group of processes for each dimension of the mesh; empty without DTensors.
+    groups: one group of processes for each dimension of the mesh, or the one of the replicas; empty for a process alone.
     number: the number of this process among all.
     """
 
@@ -33,7 +35,15 @@ class Ranks:
 
     @staticmethod
     def of(table: ParameterTable) -> Ranks:
-        """Return the ranks of a table's parameters."""
+        """Return the ranks that decide on a table's parameters together."""
+        ranks = Ranks.of_parts(table)
+        if ranks.is_alone and table.replicas is not None and distributed.get_world_size(table.replicas) > 1:
+            return Ranks((table.replicas,), distributed.get_rank())
+        return ranks
+
+    @staticmethod
+    def of_parts(table: ParameterTable) -> Ranks:
+        """Return the ranks that hold parts of a table's parameters."""
         meshes = [p.device_mesh for p in table.wholes if is_distributed(p)]  # type: ignore[attr-defined]
         largest = max(meshes, key=lambda mesh: mesh.size(), default=None)
         if largest is None or largest.size() == 1:
@@ -110,6 +120,18 @@ class Ranks:
         if failure is not None:
             raise failure
         return result
+
+
+def warn_of_others(table: ParameterTable) -> None:
+    """Warn if other processes train, and nothing says whether they hold the same parameters, so that each plans for itself."""
+    if not (distributed.is_available() and distributed.is_initialized()) or not Ranks.of(table).is_alone:
+        return
+    count = distributed.get_world_size()
+    if count > 1:
+        warn_once(
+            f"model: {count} processes train, and each plans for itself. If they hold the same parameters, give prepare the "
+            'DistributedDataParallel, model=..., so that they come to one plan; or name a plan, such as plan="8bit"'
+        )
 
 
 def _as_sent(error: Exception) -> Exception:
