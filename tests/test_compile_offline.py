@@ -20,13 +20,14 @@ registers = importlib.util.module_from_spec(_SPEC)
 sys.modules["registers"] = registers  # its dataclasses look for their module
 _SPEC.loader.exec_module(registers)
 
-every_target = pytest.mark.parametrize("target", registers.TARGETS)
+#: Those of one maker have as many registers and the same instructions for memory, so one of each is enough for a quick run.
+QUICK = ("sm_90", "gfx942")
+TARGETS = [pytest.param(target, marks=[pytest.mark.slow] * (target not in QUICK)) for target in registers.TARGETS]
+every_target = pytest.mark.parametrize("target", TARGETS)
 measured = cache(registers.measured_apart)
 
 
-@pytest.mark.parametrize(  # what spills on one of NVIDIA's spills on all that have as many registers
-    "target", [t if t in ("sm_90", "gfx942") else pytest.param(t, marks=pytest.mark.slow) for t in registers.TARGETS]
-)
+@every_target
 def test_no_kernel_spills_registers_at_its_default_shape(target):
     rows = measured(target)
     assert len(rows) > len(registers.CONFIGURATIONS)  # one of them averages first
@@ -46,7 +47,7 @@ def test_contiguous_fp32_tensors_are_loaded_and_stored_in_128_bits(target):
 LEFT = 132 * 128 * 1.755e9 / 3.0e12 * 16.25
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("target", [t for t in TARGETS if str(t.values[0]).startswith("sm_")])
 def test_codecs_leave_the_step_bound_by_memory(target):
     found = {row.title: row.instructions for row in measured(target)}
     assert 40 < found["AdamW, fp32"] < found["AdamW, 8bit"] <= min(155, LEFT)

@@ -173,10 +173,9 @@ def test_tickets_are_0_after_every_launch(which, monkeypatch):
         assert_same_bits(ours, theirs)
 
 
-@pytest.mark.parametrize(  # what reduces takes many programs; one of them is enough for a quick run
-    "which",
-    [w if w.form != "power=factored *=4bit" else pytest.param(w, marks=pytest.mark.slow) for w in SHARING],
-    ids=str,
+# what has all reductions takes many programs; lines are enough for a quick run
+@pytest.mark.parametrize(
+    "which", [pytest.param(w, marks=[pytest.mark.slow] * (w.optimizer == "Reduces")) for w in SHARING], ids=str
 )
 def test_a_sum_in_several_pieces(which, monkeypatch):
     monkeypatch.setattr(triton_program, "PIECE", 1)
