@@ -62,7 +62,7 @@ class StorageChoice:
     function: Callable[..., Any]
     _facts: dict[Any, dict[str, _Fact]] = field(default_factory=dict)
     _tried: set[Any] = field(default_factory=set)
-    #: For kinds whose slots were given more bits: the error before, and what was known then.
+    #: For kinds whose slots are given more bits: the first error, and what was known then.
     _before: dict[Any, tuple[float, dict[str, _Fact]]] = field(default_factory=dict)
     _told: dict[Any, list[str]] = field(default_factory=dict)
 
@@ -158,7 +158,8 @@ class StorageChoice:
     def _find_unfit(self, kinds: _Kinds, storage: Storage, benches: _Benches) -> bool:
         """Try a storage; return whether slots were found that do not bear their codecs.
 
-        More bits for one slot may leave less for others. If that does not halve the error, what was found is taken back.
+        More bits for one slot may leave less for others. If what bears its codecs in the end does not halve the first error, all
+        that was found is taken back.
         """
         found, is_asked = False, self.session.request.plan is not None
         for kind, members in kinds.items():
@@ -173,13 +174,12 @@ class StorageChoice:
                 log.info("the plan for %s can't be tried: %s", name, reason)
                 continue
             facts = self._facts.setdefault(kind, {})
-            before, known = self._before.pop(kind, (float("inf"), {}))
-            if error > before / 2:
-                self._facts[kind], found = known, True
-                self._told[kind] = [f"updates of {name} and the like are {before:.0%} off in a trial of the plan"]
-                continue
             if reasons and not is_asked:
-                self._before[kind] = error, dict(facts)
+                self._before.setdefault(kind, (error, dict(facts)))
+            elif error > (before := self._before.pop(kind, (float("inf"), {})))[0] / 2:
+                self._facts[kind], found = before[1], True
+                self._told[kind] = [f"updates of {name} and the like are {before[0]:.0%} off in a trial of the plan"]
+                continue
             for key, why in reasons.items():
                 if is_asked:
                     warn_once(f"state {key!r} of {name} and the like does not bear the plan that was asked for: {why}")
