@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import baoc_compile
 from baoc_compile import StateTensor
+from baoc_compile.runtime import decide_storage
 
 SHAPE = (64, 96)
 
@@ -155,6 +156,19 @@ def test_a_slot_of_reciprocals_is_told():
     """Where a moment is small its reciprocal is the largest of a group, which leaves few levels to all others."""
     _, _, told = trained(frozenset({"bounded"}), 2, memory_budget="30%")
     assert any("off in a trial" in text for text in told)
+
+
+def test_what_the_first_steps_do_not_bear_stays_fine(monkeypatch):
+    """A step that can't be read makes its state itself. That state is decided on again; the first steps are not forgotten."""
+
+    def only_first_steps_are_off(make, codecs, seed):
+        is_off = not make().state and codecs["m"].name == "e2m5"
+        return ({"m": "updates are 50% off in a trial with it as e2m5"}, 0.5) if is_off else ({}, 0.001)
+
+    monkeypatch.setattr(decide_storage, "why_exact", only_first_steps_are_off)
+    optimizer, _, told = trained(frozenset({"branches"}), 3, memory_budget="30%")
+    assert codecs(optimizer) == {"m": "e2m13", "v": "e3m5"}
+    assert sum("keeps state 'm'" in text and "16 bits" in text for text in told) == 1
 
 
 @pytest.mark.parametrize("seed", range(4))

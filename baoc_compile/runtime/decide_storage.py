@@ -65,6 +65,8 @@ class StorageChoice:
     #: For kinds whose slots are given more bits: the first error, and what was known then.
     _before: dict[Any, tuple[float, dict[str, _Fact]]] = field(default_factory=dict)
     _told: dict[Any, list[str]] = field(default_factory=dict)
+    #: What the first steps do not bear, by kind and state key, until there are slots that it is known of.
+    _at_first: dict[Any, dict[str, _Fact]] = field(default_factory=dict)
 
     def choose(
         self,
@@ -100,6 +102,10 @@ class StorageChoice:
         kinds = _kinds(table, slots, rules)
         benches = _Benches(table, reading, self.function, has_closure)
         self._find_signs(kinds, slots, benches)
+        for kind in kinds.keys() & self._at_first.keys():
+            facts = self._facts.setdefault(kind, {})
+            for key, fact in self._at_first.pop(kind).items():
+                facts[key] = replace(facts.get(key, _Fact()), why_fine=fact.why_fine, why_exact=fact.why_exact)
         while True:
             known = dict(slots)
             for kind, facts in self._facts.items():
@@ -131,6 +137,16 @@ class StorageChoice:
             made = {k: follows_weight(bench.parameter, v) for k, v in bench.state.items() if isinstance(k, str)}
             slots |= {i: tuple(Slot(key, follows_weight=f) for key, f in made.items()) for i in members}
         return slots
+
+    def remember(self, first: StorageChoice) -> None:
+        """Remember what trials of the first steps have shown: what these do not bear, later ones need not show again.
+
+        Signs are tried anew, since new state may not have those that it has later.
+        """
+        for kind, facts in first._facts.items():
+            unfit = {key: fact for key, fact in facts.items() if fact.why_fine or fact.why_exact}
+            if unfit:
+                self._at_first[kind] = unfit
 
     def apply(self, reading: Reading) -> None:
         """Let the rules of a reading know what trials have shown of their slots."""

@@ -305,8 +305,9 @@ class StepReader:
             return
         try:
             self._resolve_budget(table)
-            choice = StorageChoice(self.session, self.function)  # what trials show of new state may not hold later
+            choice = StorageChoice(self.session, self.function)
             self.session.store(choice.foresee(indices, table, has_closure))
+            self.choice.remember(choice)
             self.is_foreseen = True
         except (TrialFailed, BudgetError, PlanError) as reason:
             log.info("what the first step makes is compressed after it: %s", reason)
