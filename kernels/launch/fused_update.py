@@ -86,11 +86,9 @@ class Launch:
             tensors |= {"param": param, "grad": grads[i] if grads else param}
             rows = Rows.of(self.shapes[i])
             padded = rows if self.graph.has_groups and rows.are_padded else None
-            numbers, first = (
-                dict(self.numbers[i]),
-                self.first_lanes[i] if self.first_lanes and self.graph.has_groups else 0,
-            )
-            batch.append(TensorArguments(param.numel(), tensors, numbers, self.sharing[i], first, rows=padded))
+            first = self.first_lanes[i] if self.first_lanes and self.graph.has_groups else 0
+            sharing, numbers = self.sharing[i], dict(self.numbers[i])
+            batch.append(TensorArguments(param.numel(), tensors, numbers, sharing, first, rows=padded))
         return self.executable.table(batch, self.varying)
 
     def run(

@@ -85,8 +85,7 @@ class RuleBench(Bench):
         super().__init__()
         self.rule, self._numbers = rule, {}
         some = real.detach().reshape(-1)[: math.prod(SHAPE)].float().cpu()
-        size = float(some.square().mean().sqrt()) if len(some) else 1.0
-        size = size or 1.0
+        size = (float(some.square().mean().sqrt()) if len(some) else 0.0) or 1.0
         self.parameter = size * torch.randn(SHAPE, generator=self.generator)
         self._state = {s.key: torch.full(SHAPE, _beginning(beginnings.get(s.key))) for s in rule.slots}
         self._lines = {i.key: torch.full(SHAPE, _beginning(beginnings.get(i.key))) for i in rule.inputs_of("lines")}

@@ -28,7 +28,7 @@ ROUNDS = 6
 #: Magnitudes of filled values: powers of 10.
 LOWEST, HIGHEST = -12.0, 2.0
 #: Error of an update, relative to its length, up to which codecs of 8 and of 4 bits are trusted: twice what the worst of
-#: torch.optim's had in these trials (0.0397 and 0.316; Rprop with 4 bits, 1.01, is not trusted).
+#: torch.optim's had in these trials (0.0397 and 0.316; Rprop with 4 bits, 1.01, is not trusted; benchmarks/trial_errors.py).
 TRUSTED, TRUSTED_4_BITS = 0.079, 0.63
 
 Make = Callable[[], Bench]
